@@ -1,0 +1,72 @@
+// The engine's side of protocol 1. One object per process and role; thread-safe (calls are serialised on the socket).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "store.h"
+#include "wire.h"
+
+namespace kvcommons {
+
+struct ClientConfig {
+  std::string socket_path;
+  wire::Role role = wire::Role::Scheduler;
+  Key fingerprint;
+  std::uint32_t chunk_tokens = 0;
+  std::vector<ShardSpec> shards;
+  std::uint32_t own_shard = 0xffffffff;
+  std::uint32_t call_ms_max = 250;          // a call that takes longer drops the connection: the request is recomputed
+  std::uint32_t reconnect_ms_min = 100;     // back-off between attempts, doubled up to
+  std::uint32_t reconnect_ms_max = 2'000;
+};
+
+class Client {
+ public:
+  explicit Client(ClientConfig config);
+  ~Client();
+  Client(const Client&) = delete;  // owns the socket and the arena's mapping
+
+  // Attaches now if it is due by the back-off; true if attached afterwards. A refusal that waiting cannot mend
+  // (BadVersion, BadFingerprint, Denied) is kept in last_error() and retried at reconnect_ms_max only.
+  bool ensure_connected();
+  [[nodiscard]] bool connected() const noexcept;
+  [[nodiscard]] std::string last_error() const;
+  [[nodiscard]] std::uint32_t hello_flags() const noexcept;
+  [[nodiscard]] Key namespace_secret() const noexcept;
+  [[nodiscard]] std::string node_id() const;
+  [[nodiscard]] std::uint64_t attach_count() const noexcept;  // grows with each attach; leases of older ones are void
+
+  // The arena as mapped here; nullptr before the first attach. The mapping of a former arena stays until every
+  // ArenaRef on it is dropped, so that a copy that runs while the node dies reads valid memory.
+  using ArenaRef = std::shared_ptr<std::byte>;
+  [[nodiscard]] ArenaRef arena() const;
+  [[nodiscard]] std::uint64_t arena_bytes() const noexcept;
+
+  struct Hit {
+    LeaseId lease = 0;
+    std::uint32_t hit_chunks = 0, pending_chunks = 0;
+  };
+  Status lookup(std::span<const Key> keys, std::uint64_t tenant, bool lease, Hit* out);
+  Status begin(LeaseId lease, std::vector<SlotRef>* out);
+  Status reserve(std::uint64_t tenant, const Key& parent, std::span<const Key> keys, std::vector<Reservation>* out);
+  Status commit(std::span<const CommitItem> items, std::uint32_t* accepted);
+  Status abort(std::span<const SlotRef> slots);
+  Status release(LeaseId lease);
+  Status touch(std::span<const Key> keys);
+  Status feedback(std::string_view json);
+  Status stat(std::string* json);
+
+  // Copies in flight are counted, because an attach may name the former session as drained only when none runs.
+  void copy_started();
+  void copy_finished();
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace kvcommons

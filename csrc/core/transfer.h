@@ -1,0 +1,92 @@
+// Copies between an engine's paged KV and the arena, in the background, by native threads that own the whole way:
+// load = begin the lease, copy layer by layer, release; store = reserve, copy, checksum, commit. Python only submits.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "client.h"
+
+namespace kvcommons {
+
+// One layer's paged KV as registered by the engine. A block is `runs` equally long pieces of `run_bytes`, `run_stride_bytes`
+// apart, the first at base + block_id * block_stride_bytes (+ second plane at plane_stride_bytes for layouts that keep
+// K and V apart: planes = 2). A chunk's bytes in a slot are, layer by layer, block by block, plane by plane, run by run.
+struct LayerLayout {
+  std::uintptr_t base = 0;
+  std::uint64_t blocks = 0;
+  std::uint64_t block_stride_bytes = 0;
+  std::uint32_t planes = 1;
+  std::uint64_t plane_stride_bytes = 0;
+  std::uint32_t runs = 1;
+  std::uint64_t run_stride_bytes = 0;
+  std::uint64_t run_bytes = 0;
+  [[nodiscard]] std::uint64_t block_bytes() const noexcept { return planes * runs * run_bytes; }
+};
+
+struct TransferConfig {
+  std::uint32_t blocks_per_chunk = 0;
+  std::vector<LayerLayout> layers;
+  std::uint32_t copy_threads = 1;
+  std::uint32_t jobs_max = 1'024;  // queued; a store over it is dropped and counted, a load over it fails
+};
+
+struct StoreJob {
+  std::uint64_t job = 0;
+  std::uint64_t tenant = 0;
+  Key parent;
+  std::vector<Key> keys;                   // consecutive complete chunks
+  std::vector<std::uint32_t> block_ids;    // keys.size() * blocks_per_chunk
+  std::vector<std::vector<std::uint64_t>> text_keys;  // empty, or one list a key
+};
+
+struct LoadJob {
+  std::uint64_t job = 0;
+  LeaseId lease = 0;
+  std::uint32_t first_block = 0;         // in blocks from the first leased chunk: what the engine has already is skipped
+  std::vector<std::uint32_t> block_ids;  // destination of blocks first_block, first_block + 1, ...
+};
+
+struct JobResult {
+  std::uint64_t job = 0;
+  Status status = Status::Ok;
+  std::uint64_t bytes = 0;
+  std::uint32_t chunks = 0;  // stores: chunks committed
+};
+
+class Transfer {
+ public:
+  Transfer(std::shared_ptr<Client> client, TransferConfig config);  // throws std::invalid_argument on a bad layout
+  ~Transfer();  // waits for copies in flight, drops what is queued
+  Transfer(const Transfer&) = delete;
+
+  // Begins the lease on the caller's thread (so that a refusal is known at once), then copies in the background.
+  // Not Ok: nothing was touched, the caller reports a failed load.
+  Status load(LoadJob job);
+  // Blocks until every load submitted so far has finished `layer`, or failed. GIL-free in the binding.
+  Status wait_layer(std::uint32_t layer, std::uint32_t ms_max);
+  Status wait_load(std::uint64_t job, std::uint32_t ms_max);
+
+  Status store(StoreJob job);  // Full when jobs_max is reached: dropped and counted
+  // Blocks until none of `jobs` reads its source any more (committed, dropped or failed).
+  void wait_stores(std::span<const std::uint64_t> jobs);
+  void wait_all_stores();
+
+  std::vector<JobResult> take_finished_loads();
+  std::vector<JobResult> take_finished_stores();
+
+  struct Stats {
+    std::uint64_t load_bytes, load_ns, loads, loads_failed, store_bytes, store_ns, stores, stores_failed, stores_dropped,
+        store_chunks, store_exists, store_full, store_busy, queued;
+  };
+  [[nodiscard]] Stats stats() const;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace kvcommons
