@@ -1,0 +1,125 @@
+"""Build the native module in place and run the native tests; safe when several call it at once.
+
+Configures once, then builds only what changed, and puts the module beside the installed package by one rename, so that a
+process which has the old one mapped keeps it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import filecmp
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SANITIZERS = {"address": "address,undefined", "thread": "thread"}
+
+
+@contextmanager
+def locked(name: str) -> Iterator[None]:
+    """Hold build/NAME.lock; a second caller waits, then finds the work done."""
+    (ROOT / "build").mkdir(exist_ok=True)
+    with (ROOT / "build" / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def tool_environment() -> dict[str, str]:
+    """This environment with the virtual environment's cmake and ninja first."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"}
+
+
+def run(*command: str | Path, quiet: bool = False, environment: dict[str, str] | None = None) -> None:
+    done = subprocess.run(
+        [str(part) for part in command],
+        env=environment or tool_environment(),
+        text=True,
+        stdout=subprocess.PIPE if quiet else None,
+        stderr=subprocess.STDOUT if quiet else None,
+        check=False,
+    )
+    if done.returncode != 0:
+        sys.stdout.write(done.stdout or "")
+        sys.exit(f"failed with {done.returncode}: {' '.join(map(str, command))}")
+
+
+def configure(folder: Path, *options: str) -> None:
+    """Configure unless this very configuration is there already (cmake itself watches its own files afterwards)."""
+    wanted = "\n".join(options)
+    stamp = folder / "kvcommons-options"
+    if stamp.exists() and stamp.read_text() == wanted and (folder / "build.ninja").exists():
+        return
+    run("cmake", "-S", ROOT / "csrc", "-B", folder, "-G", "Ninja", *options, quiet=True)
+    stamp.write_text(wanted)
+
+
+def build_module(werror: bool) -> Path:
+    folder = ROOT / "build" / f"native-{sysconfig.get_config_var('SOABI')}{'-werror' if werror else ''}"
+    configure(
+        folder,
+        f"-DPython_EXECUTABLE={sys.executable}",
+        "-DCMAKE_BUILD_TYPE=Release",
+        f"-DKVCOMMONS_WERROR={'ON' if werror else 'OFF'}",
+    )
+    run("cmake", "--build", folder, "--", "--quiet")
+    return next(folder.glob("_native*.so"))
+
+
+def install_module(built: Path) -> None:
+    """Into the package as installed; the source tree stays clean."""
+    package = Path(sysconfig.get_path("platlib")) / "kvcommons_core"
+    target = package / built.name
+    if target.exists() and filecmp.cmp(built, target, shallow=False):
+        return
+    package.mkdir(exist_ok=True)
+    fresh = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.copy2(built, fresh)
+    fresh.rename(target)
+
+
+def run_tests(sanitizer: str, only: str) -> None:
+    folder = ROOT / "build" / f"test-{sanitizer}"
+    configure(
+        folder,
+        "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
+        "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1 -g",
+        "-DKVCOMMONS_TESTS=ON",
+        "-DKVCOMMONS_WERROR=ON",
+        f"-DKVCOMMONS_SANITIZE={SANITIZERS[sanitizer]}",
+    )
+    wanted = [path.stem for path in (ROOT / "csrc" / "tests").glob("*_test.cpp") if only and re.search(only, path.stem)]
+    run("cmake", "--build", folder, *(["--target", *wanted] if wanted else []), "--", "--quiet")
+    options = {
+        "ASAN_OPTIONS": "detect_leaks=1:strict_string_checks=1:check_initialization_order=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+        "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1",
+    }
+    command = ["ctest", "--test-dir", str(folder), "--output-on-failure", "--no-tests=error", "-j2"]
+    run(*command, *(["-R", only] if only else []), environment={**tool_environment(), **options})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("what", choices=["module", "check", "test"])
+    parser.add_argument("--sanitizer", choices=sorted(SANITIZERS), default="address")
+    parser.add_argument("--only", default="", help="a regular expression of test names")
+    chosen = parser.parse_args()
+    with locked("module" if chosen.what == "module" else f"{chosen.what}-{chosen.sanitizer}"):
+        if chosen.what == "test":
+            run_tests(chosen.sanitizer, chosen.only)
+        elif chosen.what == "check":
+            build_module(werror=True)
+        else:
+            install_module(build_module(werror=False))
+
+
+if __name__ == "__main__":
+    main()

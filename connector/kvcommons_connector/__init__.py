@@ -1,0 +1,1 @@
+"""The connector: moves KV chunks between an inference engine and the cache node."""

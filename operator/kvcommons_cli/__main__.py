@@ -1,0 +1,7 @@
+"""`python -m kvcommons_cli` is the `kvcommons` command."""
+
+import sys
+
+from kvcommons_cli import main
+
+sys.exit(main())
