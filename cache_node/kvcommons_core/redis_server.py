@@ -195,14 +195,15 @@ def _launch(
     if maxmemory_bytes:
         command += ["--maxmemory", str(maxmemory_bytes), "--maxmemory-policy", "allkeys-lru"]
     with (home / "server.log").open("wb") as log:
-        process = subprocess.Popen(  # noqa: PLW1509 - the hook is one system call, of a library loaded before
+        process = subprocess.Popen(
             [*command, *options],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             close_fds=True,
             start_new_session=True,  # Ctrl-C in the terminal is for the parent, which ends it in order
-            preexec_fn=_die_with_parent if die_with_parent else None,
+            # One system call, of a library that was loaded before the fork: safe beside threads.
+            preexec_fn=_die_with_parent if die_with_parent else None,  # noqa: PLW1509
         )
     url = f"unix://{path}" if unix_socket else f"{'rediss' if tls else 'redis'}://127.0.0.1:{number}/0"
     return RedisServer(binary, process, url, "127.0.0.1", number, path, home, owns)

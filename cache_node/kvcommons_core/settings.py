@@ -1,0 +1,384 @@
+"""Settings of the processes, from a file (TOML or JSON), the environment and flags; a later source wins over an earlier one.
+
+A file has one table a section ([node], [router], [index]) and may serve several processes: a section that a process does not read is left
+alone, an unknown one is an error. In the environment: KVCOMMONS_NODE__ARENA_BYTES. As a flag: --node.arena-bytes, or --arena-bytes for the
+process' own section. Names carry their units; sizes take suffixes ("4GiB"). An unknown name is an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, Self, TypeVar, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from kvcommons_core import limits
+from kvcommons_core.errors import ConfigurationError, UnknownSettingError
+
+ENVIRONMENT_PREFIX: Final = "KVCOMMONS_"
+SECTIONS: Final = ("node", "router", "index", "operator")
+_SECRET_NAMES: Final = frozenset({"key", "password", "secret"})
+_SUFFIXES: Final = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+    "ti": 2**40,
+}
+
+
+def parse_bytes(value: object) -> object:
+    """ "4GiB", "512Mi", "2GB" or a number as bytes; anything else is left for pydantic to refuse."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip().lower().removesuffix("b")
+    digits = text.rstrip("kmgti").strip()
+    factor = _SUFFIXES.get(text[len(digits) :].strip())
+    try:
+        number = float(digits) if "." in digits else int(digits)
+    except ValueError:
+        return value
+    return value if factor is None else int(number * factor)
+
+
+def _split_commas(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
+Numbers = Annotated[tuple[int, ...], BeforeValidator(_split_commas)]
+
+
+class Section(BaseModel):
+    """A group of settings; unknown names are refused, and nothing changes after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+
+class IndexSettings(Section):
+    """Where the index is and how it ages."""
+
+    url: str = ""
+    """redis://, rediss://, unix://, redis+sentinel://HOST:PORT,HOST:PORT/MASTER/DB or redis+cluster://HOST:PORT; empty for no index."""
+    username: str = ""
+    password_file: str = ""
+    """A file whose content is the password, so that it stands in no process list."""
+    tls_ca_file: str = ""
+    tls_cert_file: str = ""
+    tls_key_file: str = ""
+    prefix: str = Field(default="kvc:default:", min_length=1, max_length=128)
+    """All keys of one pool begin with it."""
+    holder_ttl_seconds: int = Field(default=limits.HOLDER_TTL_SECONDS_DEFAULT, ge=1)
+    """A key that nobody confirms is forgotten after this long."""
+    holder_age_seconds_max: int = Field(
+        default=limits.HOLDER_AGE_SECONDS_MAX_DEFAULT, ge=1, lt=limits.BORN_UNIT_SECONDS * 2**15
+    )
+    """No holder is believed for longer than this after it was last published, however often it is confirmed."""
+    republish_keys_per_second: int = Field(default=20_000, ge=1)
+    mirror_keys_max: int = Field(default=limits.MIRROR_KEYS_MAX_DEFAULT, ge=0)
+    mirror_ms_max: int = Field(default=1_000, ge=0)
+    lookup_ms_max: float = Field(default=5.0, gt=0)
+    """A router picks without the index after this long."""
+    connect_ms_max: int = Field(default=1_000, ge=1)
+    call_ms_max: int = Field(default=1_000, ge=1)
+
+    @model_validator(mode="after")
+    def _ttl_within_age(self) -> Self:
+        if self.holder_ttl_seconds > self.holder_age_seconds_max:
+            raise ValueError(
+                f"holder_ttl_seconds ({self.holder_ttl_seconds}) must not exceed holder_age_seconds_max ({self.holder_age_seconds_max})"
+            )
+        return self
+
+
+class NodeSection(Section):
+    """One cache node."""
+
+    node_id: str = ""
+    """Name in the pool; the host's name when empty."""
+    address: str = ""
+    """HOST:PORT under which others reach its control API; made from control_host and control_port when empty."""
+    zone: str = ""
+    kubernetes_node: str = ""
+    socket_path: str = "/run/kvcommons/node.sock"
+    holder_socket: str = ""
+    """Of the process that keeps the arena while the daemon restarts; beside socket_path when empty, "none" for none."""
+    holder_idle_seconds: int = Field(default=120, ge=1)
+    """A holder that the node started ends when no node came back for so long."""
+    state_dir: str = "/var/lib/kvcommons"
+    namespace_secret_file: str = ""
+    """Shared by all nodes of a pool; made once in state_dir (mode 0600) when empty."""
+    arena_bytes: Bytes = Field(default=4 << 30, ge=1 << 20)
+    slab_bytes: Bytes = Field(default=64 << 20, ge=1 << 20, le=1 << 30)
+    control_host: str = "127.0.0.1"
+    control_port: int = Field(default=9470, ge=0, le=65_535)
+    control_token_file: str = ""
+    """Holds the bearer token of the control API; beyond loopback the API is closed without one."""
+    multi_tenant: bool = False
+    """Refuses to cache requests without a tenant's salt."""
+    lease_pending_ms_max: int = Field(default=30_000, ge=1)
+    sessions_max: int = Field(default=256, ge=1)
+    leases_max: int = Field(default=16_384, ge=1)
+    events_max: int = Field(default=262_144, ge=1)
+    verify_one_in: int = Field(default=64, ge=0)
+    """Every so many reads from memory are checksummed; 0 for none."""
+    populate: bool = True
+    huge_pages: bool = False
+    allowed_uids: Numbers = ()
+    """Who may connect besides the node's own user."""
+    server_threads: int = Field(default=2, ge=1, le=64)
+    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
+    log_json: bool = False
+    """One JSON object a line instead of text."""
+
+
+class EngineInstance(Section):
+    """One engine that the router sends to."""
+
+    name: str = Field(min_length=1, max_length=253)
+    url: str = Field(min_length=1)
+    model: str = Field(min_length=1)
+    """As clients name it; several instances of one model are replicas."""
+    node: str = ""
+    """node_id of the cache node that it is attached to."""
+    zone: str = ""
+    fingerprint: str = Field(default="", pattern="^([0-9a-f]{64})?$")
+    dp_rank: int = Field(default=-1, ge=-1)
+    """Data-parallel rank to address (X-data-parallel-rank); -1 for an engine without ranks."""
+    capacity_tokens: int = Field(default=0, ge=0)
+
+
+class ApiKey(Section):
+    """An API key, by its SHA-256 or (in tests and demos) as it is, and the tenant that it stands for."""
+
+    tenant: str = Field(min_length=1, max_length=128)
+    key: str = ""
+    key_sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if bool(self.key) == bool(self.key_sha256):
+            raise ValueError("give exactly one of key and key_sha256")
+        return self
+
+
+class RouterSection(Section):
+    """The router."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65_535)
+    workers: int = Field(default=1, ge=1, le=256)
+    """Processes that share the port."""
+    policy: str = Field(default="cost", pattern="^(cost|roundRobin|leastLoad|prefixHash)$")
+    instances: tuple[EngineInstance, ...] = ()
+    api_keys: tuple[ApiKey, ...] = ()
+    """None: everybody is the tenant "default" and requests carry no salt."""
+    secret_file: str = ""
+    """From which the tenants' salts are made; made once in state_dir (mode 0600) when empty."""
+    state_dir: str = "/var/lib/kvcommons"
+    body_bytes_max: Bytes = Field(default=64 << 20, ge=1_024)
+    header_bytes_max: Bytes = Field(default=64 << 10, ge=1_024)
+    requests_max: int = Field(default=4_096, ge=1)
+    """At once, over all workers of this router; more are answered 429."""
+    connect_ms_max: int = Field(default=2_000, ge=1)
+    first_byte_seconds_max: float = Field(default=600.0, gt=0)
+    idle_seconds_max: float = Field(default=120.0, gt=0)
+    retries_max: int = Field(default=2, ge=0, le=16)
+    drain_seconds_max: float = Field(default=30.0, ge=0)
+    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
+
+
+class NodeSettings(Section):
+    """What `kvcommons node` reads."""
+
+    node: NodeSection = NodeSection()
+    index: IndexSettings = IndexSettings()
+
+
+class RouterSettings(Section):
+    """What `kvcommons router` reads."""
+
+    router: RouterSection = RouterSection()
+    index: IndexSettings = IndexSettings()
+
+
+SettingsT = TypeVar("SettingsT", bound=Section)
+
+
+def load_settings(
+    kind: type[SettingsT],
+    *,
+    file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, str] | None = None,
+) -> SettingsT:
+    """Reads all sources.
+
+    :param flags: "section.name" -> value, as `flags_of` gives them.
+    :raises ConfigurationError: naming the field, its value and the remedy; UnknownSettingError for a name that is none.
+    """
+    merged: dict[str, Any] = {}
+    if file is not None:
+        _merge_file(kind, merged, file)
+    for name, value in sorted((os.environ if environ is None else environ).items()):
+        path = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+        if name.startswith(ENVIRONMENT_PREFIX) and len(path) > 1 and _wanted(kind, path[0], name):
+            _set(merged, path, _parsed(value))
+    for name, value in (flags or {}).items():
+        _set(merged, name.split("."), _parsed(value))
+    try:
+        return kind.model_validate(merged)
+    except ValidationError as error:
+        raise _translated(kind, error) from error
+
+
+def flags_of(kind: type[Section], arguments: Sequence[str], own_section: str) -> tuple[dict[str, str], list[str]]:
+    """(flags as "section.name" -> value, arguments that are no flags) of a command line: --name VALUE, --name=VALUE, a boolean alone."""
+    known = {f"{section}.{name}" for section, model in _sections(kind).items() for name in model.model_fields}
+    flags: dict[str, str] = {}
+    rest: list[str] = []
+    queue = list(arguments)
+    while queue:
+        word = queue.pop(0)
+        if not word.startswith("--") or word == "--":
+            rest.append(word)
+            continue
+        name, equals, value = word[2:].partition("=")
+        path = name.replace("-", "_")
+        path = path if "." in path else f"{own_section}.{path}"
+        if path not in known:
+            raise _unknown(
+                f"--{name}", path, known, lambda found: "--" + found.removeprefix(f"{own_section}.").replace("_", "-")
+            )
+        if not equals:
+            section, _, field = path.partition(".")
+            if _sections(kind)[section].model_fields[field].annotation is bool and (
+                not queue or queue[0].startswith("--")
+            ):
+                value = "true"
+            elif queue:
+                value = queue.pop(0)
+            else:
+                raise ConfigurationError(f"--{name}", "", "give it a value")
+        flags[path] = value
+    return flags, rest
+
+
+def describe(kind: type[Section], own_section: str) -> str:
+    """The flags of a command, one a line, for its --help."""
+    lines = []
+    for section, model in _sections(kind).items():
+        for name, field in model.model_fields.items():
+            flag = "--" + (name if section == own_section else f"{section}.{name}").replace("_", "-")
+            help_text = " ".join((field.description or "").split())
+            lines.append(f"  {flag:<36} {help_text}{' ' if help_text else ''}[{field.default!r}]")
+    return "\n".join(lines)
+
+
+def read_secret_file(field: str, path: str, bytes_min: int = 16) -> bytes:
+    """The content of a secret's file, without the line's end.
+
+    :raises ConfigurationError: if it can't be read or is too short to be a secret."""
+    try:
+        secret = Path(path).read_bytes().strip()
+    except OSError as error:
+        raise ConfigurationError(field, path, f"make the file readable ({error.strerror})") from error
+    if len(secret) < bytes_min:
+        raise ConfigurationError(
+            field, path, f"it holds {len(secret)} bytes; put at least {bytes_min} random ones into it"
+        )
+    return secret
+
+
+def _merge_file(kind: type[Section], merged: dict[str, Any], file: Path) -> None:
+    try:
+        text = file.read_text()
+        document = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise ConfigurationError("config", str(file), f"make the file readable ({error.strerror})") from error
+    except ValueError as error:
+        raise ConfigurationError("config", str(file), f"mend its syntax: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigurationError("config", str(file), "put settings in tables, one a section")
+    for section, values in document.items():
+        if _wanted(kind, section, section):
+            merged[section] = values
+
+
+def _wanted(kind: type[Section], section: str, shown: str) -> bool:
+    """A section of this process; another process' section is left alone, anything else is a mistake."""
+    if section in kind.model_fields:
+        return True
+    if section in SECTIONS:
+        return False
+    raise _unknown(shown, section, SECTIONS, lambda found: found)
+
+
+def _set(merged: dict[str, Any], path: Sequence[str], value: object) -> None:
+    table = merged
+    for part in path[:-1]:
+        table = table.setdefault(part, {})
+    table[path[-1]] = value
+
+
+def _parsed(value: str) -> object:
+    """Lists and tables come as JSON; everything else is text that the field's type reads."""
+    if value[:1] not in ("[", "{"):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _sections(kind: type[Section]) -> dict[str, type[Section]]:
+    return {name: field.annotation for name, field in kind.model_fields.items() if isinstance(field.annotation, type)}
+
+
+def _translated(kind: type[Section], error: ValidationError) -> ConfigurationError:
+    first = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
+    location = first["loc"]
+    shown = ".".join(str(part) for part in location)
+    if first["type"] == "extra_forbidden":
+        parent = ".".join(str(part) for part in location[:-1])
+        known = [f"{parent}.{name}".lstrip(".") for name in _fields_at(kind, location[:-1])]
+        return _unknown(shown, shown, known, lambda found: found)
+    value = first["input"]
+    if isinstance(value, dict) or not _SECRET_NAMES.isdisjoint(location):  # an error message is no place for a secret
+        value = "(not shown)"
+    return ConfigurationError(shown or "settings", value, first["msg"].removeprefix("Value error, "))
+
+
+def _fields_at(kind: type[BaseModel], location: Iterable[int | str]) -> list[str]:
+    model = kind
+    for part in location:
+        if isinstance(part, str) and part in model.model_fields:
+            model = _model_in(model.model_fields[part].annotation) or model
+    return list(model.model_fields)
+
+
+def _model_in(annotation: object) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for argument in get_args(annotation) if (found := _model_in(argument))), None)
+
+
+def _unknown(shown: str, path: str, known: Iterable[str], name: Any) -> UnknownSettingError:
+    names = sorted(known)
+    near = difflib.get_close_matches(path, names, n=1, cutoff=0.5)
+    remedy = (
+        f"there is no such setting; did you mean {name(near[0])}?"
+        if near
+        else f"there is no such setting; known: {', '.join(names)}"
+    )
+    return UnknownSettingError(shown, path, remedy)
