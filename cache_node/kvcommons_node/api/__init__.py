@@ -1,0 +1,1 @@
+"""Control API v1: HTTP and JSON, described by the OpenAPI document at /openapi.json."""

@@ -1,0 +1,129 @@
+"""Requests and answers of the control API. The OpenAPI document is generated from these and from nothing else."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+KEYS_PER_LOOKUP_MAX = 16_384
+TOKENS_PER_LOOKUP_MAX = 1_048_576
+SALT_CHARACTERS_MAX = 1_024
+CHUNK_TOKENS_MAX = 65_536
+
+HexKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$")]
+"""A SHA-256 as 64 hexadecimal digits."""
+
+
+class Model(BaseModel):
+    """Unknown fields are errors: a misspelt field must never be a silent default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LookupRequest(Model):
+    """Which leading chunks of a chain are here. Give ``keys``, or ``tokens`` with the salt they were cached under."""
+
+    fingerprint: HexKey = Field(description="Fingerprint of the engine's model and layout, as the engine logs it.")
+    keys: Annotated[list[HexKey], Field(min_length=1, max_length=KEYS_PER_LOOKUP_MAX)] | None = Field(
+        default=None, description="Token keys of consecutive chunks, from the first one on."
+    )
+    tokens: (
+        Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1, max_length=TOKENS_PER_LOOKUP_MAX)]
+        | None
+    ) = Field(default=None, description="Token ids, from the first one on; only whole chunks are looked up.")
+    salt: str = Field(
+        default="", max_length=SALT_CHARACTERS_MAX, description="cache_salt of the tenant; with tokens only."
+    )
+    chunk_tokens: int = Field(default=256, ge=1, le=CHUNK_TOKENS_MAX, description="Tokens in a chunk of this engine.")
+
+    @model_validator(mode="after")
+    def _keys_or_tokens(self) -> Self:
+        if (self.keys is None) == (self.tokens is None):
+            raise ValueError("give exactly one of 'keys' and 'tokens'")
+        return self
+
+
+class LookupAnswer(Model):
+    """How many leading chunks of the chain this node holds."""
+
+    chunks: int = Field(description="Whole chunks that were asked for.")
+    hit_chunks: int = Field(description="Leading chunks that are here with all their shards.")
+    hit_tokens: int = Field(description="The same in tokens.")
+    tier: Literal["memory"] = Field(default="memory", description="Where they are.")
+
+
+class ClearRequest(Model):
+    """What to forget: one fingerprint's chunks, or all."""
+
+    fingerprint: HexKey | None = Field(default=None, description="Forget the chunks of this fingerprint.")
+    all: bool = Field(default=False, description="Forget every chunk.")
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        if self.all == (self.fingerprint is not None):
+            raise ValueError("give exactly one of 'fingerprint' and 'all': true")
+        return self
+
+
+class ClearAnswer(Model):
+    """What was forgotten. Chunks that a reader holds are invisible at once and freed when the reader is done."""
+
+    chunks: int = Field(description="Chunks removed.")
+    epoch: int | None = Field(description="The node's epoch in the index afterwards; null while it has joined none.")
+
+
+class IndexStatus(Model):
+    """The node's place in the Redis index, which is a hint: the node serves without it."""
+
+    state: Literal["off", "connected", "disconnected"] = Field(description="off: no Redis is configured.")
+    detail: str = Field(description="In words: why it is not connected, or which member this is.")
+    slot: int | None = Field(default=None, description="The member's slot.")
+    epoch: int | None = Field(default=None, description="The member's epoch; what was published under others is void.")
+    published: int = Field(default=0, description="Chunks published since the start.")
+    unpublished: int = Field(default=0, description="Chunks unpublished since the start.")
+    pending: int = Field(default=0, description="Publications that wait for Redis.")
+
+
+class StatsAnswer(Model):
+    """The node's counters and state."""
+
+    node_id: str
+    version: str
+    adopted: bool = Field(description="True: the arena of the daemon before this one is being served.")
+    uptime_seconds: float
+    socket_path: str
+    multi_tenant: bool
+    index: IndexStatus
+    core: dict[str, int] = Field(description="Counters of the native core: bytes, slots by state, leases, outcomes.")
+
+
+class HealthAnswer(Model):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class ReadyAnswer(Model):
+    """Whether engines may attach. Without Redis the node is ready all the same: it serves locally, and says so."""
+
+    ready: bool
+    reason: str = Field(description="In words, when something is amiss; empty when all is well.")
+    adopted: bool
+    index: IndexStatus
+
+
+class ErrorDetail(Model):
+    """What was wrong, where, and what to do about it."""
+
+    type: str = Field(description="invalid_request, unauthorized, forbidden, not_found, too_large, busy or internal.")
+    message: str
+    field: str | None = Field(default=None, description="The field that is wrong, as a dotted path.")
+    value: str | None = Field(default=None, description="What it held, shortened.")
+    remedy: str = Field(description="What to do.")
+
+
+class ErrorAnswer(Model):
+    """Every answer that is not 2xx, except of /readyz."""
+
+    error: ErrorDetail

@@ -1,0 +1,103 @@
+"""The OpenAPI 3.1 document, generated from the models and the table of operations that the server itself routes by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from kvcommons_node.api import models
+
+REF_TEMPLATE = "#/components/schemas/{model}"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One method of one path."""
+
+    method: str
+    path: str
+    name: str
+    summary: str
+    answer: type[BaseModel]
+    body: type[BaseModel] | None = None
+    guarded: bool = False
+    """Needs the bearer token where one is configured."""
+
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation("GET", "/healthz", "health", "The process answers", models.HealthAnswer),
+    Operation("GET", "/readyz", "ready", "Engines may attach; 503 until then", models.ReadyAnswer),
+    Operation("GET", "/v1/stats", "stats", "Counters and state", models.StatsAnswer, guarded=True),
+    Operation(
+        "POST",
+        "/v1/lookup",
+        "lookup",
+        "Which leading chunks of a chain are here",
+        models.LookupAnswer,
+        models.LookupRequest,
+        guarded=True,
+    ),
+    Operation(
+        "POST",
+        "/v1/clear",
+        "clear",
+        "Forget the chunks of a fingerprint, or all",
+        models.ClearAnswer,
+        models.ClearRequest,
+        guarded=True,
+    ),
+)
+
+
+def document(version: str) -> dict[str, Any]:
+    """The whole document, ready for json.dumps."""
+    used: list[type[BaseModel]] = [models.ErrorAnswer]
+    for operation in OPERATIONS:
+        used.append(operation.answer)
+        if operation.body is not None:
+            used.append(operation.body)
+    refs, definitions = models_json_schema([(model, "validation") for model in used], ref_template=REF_TEMPLATE)
+    schema_of = {model: refs[(model, "validation")] for model in used}
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _describe(operation, schema_of)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "kvcommons cache node",
+            "version": version,
+            "description": "Control API of one cache node. Errors carry the field, its value and the remedy.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": paths,
+        "components": {
+            "schemas": definitions["$defs"],
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _describe(operation: Operation, schema_of: dict[type[BaseModel], dict[str, Any]]) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "operationId": operation.name,
+        "summary": operation.summary,
+        "responses": {
+            "200": _content("Done", schema_of[operation.answer]),
+            "default": _content("Refused", schema_of[models.ErrorAnswer]),
+        },
+    }
+    if operation.body is not None:
+        described["requestBody"] = {"required": True, **_content("", schema_of[operation.body])}
+        del described["requestBody"]["description"]
+    if operation.guarded:
+        described["security"] = [{"token": []}, {}]
+    if operation.path == "/readyz":
+        described["responses"]["503"] = _content("Not yet", schema_of[operation.answer])
+    return described
+
+
+def _content(description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}

@@ -1,0 +1,126 @@
+"""Refusals of the control API: every one names what was wrong, where, and the remedy."""
+
+from __future__ import annotations
+
+from aiohttp import web
+from pydantic import ValidationError
+
+from kvcommons_node.api.models import ErrorAnswer, ErrorDetail
+
+VALUE_CHARACTERS_MAX = 120
+"""A refused value is quoted this far: enough to recognise it, never a whole body."""
+
+
+class Refusal(Exception):
+    """A request that is answered with an error; carries the status and the detail of the answer."""
+
+    def __init__(self, status: int, detail: ErrorDetail, headers: dict[str, str] | None = None) -> None:
+        super().__init__(detail.message)
+        self.status = status
+        self.detail = detail
+        self.headers = headers or {}
+
+    def response(self) -> web.Response:
+        return web.Response(
+            status=self.status,
+            text=ErrorAnswer(error=self.detail).model_dump_json(),
+            content_type="application/json",
+            headers=self.headers,
+        )
+
+
+def invalid(error: ValidationError) -> Refusal:
+    """The first thing wrong with a body, as one refusal."""
+    problems = error.errors(include_url=False, include_context=False)
+    first = problems[0]
+    field = ".".join(str(part) for part in first["loc"]) or None
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message, remedy = f"unknown field '{field}'", "remove it; /openapi.json lists the fields"
+    elif first["type"] == "json_invalid":
+        field, remedy = None, "send one JSON object"
+    else:
+        remedy = "/openapi.json describes every field"
+    value = None if first["type"] in ("missing", "json_invalid") or not first["loc"] else shortened(first["input"])
+    return Refusal(
+        400, ErrorDetail(type="invalid_request", message=message + more, field=field, value=value, remedy=remedy)
+    )
+
+
+def shortened(value: object) -> str:
+    """A value as text, short enough for an error message."""
+    text = repr(value)
+    return text if len(text) <= VALUE_CHARACTERS_MAX else text[: VALUE_CHARACTERS_MAX - 1] + "…"
+
+
+def of_http(error: web.HTTPException, known_paths: str) -> Refusal:
+    """What the HTTP library refused by itself, in our words."""
+    if isinstance(error, web.HTTPNotFound):
+        return Refusal(404, ErrorDetail(type="not_found", message="no such path", remedy=f"known: {known_paths}"))
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(error.allowed_methods))
+        return Refusal(
+            405,
+            ErrorDetail(
+                type="invalid_request",
+                message=f"method {error.method} is not allowed here",
+                field="method",
+                value=error.method,
+                remedy=f"use {allowed}",
+            ),
+            {"Allow": allowed},
+        )
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return Refusal(
+            413, ErrorDetail(type="too_large", message=error.text or "body too large", remedy="ask for less")
+        )
+    return Refusal(
+        error.status,
+        ErrorDetail(type="invalid_request", message=error.reason, remedy="/openapi.json describes the requests"),
+    )
+
+
+def unauthorized() -> Refusal:
+    return Refusal(
+        401,
+        ErrorDetail(
+            type="unauthorized",
+            message="the bearer token is missing or wrong",
+            field="Authorization",
+            remedy="send 'Authorization: Bearer TOKEN' with the content of the node's control_token_file",
+        ),
+        {"WWW-Authenticate": "Bearer"},
+    )
+
+
+def control_is_closed() -> Refusal:
+    return Refusal(
+        403,
+        ErrorDetail(
+            type="forbidden",
+            message="the control API listens beyond this machine and has no token, so it is closed",
+            remedy="set control_token_file, or listen on 127.0.0.1",
+        ),
+    )
+
+
+def not_json(content_type: str) -> Refusal:
+    return Refusal(
+        415,
+        ErrorDetail(
+            type="invalid_request",
+            message="the body must be JSON",
+            field="Content-Type",
+            value=content_type,
+            remedy="send Content-Type: application/json",
+        ),
+    )
+
+
+def busy(seconds: int) -> Refusal:
+    return Refusal(
+        503,
+        ErrorDetail(type="busy", message="too many requests at once", remedy=f"try again in {seconds} s"),
+        {"Retry-After": str(seconds)},
+    )

@@ -1,0 +1,119 @@
+"""What the control API does, over the core and the index link."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Protocol
+
+from kvcommons_core.keys import namespace_root, token_keys
+from kvcommons_core.limits import KEY_BYTES
+
+from kvcommons_node.api import models
+from kvcommons_node.metrics import NodeMetrics
+from kvcommons_node.pump import EventSink
+from kvcommons_node.seam import Core
+
+
+class IndexLink(EventSink, Protocol):
+    """The node's side of the Redis index."""
+
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+    def status(self) -> models.IndexStatus: ...
+
+
+class NoIndex:
+    """A node without Redis: it serves the engines of its machine, and nobody else hears of it."""
+
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+    def committed(self, key: bytes, fingerprint: bytes, text_keys: tuple[int, ...]) -> None: ...
+    def freed(self, key: bytes, fingerprint: bytes, text_keys: tuple[int, ...]) -> None: ...
+    def feedback(self, report: str) -> None: ...
+    def begin_epoch(self, reason: str) -> None: ...
+
+    def status(self) -> models.IndexStatus:
+        return models.IndexStatus(state="off", detail="no redis_url is set")
+
+
+class Control:
+    """The operations of the control API. One per daemon."""
+
+    def __init__(
+        self,
+        core: Core,
+        index: IndexLink,
+        *,
+        node_id: str,
+        version: str,
+        socket_path: str,
+        multi_tenant: bool,
+        namespace_secret: bytes,
+    ) -> None:
+        self._core = core
+        self._index = index
+        self._node_id = node_id
+        self._version = version
+        self._socket_path = socket_path
+        self._multi_tenant = multi_tenant
+        self._secret = namespace_secret
+        self._started = time.monotonic()
+        self._serving = False
+        self.node_metrics = NodeMetrics(self._core_stats, index.status)
+
+    def set_serving(self, serving: bool) -> None:
+        """Whether engines may attach: from the core's start to the beginning of the stop."""
+        self._serving = serving
+
+    def health(self) -> models.HealthAnswer:
+        return models.HealthAnswer()
+
+    def ready(self) -> models.ReadyAnswer:
+        index = self._index.status()
+        reason = "" if self._serving else "the core is not serving"
+        if self._serving and index.state == "disconnected":
+            reason = f"serving this machine's engines only: {index.detail}"
+        return models.ReadyAnswer(
+            ready=self._serving, reason=reason, adopted=self._serving and self._core.adopted, index=index
+        )
+
+    def stats(self) -> models.StatsAnswer:
+        return models.StatsAnswer(
+            node_id=self._node_id,
+            version=self._version,
+            adopted=self._serving and self._core.adopted,
+            uptime_seconds=round(time.monotonic() - self._started, 3),
+            socket_path=self._socket_path,
+            multi_tenant=self._multi_tenant,
+            index=self._index.status(),
+            core=self._core_stats(),
+        )
+
+    def metrics(self) -> tuple[bytes, str]:
+        return self.node_metrics.render()
+
+    async def lookup(self, request: models.LookupRequest) -> models.LookupAnswer:
+        return await asyncio.to_thread(self._lookup, request)
+
+    async def clear(self, request: models.ClearRequest) -> models.ClearAnswer:
+        fingerprint = bytes.fromhex(request.fingerprint) if request.fingerprint is not None else None
+        chunks = await asyncio.to_thread(self._core.clear, fingerprint)
+        if fingerprint is None:
+            # One fence instead of as many removals as there were chunks.
+            self._index.begin_epoch("the cache was cleared")
+        return models.ClearAnswer(chunks=chunks, epoch=self._index.status().epoch)
+
+    def _lookup(self, request: models.LookupRequest) -> models.LookupAnswer:
+        fingerprint = bytes.fromhex(request.fingerprint)
+        if request.keys is not None:
+            keys = b"".join(bytes.fromhex(key) for key in request.keys)
+        else:
+            root = namespace_root(fingerprint, self._secret, request.salt)
+            keys = token_keys(root, request.tokens or [], request.chunk_tokens)
+        chunks = len(keys) // KEY_BYTES
+        hit = self._core.lookup(fingerprint, keys) if chunks else 0
+        return models.LookupAnswer(chunks=chunks, hit_chunks=hit, hit_tokens=hit * request.chunk_tokens)
+
+    def _core_stats(self) -> dict[str, int]:
+        return self._core.stats() if self._serving else {}

@@ -1,0 +1,149 @@
+"""The daemon: starts the parts in order, waits for a signal, and ends them in the opposite order.
+
+Order of the start: the checks, the HTTP address (so that /readyz can say 503), the holder, the core, then the events
+and the index. Redis is never waited for. Order of the stop: leave the index (a fence makes everything published void at
+once), stop the events, the core, the holder if it is ours, and HTTP last."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+
+from aiohttp import web
+from kvcommons_core.errors import StartRefusedError
+
+from kvcommons_node import holder, preflight
+from kvcommons_node.api.server import SHUTDOWN_SECONDS_MAX, Access, Api
+from kvcommons_node.control import Control, IndexLink
+from kvcommons_node.plan import StartPlan
+from kvcommons_node.pump import EventPump
+from kvcommons_node.seam import Core
+
+INDEX_LEAVE_SECONDS_MAX = 2.0
+
+logger = logging.getLogger(__name__)
+
+CoreFactory = Callable[[StartPlan], Core]
+IndexFactory = Callable[[StartPlan, Core], IndexLink]
+
+
+class Daemon:
+    """One node. ``run`` lives until ``stop`` is called or the process is told to end."""
+
+    def __init__(self, plan: StartPlan, make_core: CoreFactory, make_index: IndexFactory) -> None:
+        self._plan = plan
+        self._make_core = make_core
+        self._make_index = make_index
+        self._stopping = asyncio.Event()
+        self.serving = asyncio.Event()
+        """Set once engines may attach."""
+        self.http_address: tuple[str, int] | None = None
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """:raises StartRefusedError: if something is in the way of the start."""
+        plan = self._plan
+        async with AsyncExitStack() as stack:
+            core = self._make_core(plan)
+            index = self._make_index(plan, core)
+            control = Control(
+                core,
+                index,
+                node_id=plan.node_id,
+                version=plan.version,
+                socket_path=str(plan.socket_path),
+                multi_tenant=plan.multi_tenant,
+                namespace_secret=plan.namespace_secret,
+            )
+            await self._serve_http(control, stack)
+            if plan.owns_holder and plan.holder_socket is not None:
+                await asyncio.to_thread(
+                    holder.ensure, plan.holder_socket, plan.holder_idle_seconds, plan.state_directory / "holder.log"
+                )
+                stack.callback(_stop_holder, plan.holder_socket)
+            await _start_core(core)
+            stack.push_async_callback(asyncio.to_thread, core.stop)
+            self._attach(control, core, index, stack)
+            await index.start()
+            stack.push_async_callback(_leave, index)
+            self._announce()
+            self.serving.set()
+            await self._stopping.wait()
+            logger.info("stopping")
+            control.set_serving(False)
+
+    def _attach(self, control: Control, core: Core, index: IndexLink, stack: AsyncExitStack) -> None:
+        loop = asyncio.get_running_loop()
+        pump = EventPump(core, index, control.node_metrics)
+        pump.start(loop)
+        stack.callback(pump.stop, loop)
+        control.set_serving(True)
+        stack.callback(control.set_serving, False)
+
+    async def _serve_http(self, control: Control, stack: AsyncExitStack) -> None:
+        host, port = self._plan.control_host, self._plan.control_port
+        access = Access(token=self._plan.control_token, loopback=preflight.is_loopback(host))
+        application = Api(control, access, self._plan.version).application()
+        runner = web.AppRunner(application, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS_MAX)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            raise StartRefusedError(
+                f"control_port: {host}:{port} cannot be used: {error.strerror}; set another one"
+            ) from error
+        self.http_address = (host, int(runner.addresses[0][1]))
+
+    def _announce(self) -> None:
+        """Leave a note for tools, and for whoever chose port 0."""
+        host, port = self.http_address or ("", 0)
+        note = {
+            "pid": os.getpid(),
+            "node_id": self._plan.node_id,
+            "http": f"{host}:{port}",
+            "socket": str(self._plan.socket_path),
+        }
+        file = self._plan.state_directory / "node.json"
+        scratch = file.with_suffix(".new")
+        scratch.write_text(json.dumps(note) + "\n")
+        scratch.replace(file)
+        logger.info("serving", extra=note)
+
+
+async def _start_core(core: Core) -> None:
+    try:
+        # Populating gigabytes takes seconds: health checks are answered meanwhile.
+        await asyncio.to_thread(core.start)
+    except (ValueError, OSError) as error:
+        raise StartRefusedError(str(error)) from error
+
+
+async def _leave(index: IndexLink) -> None:
+    try:
+        await asyncio.wait_for(index.stop(), INDEX_LEAVE_SECONDS_MAX)
+    except TimeoutError:
+        # The lease runs out by itself.
+        logger.warning("Redis did not answer while leaving the index")
+
+
+def _stop_holder(socket_path: Path) -> None:
+    from kvcommons_core import _native
+
+    with suppress(OSError, ValueError):
+        _native.holder_stop(str(socket_path))
+
+
+def stop_on_signals(daemon: Daemon) -> None:
+    """SIGTERM and SIGINT end the daemon cleanly."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, daemon.stop)

@@ -1,0 +1,162 @@
+"""Prometheus metrics of the node. The core counts; this turns its counters into families at scrape time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+
+from kvcommons_node.api.models import IndexStatus
+
+AGE_SECONDS_BUCKETS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3_600.0, 14_400.0, 86_400.0)
+SLOT_STATES = ("free", "filling", "sealed", "draining", "quarantined")
+EVENT_KINDS = ("committed", "freed", "feedback", "session_opened", "session_closed")
+REUSE_SOURCES = ("own", "commons", "computed")
+
+
+@dataclass(frozen=True)
+class Family:
+    """One metric that is a counter of the core, or several of them told apart by a label."""
+
+    name: str
+    help: str
+    sources: dict[str, str]
+    """label value -> counter of the core; the label value "" means no label."""
+    label: str = ""
+    gauge: bool = False
+
+    def read(self, stats: dict[str, int]) -> Metric:
+        labels = [self.label] if self.label else None
+        family: CounterMetricFamily | GaugeMetricFamily
+        if self.gauge:
+            family = GaugeMetricFamily(self.name, self.help, labels=labels)
+        else:
+            family = CounterMetricFamily(self.name, self.help, labels=labels)
+        for label, source in self.sources.items():
+            if source in stats:
+                family.add_metric([label] if self.label else [], float(stats[source]))
+        return family
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family(
+        "kvcommons_node_arena_bytes",
+        "Arena by use; used + free = capacity",
+        {"used": "used_bytes", "free": "free_bytes"},
+        "use",
+        gauge=True,
+    ),
+    Family("kvcommons_node_capacity_bytes", "Size of the arena", {"": "arena_bytes"}, gauge=True),
+    Family("kvcommons_node_slabs", "Slabs of the arena", {"": "slabs"}, gauge=True),
+    Family("kvcommons_node_slabs_free", "Slabs that belong to no fingerprint", {"": "slabs_free"}, gauge=True),
+    Family("kvcommons_node_chunks", "Chunks that can be hit", {"": "chunks"}, gauge=True),
+    Family("kvcommons_node_pinned_chunks", "Chunks that eviction leaves alone", {"": "pinned_chunks"}, gauge=True),
+    Family("kvcommons_node_fingerprints", "Fingerprints known", {"": "fingerprints"}, gauge=True),
+    Family("kvcommons_node_sessions", "Connections of engines and tools", {"": "sessions"}, gauge=True),
+    Family(
+        "kvcommons_node_slots",
+        "Slots by state",
+        {state: f"slots_{state}" for state in SLOT_STATES},
+        "state",
+        gauge=True,
+    ),
+    Family(
+        "kvcommons_node_leases",
+        "Leases by state",
+        {"pending": "leases_pending", "copying": "leases_copying"},
+        "state",
+        gauge=True,
+    ),
+    Family("kvcommons_node_lookups", "Lookups answered", {"": "lookups"}),
+    Family("kvcommons_node_lookup_chunks", "Chunks asked for in lookups", {"": "lookup_chunks"}),
+    Family("kvcommons_node_hit_chunks", "Chunks found in lookups, by tier", {"memory": "hit_chunks"}, "tier"),
+    Family(
+        "kvcommons_node_stores",
+        "Slots reserved, committed and given up",
+        {"reserved": "reserved", "committed": "committed", "aborted": "aborted"},
+        "outcome",
+    ),
+    Family(
+        "kvcommons_node_store_refusals",
+        "Slots not granted, by reason",
+        {"full": "reserve_full", "busy": "reserve_busy", "exists": "reserve_exists"},
+        "reason",
+    ),
+    Family(
+        "kvcommons_node_removed_chunks",
+        "Chunks removed, by reason",
+        {"evicted": "evicted", "cleared": "cleared"},
+        "reason",
+    ),
+    Family("kvcommons_node_leases_revoked", "Leases that nobody began in time", {"": "leases_revoked"}),
+    Family("kvcommons_node_checksum_failures", "Chunks whose bytes had changed", {"": "checksum_failures"}),
+    Family("kvcommons_node_events_dropped", "Events lost because the daemon was late", {"": "events_dropped"}),
+)
+
+
+class CoreCollector(Collector):
+    """Reads the core and the index link when it is scraped, so that no timer keeps a stale copy."""
+
+    def __init__(self, stats: Callable[[], dict[str, int]], index: Callable[[], IndexStatus]) -> None:
+        self._stats = stats
+        self._index = index
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._stats()
+        for family in FAMILIES:
+            yield family.read(stats)
+        index = self._index()
+        connected = GaugeMetricFamily(
+            "kvcommons_node_index_connected", "1 while this node is a member of the Redis index, else 0"
+        )
+        connected.add_metric([], 1.0 if index.state == "connected" else 0.0)
+        yield connected
+        pending = GaugeMetricFamily("kvcommons_node_index_pending", "Publications that wait for Redis")
+        pending.add_metric([], float(index.pending))
+        yield pending
+        sent = CounterMetricFamily(
+            "kvcommons_node_index_publications", "Chunks published to and removed from the index", labels=["change"]
+        )
+        sent.add_metric(["published"], float(index.published))
+        sent.add_metric(["unpublished"], float(index.unpublished))
+        yield sent
+
+
+class NodeMetrics:
+    """The node's registry: what the core counts, and what the daemon itself sees pass."""
+
+    def __init__(self, stats: Callable[[], dict[str, int]], index: Callable[[], IndexStatus]) -> None:
+        self.registry = CollectorRegistry(auto_describe=False)
+        self.events = Counter(
+            "kvcommons_node_events", "Events taken from the core, by kind", ["kind"], registry=self.registry
+        )
+        self.event_gaps = Counter(
+            "kvcommons_node_event_gaps",
+            "Times that events were lost, so that a new epoch had to be begun",
+            registry=self.registry,
+        )
+        self.evicted_age = Histogram(
+            "kvcommons_node_freed_age_seconds",
+            "Age of chunks when they were freed",
+            buckets=AGE_SECONDS_BUCKETS,
+            registry=self.registry,
+        )
+        self.reused_tokens = Counter(
+            "kvcommons_node_request_tokens",
+            "Prompt tokens of finished requests, by where their KV came from, as engines reported",
+            ["source"],
+            registry=self.registry,
+        )
+        for kind in EVENT_KINDS:
+            self.events.labels(kind)
+        for source in REUSE_SOURCES:
+            self.reused_tokens.labels(source)
+        self.registry.register(CoreCollector(stats, index))
+
+    def render(self) -> tuple[bytes, str]:
+        """The exposition and its content type."""
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST

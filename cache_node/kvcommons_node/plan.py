@@ -1,0 +1,91 @@
+"""From settings to what is started: everything is checked here, before anything is touched."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvcommons_core.settings import IndexSettings, NodeSettings
+
+from kvcommons_node import preflight
+
+NO_HOLDER = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartPlan:
+    """Checked settings with every default filled in."""
+
+    node_id: str
+    version: str
+    socket_path: Path
+    state_directory: Path
+    arena_bytes: int
+    namespace_secret: bytes
+    holder_socket: Path | None
+    """None: the arena dies with the daemon."""
+    owns_holder: bool
+    """The node starts its holder and ends it on a clean stop."""
+    holder_idle_seconds: int
+    multi_tenant: bool
+    control_host: str
+    control_port: int
+    control_token: str | None
+    core: dict[str, int | bool | list[int]]
+    """Further arguments of the native core, by name."""
+    address: str
+    """What the index tells others; empty: made from the control address."""
+    zone: str
+    kubernetes_node: str
+    index: IndexSettings
+
+
+def make_plan(settings: NodeSettings, version: str, memory_bytes: int | None = None) -> StartPlan:
+    """:raises StartRefusedError: if the machine cannot do what the settings say."""
+    node = settings.node
+    memory = preflight.machine_memory_bytes() if memory_bytes is None else memory_bytes
+    state_directory = Path(node.state_dir)
+    socket_path = Path(node.socket_path)
+    preflight.check_capacity(node.arena_bytes, memory)
+    preflight.check_state_directory(state_directory)
+    preflight.check_socket(socket_path)
+    secret_file = Path(node.namespace_secret_file) if node.namespace_secret_file else None
+    token_file = Path(node.control_token_file) if node.control_token_file else None
+    return StartPlan(
+        node_id=node.node_id or socket.gethostname(),
+        version=version,
+        socket_path=socket_path,
+        state_directory=state_directory,
+        arena_bytes=node.arena_bytes,
+        namespace_secret=preflight.namespace_secret(state_directory, secret_file),
+        holder_socket=_holder_socket(node.holder_socket, socket_path),
+        owns_holder=not node.holder_socket,
+        holder_idle_seconds=node.holder_idle_seconds,
+        multi_tenant=node.multi_tenant,
+        control_host=node.control_host,
+        control_port=node.control_port,
+        control_token=preflight.control_token(token_file),
+        core={
+            "slab_bytes": node.slab_bytes,
+            "lease_pending_ms_max": node.lease_pending_ms_max,
+            "sessions_max": node.sessions_max,
+            "leases_max": node.leases_max,
+            "events_max": node.events_max,
+            "verify_one_in": node.verify_one_in,
+            "populate": node.populate,
+            "huge_pages": node.huge_pages,
+            "allowed_uids": list(node.allowed_uids),
+            "server_threads": node.server_threads,
+        },
+        address=node.address,
+        zone=node.zone,
+        kubernetes_node=node.kubernetes_node,
+        index=settings.index,
+    )
+
+
+def _holder_socket(setting: str, socket_path: Path) -> Path | None:
+    if setting == NO_HOLDER:
+        return None
+    return Path(setting) if setting else Path(f"{socket_path}{preflight.HOLDER_SUFFIX}")

@@ -1,0 +1,151 @@
+"""Checks before anything is started: each failure is one message with the remedy, never a traceback."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import os
+import secrets
+import socket
+import stat
+from pathlib import Path
+
+from kvcommons_core.errors import StartRefusedError
+
+SECRET_BYTES = 32
+SECRET_GIVEN_BYTES_MIN = 16
+SECRET_DOMAIN = b"kvcommons/namespace/1\0"
+TOKEN_CHARACTERS_MIN = 16
+SOCKET_PATH_BYTES_MAX = 107
+"""sockaddr_un holds 108 bytes with the final zero."""
+MEMORY_LEFT_BYTES_MIN = 256 << 20
+"""What the machine (or the cgroup) must have left beside the arena."""
+HOLDER_SUFFIX = ".hold"
+CGROUP_LIMIT_FILES = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def machine_memory_bytes() -> int:
+    """What this process may use at most: the machine's memory, or its cgroup's limit where that is less."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for file in CGROUP_LIMIT_FILES:
+        try:
+            limit = file.read_text().strip()
+        except OSError:
+            continue
+        if limit.isdigit():
+            memory = min(memory, int(limit))
+    return memory
+
+
+def check_capacity(capacity_bytes: int, memory_bytes: int) -> None:
+    """:raises StartRefusedError: if the arena would not leave the machine enough to live on."""
+    if capacity_bytes + MEMORY_LEFT_BYTES_MIN > memory_bytes:
+        most = max(0, memory_bytes - MEMORY_LEFT_BYTES_MIN) >> 20
+        raise StartRefusedError(
+            f"arena_bytes: {capacity_bytes >> 20} MiB is over what this machine has: {memory_bytes >> 20} MiB, of which "
+            f"{MEMORY_LEFT_BYTES_MIN >> 20} MiB must stay free; set it to at most {most}MiB"
+        )
+
+
+def check_socket(path: Path) -> None:
+    """:raises StartRefusedError: if no socket could be bound at this path, or somebody serves there already."""
+    if len(os.fsencode(path) + HOLDER_SUFFIX.encode()) > SOCKET_PATH_BYTES_MAX:
+        raise StartRefusedError(
+            f"socket_path: {path} is longer than {SOCKET_PATH_BYTES_MAX - len(HOLDER_SUFFIX)} bytes; set a shorter one"
+        )
+    _make_directory(path.parent, "socket_path", 0o755)
+    if not path.exists():
+        return
+    if not stat.S_ISSOCK(path.stat().st_mode):
+        raise StartRefusedError(f"socket_path: {path} exists and is no socket; remove it, or set another one")
+    if answers(path):
+        raise StartRefusedError(f"socket_path: {path} is in use by a running node; stop that one, or set another")
+
+
+def check_state_directory(path: Path) -> None:
+    """Makes it if need be. :raises StartRefusedError: if it cannot be written."""
+    _make_directory(path, "state_dir", 0o700)
+
+
+def _make_directory(path: Path, setting: str, mode: int) -> None:
+    try:
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartRefusedError(f"{setting}: {path} cannot be made: {error.strerror}; set another one") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise StartRefusedError(
+            f"{setting}: directory {path} is not writable for user {os.geteuid()}; give it to that user"
+        )
+
+
+def answers(path: Path) -> bool:
+    """Whether somebody accepts connections at a Unix socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(os.fspath(path))
+        except OSError:
+            return False
+        return True
+
+
+def namespace_secret(state_directory: Path, given: Path | None) -> bytes:
+    """The secret that separates namespaces: from the given file, else one made once and kept in the state directory.
+
+    A file of another length than SECRET_BYTES (a passphrase, a mounted Kubernetes secret) is hashed to that length.
+
+    :raises StartRefusedError: if the file cannot be read, is too short, or is open to others."""
+    path = given if given is not None else state_directory / "namespace.secret"
+    if given is None and not path.exists():
+        return _make_secret(path)
+    try:
+        mode = path.stat().st_mode
+        secret = path.read_bytes()
+    except OSError as error:
+        raise StartRefusedError(f"namespace_secret_file: {path} cannot be read: {error.strerror}") from error
+    # A mounted Kubernetes secret is 0440 with the pod's group: the group may read, nobody else.
+    if mode & (stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP):
+        raise StartRefusedError(f"namespace_secret_file: {path} is open to other users; run: chmod 0600 {path}")
+    if len(secret) == SECRET_BYTES:
+        return secret
+    secret = secret.strip()
+    if len(secret) < SECRET_GIVEN_BYTES_MIN:
+        raise StartRefusedError(
+            f"namespace_secret_file: {path} holds {len(secret)} bytes; put {SECRET_GIVEN_BYTES_MIN} random ones or more"
+        )
+    return hashlib.sha256(SECRET_DOMAIN + secret).digest()
+
+
+def _make_secret(path: Path) -> bytes:
+    secret = secrets.token_bytes(SECRET_BYTES)
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(secret)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise StartRefusedError(f"namespace.secret: {path} cannot be made: {error.strerror}") from error
+    return secret
+
+
+def control_token(path: Path | None) -> str | None:
+    """The bearer token of the control API. :raises StartRefusedError: if the file is unreadable or the token too short."""
+    if path is None:
+        return None
+    try:
+        token = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StartRefusedError(f"control_token_file: {path} cannot be read: {error}") from error
+    if len(token) < TOKEN_CHARACTERS_MIN:
+        raise StartRefusedError(
+            f"control_token_file: {path} holds {len(token)} characters; use {TOKEN_CHARACTERS_MIN} or more"
+        )
+    return token
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

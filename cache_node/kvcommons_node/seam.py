@@ -1,0 +1,48 @@
+"""What the daemon needs of the native core, as a type: tests put a fake here, nothing else knows which one it has."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+EVENTS_PER_DRAIN_MAX = 4_096
+INVENTORY_PAGE_ITEMS_MAX = 2_048
+
+
+class CoreEvent(NamedTuple):
+    """One entry of the core's ordered event ring."""
+
+    kind: str
+    """committed, freed, feedback, session_opened or session_closed."""
+    key: bytes
+    fingerprint: bytes
+    text_keys: tuple[int, ...]
+    json: str
+    age_ms: int
+    """Of a freed chunk: the time since its commit."""
+
+
+RawEvent = tuple[str, bytes, bytes, tuple[int, ...], str, int]
+
+
+class Core(Protocol):
+    """The part of ``kvcommons_core._native.NodeCore`` that the daemon uses."""
+
+    @property
+    def adopted(self) -> bool: ...
+    @property
+    def arena_id(self) -> bytes: ...
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    def event_fd(self) -> int: ...
+    def drain_events(self, events_max: int) -> tuple[list[RawEvent], bool]: ...
+    def inventory(self, cursor: int, items_max: int) -> tuple[list[tuple[bytes, bytes, tuple[int, ...]]], int]: ...
+    def stats(self) -> dict[str, int]: ...
+    def lookup(self, fingerprint: bytes, keys: bytes) -> int: ...
+    def pin(self, keys: bytes, pinned: bool) -> int: ...
+    def clear(self, fingerprint: bytes | None = None) -> int: ...
+
+
+class ChainKeys(Protocol):
+    """``kvcommons_core._native.chain_keys``: the token keys of every whole chunk, concatenated."""
+
+    def __call__(self, root: bytes, tokens: object, chunk_tokens: int) -> bytes: ...
