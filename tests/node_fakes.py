@@ -1,0 +1,143 @@
+"""A fake of the native core and of the index link, at the seams that the daemon has for them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections import deque
+
+from kvcommons_node.api.models import IndexStatus
+from kvcommons_node.seam import RawEvent
+
+FINGERPRINT = bytes(range(32))
+
+
+def key(number: int) -> bytes:
+    return number.to_bytes(32, "big")
+
+
+def committed(number: int, text_keys: tuple[int, ...] = ()) -> RawEvent:
+    return ("committed", key(number), FINGERPRINT, text_keys, "", 0)
+
+
+def freed(number: int, age_ms: int = 1_500) -> RawEvent:
+    return ("freed", key(number), FINGERPRINT, (), "", age_ms)
+
+
+def feedback(report: str) -> RawEvent:
+    return ("feedback", b"", b"", (), report, 0)
+
+
+class FakeCore:
+    """Holds chunks in a dict and events in a ring; its event descriptor is a real eventfd."""
+
+    def __init__(self, start_error: Exception | None = None) -> None:
+        self.chunks: dict[bytes, tuple[bytes, tuple[int, ...]]] = {}
+        self.events: deque[RawEvent] = deque()
+        self.gap = False
+        self.adopted = False
+        self.arena_id = bytes(16)
+        self.running = False
+        self._start_error = start_error
+        self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def start(self) -> None:
+        if self._start_error is not None:
+            raise self._start_error
+        self.running = True
+
+    def stop(self) -> None:
+        self.running = False
+        if self._event_fd >= 0:
+            os.close(self._event_fd)
+            self._event_fd = -1
+
+    def event_fd(self) -> int:
+        return self._event_fd
+
+    def emit(self, *events: RawEvent, gap: bool = False) -> None:
+        for event in events:
+            if event[0] == "committed":
+                self.chunks[event[1]] = (event[2], event[3])
+            elif event[0] == "freed":
+                self.chunks.pop(event[1], None)
+        self.events.extend(events)
+        self.gap = self.gap or gap
+        os.eventfd_write(self._event_fd, 1)
+
+    def drain_events(self, events_max: int) -> tuple[list[RawEvent], bool]:
+        taken = [self.events.popleft() for _ in range(min(events_max, len(self.events)))]
+        gap, self.gap = self.gap, False
+        if not self.events:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._event_fd)
+        return taken, gap
+
+    def inventory(self, cursor: int, items_max: int) -> tuple[list[tuple[bytes, bytes, tuple[int, ...]]], int]:
+        every = [(name, fingerprint, texts) for name, (fingerprint, texts) in self.chunks.items()]
+        page = every[cursor : cursor + items_max]
+        following = cursor + len(page)
+        return page, following if following < len(every) else 0
+
+    def stats(self) -> dict[str, int]:
+        return {
+            "arena_bytes": 1 << 30,
+            "used_bytes": 4_096,
+            "chunks": len(self.chunks),
+            "slots_sealed": 3,
+            "lookups": 7,
+        }
+
+    def lookup(self, fingerprint: bytes, keys: bytes) -> int:
+        hits = 0
+        for start in range(0, len(keys), 32):
+            held = self.chunks.get(keys[start : start + 32])
+            if held is None or held[0] != fingerprint:
+                break
+            hits += 1
+        return hits
+
+    def pin(self, keys: bytes, pinned: bool) -> int:
+        return 0
+
+    def clear(self, fingerprint: bytes | None = None) -> int:
+        gone = [name for name, held in self.chunks.items() if fingerprint in (None, held[0])]
+        for name in gone:
+            del self.chunks[name]
+        return len(gone)
+
+
+class FakeIndex:
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, object]] = []
+        self.heard = asyncio.Event()
+        self.state: IndexStatus = IndexStatus(state="connected", detail="member 1", slot=1, epoch=5)
+        self.joined = False
+
+    async def start(self) -> None:
+        self.joined = True
+
+    async def stop(self) -> None:
+        self.joined = False
+
+    def committed(self, key: bytes, fingerprint: bytes, text_keys: tuple[int, ...]) -> None:
+        self._hear(("committed", (key, text_keys)))
+
+    def freed(self, key: bytes, fingerprint: bytes, text_keys: tuple[int, ...]) -> None:
+        self._hear(("freed", key))
+
+    def feedback(self, report: str) -> None:
+        self._hear(("feedback", report))
+
+    def begin_epoch(self, reason: str) -> None:
+        self._hear(("epoch", reason))
+
+    def status(self) -> IndexStatus:
+        return self.state
+
+    def _hear(self, what: tuple[str, object]) -> None:
+        self.told.append(what)
+        self.heard.set()

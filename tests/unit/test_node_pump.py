@@ -1,0 +1,78 @@
+"""The event pump: order, gaps and counting, over a real eventfd."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+from kvcommons_node.control import Control
+from kvcommons_node.pump import EventPump
+from node_fakes import FakeCore, FakeIndex, committed, feedback, freed, key
+
+
+class Pumped:
+    def __init__(self) -> None:
+        self.core, self.index = FakeCore(), FakeIndex()
+        control = Control(
+            self.core,
+            self.index,
+            node_id="n",
+            version="0",
+            socket_path="/x",
+            multi_tenant=False,
+            namespace_secret=bytes(32),
+        )
+        self.metrics = control.node_metrics
+        self.pump = EventPump(self.core, self.index, self.metrics)
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        return self.metrics.registry.get_sample_value(name, labels)
+
+
+@pytest.fixture
+def pumped() -> Iterator[Pumped]:
+    made = Pumped()
+    yield made
+    made.core.stop()
+
+
+def test_events_are_handed_on_in_order(pumped: Pumped) -> None:
+    """A chunk's removal is handed on after its commit, as the core ordered them."""
+    pumped.core.emit(committed(1, (7, 8)), committed(2), freed(1))
+    assert pumped.pump.drain() == 3
+    assert pumped.index.told == [("committed", (key(1), (7, 8))), ("committed", (key(2), ())), ("freed", key(1))]
+    assert pumped.metric("kvcommons_node_freed_age_seconds_count") == 1
+    assert pumped.metric("kvcommons_node_events_total", kind="committed") == 2
+
+
+def test_a_gap_begins_an_epoch_before_what_follows_it(pumped: Pumped) -> None:
+    """Lost events void everything published before, and what came after the loss belongs to the new epoch."""
+    pumped.core.emit(committed(1), gap=True)
+    pumped.pump.drain()
+    assert [name for name, _ in pumped.index.told] == ["epoch", "committed"]
+    assert pumped.metric("kvcommons_node_event_gaps_total") == 1
+
+
+@pytest.mark.parametrize(
+    "report", ['{"own_tokens": 512, "commons_tokens": 256, "computed_tokens": 9}', "[1]", "{", '{"own_tokens": "x"}']
+)
+def test_feedback_is_passed_on_whatever_it_holds(pumped: Pumped, report: str) -> None:
+    """A report goes on as it is; only a proper one is counted, and a malformed one breaks nothing."""
+    pumped.core.emit(feedback(report))
+    pumped.pump.drain()
+    assert pumped.index.told == [("feedback", report)]
+    counted = pumped.metric("kvcommons_node_request_tokens_total", source="own")
+    assert counted == (512 if "512" in report else 0)
+
+
+async def test_the_event_loop_wakes_the_pump(pumped: Pumped) -> None:
+    """Nothing polls: an event that the core announces on its descriptor is taken by the running loop."""
+    loop = asyncio.get_running_loop()
+    pumped.pump.start(loop)
+    pumped.core.emit(committed(1))
+    async with asyncio.timeout(5):
+        await pumped.index.heard.wait()
+    pumped.core.emit(committed(2))
+    pumped.pump.stop(loop)
+    assert len(pumped.index.told) == 2
