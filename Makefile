@@ -1,11 +1,60 @@
-.PHONY: build native-test native-tsan
+# Every target sets up by itself what it needs; `make` alone lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench soak build native-test native-tsan lock clean distclean
+
+SETUP := python3 .ci/setup.py
 PY := .venv/bin/python
+export KVCOMMONS_CACHE ?= $(CURDIR)/.cache
+# NAME and ARGS come from the command line: `make bench NAME=ttft ARGS="--peers"`.
+NAME ?=
+ARGS ?=
+ONLY ?=
+
+help:
+	@echo "make demo              two engines, a node, a router: see one replica answer from what the other computed"
+	@echo "make test              every test but the long ones"
+	@echo "make check             formatting, types, imports, warnings"
+	@echo "make bench NAME=...    one benchmark (ARGS=... goes to it)"
+	@echo "make soak              the long tests, and the native tests under ThreadSanitizer"
+	@echo "make build             the environment and the native module; seconds where little changed"
+	@echo "make native-test       the native tests under AddressSanitizer and UndefinedBehaviorSanitizer (ONLY=regex)"
+	@echo "make lock              the locked requirements anew (ARGS=--upgrade for the newest)"
+	@echo "make clean             what was built and measured; make distclean: the environment and models too"
+
+demo:
+	@$(SETUP) demo
+	@python=$$(python3 .ci/setup.py --print-python demo) && exec $$python -P -m kvcommons_cli demo $(ARGS)
 
 build:
-	@python3 .ci/setup.py
+	@$(SETUP)
+
+test: build
+	@$(PY) .ci/test.py $(ARGS)
+
+check: build
+	@$(PY) .ci/check.py $(ARGS)
+
+bench: build
+	@test -n "$(NAME)" || { echo "which? make bench NAME=... of: $$(cd bench && echo *.py | sed 's/\.py//g')"; exit 2; }
+	@exec $(PY) -m bench.$(NAME) $(ARGS)
+
+soak: build
+	@$(PY) .ci/test.py --soak $(ARGS)
 
 native-test: build
 	@$(PY) .ci/native.py test --sanitizer address --only "$(ONLY)"
 
 native-tsan: build
 	@$(PY) .ci/native.py test --sanitizer thread --only "$(ONLY)"
+
+lock:
+	@python3 .ci/lock.py $(ARGS)
+
+clean:
+	@rm -rf build dist bench-out .demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@rm -f cache_node/kvcommons_core/_native*.so
+	@find operator cache_node connector tests bench .ci -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	@rm -rf .venv .venv-gpu .cache

@@ -1,7 +1,7 @@
 """Build the native module in place and run the native tests; safe when several call it at once.
 
-Configures once, then builds only what changed, and puts the module beside the installed package by one rename, so that a
-process which has the old one mapped keeps it.
+Configures once, then builds only what changed, and puts the module into the package by one rename, so that a process
+which has the old one mapped keeps it.
 """
 
 from __future__ import annotations
@@ -53,11 +53,12 @@ def run(*command: str | Path, quiet: bool = False, environment: dict[str, str] |
 
 def configure(folder: Path, *options: str) -> None:
     """Configure unless this very configuration is there already (cmake itself watches its own files afterwards)."""
-    wanted = "\n".join(options)
+    cmake = shutil.which("cmake", path=tool_environment()["PATH"])
+    wanted = "\n".join((str(cmake), *options))
     stamp = folder / "kvcommons-options"
     if stamp.exists() and stamp.read_text() == wanted and (folder / "build.ninja").exists():
         return
-    run("cmake", "-S", ROOT / "csrc", "-B", folder, "-G", "Ninja", *options, quiet=True)
+    run("cmake", "--fresh", "-S", ROOT / "csrc", "-B", folder, "-G", "Ninja", *options, quiet=True)
     stamp.write_text(wanted)
 
 
@@ -74,12 +75,10 @@ def build_module(werror: bool) -> Path:
 
 
 def install_module(built: Path) -> None:
-    """Into the package as installed; the source tree stays clean."""
-    package = Path(sysconfig.get_path("platlib")) / "kvcommons_core"
-    target = package / built.name
+    """Beside the package's sources, under a name that carries the interpreter's ABI."""
+    target = ROOT / "cache_node" / "kvcommons_core" / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
     if target.exists() and filecmp.cmp(built, target, shallow=False):
         return
-    package.mkdir(exist_ok=True)
     fresh = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.copy2(built, fresh)
     fresh.rename(target)

@@ -1,0 +1,137 @@
+"""Brings uv: from PATH, else by pip, else straight from the package index; pinned by hash, into .cache/uv."""
+
+import base64
+import configparser
+import hashlib
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+import zipfile
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+PIN = os.path.join(ROOT, ".ci", "requirements", "uv.txt")
+FOLDER = os.path.join(ROOT, ".cache", "uv")
+DEFAULT_INDEX = "https://pypi.org/simple"
+SECONDS_MAX = 120
+VERSION_MIN = (0, 8)  # dependency groups, conflicts and --torch-backend
+
+
+class NoUv(Exception):
+    """uv can't be brought; the message says what was tried."""
+
+
+def works(path):
+    try:
+        text = subprocess.run([path, "--version"], stdout=subprocess.PIPE, universal_newlines=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return False
+    version = re.match(r"uv (\d+)\.(\d+)", text)
+    return version is not None and (int(version.group(1)), int(version.group(2))) >= VERSION_MIN
+
+
+def pinned():
+    """(version, sha256) of requirements/uv.txt."""
+    with open(PIN) as file:
+        text = file.read()
+    return re.search(r"^uv==(\S+)", text, re.M).group(1), re.search(r"--hash=sha256:([0-9a-f]{64})", text).group(1)
+
+
+def by_pip(python):
+    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target", FOLDER]
+    done = subprocess.run(
+        command + ["--upgrade", "--require-hashes", "-r", PIN],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        universal_newlines=True,
+    )
+    return None if done.returncode == 0 else "pip: " + (done.stdout.strip().splitlines() or ["failed"])[-1]
+
+
+def configured_index():
+    """The index that uv's or pip's settings name, else PyPI."""
+    for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"):
+        if os.environ.get(name):
+            return os.environ[name].split("=", 1)[-1] if name == "UV_DEFAULT_INDEX" else os.environ[name]
+    home = os.path.expanduser("~")
+    places = [os.environ.get("PIP_CONFIG_FILE", ""), os.path.join(home, ".config", "pip", "pip.conf")]
+    for place in places + [os.path.join(home, ".pip", "pip.conf"), "/etc/pip.conf"]:
+        parser = configparser.RawConfigParser()
+        try:
+            parser.read(place)
+        except configparser.Error:
+            continue
+        for section in ("install", "global"):
+            if parser.has_option(section, "index-url"):
+                return parser.get(section, "index-url")
+    return DEFAULT_INDEX
+
+
+def fetched(address):
+    """Body of an address; a user and password in it are sent as such."""
+    parts = urllib.parse.urlsplit(address)
+    if parts.scheme not in ("https", "http", "file"):
+        raise NoUv("an index at %s can't be read" % parts.scheme)
+    plain = urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    request = urllib.request.Request(plain)
+    if parts.username:
+        secret = "%s:%s" % (urllib.parse.unquote(parts.username), urllib.parse.unquote(parts.password or ""))
+        request.add_header("Authorization", "Basic " + base64.b64encode(secret.encode()).decode())
+    with urllib.request.urlopen(request, timeout=SECONDS_MAX) as answer:
+        return answer.read()
+
+
+def wheel_address(index, version):
+    """Address of uv's manylinux wheel on a simple index (PEP 503)."""
+    page = index.rstrip("/") + "/uv/"
+    wanted = "uv-%s-py3-none-manylinux" % version
+    for link in re.findall(r'href="([^"]+)"', fetched(page).decode()):
+        address = urllib.parse.urljoin(page, link.replace("&amp;", "&"))
+        name = urllib.parse.urlsplit(address).path.rpartition("/")[2]
+        if name.startswith(wanted) and name.endswith("x86_64.whl"):
+            return address
+    raise NoUv("uv %s is not on %s" % (version, page))
+
+
+def by_download():
+    version, digest = pinned()
+    body = fetched(wheel_address(configured_index(), version))
+    if hashlib.sha256(body).hexdigest() != digest:
+        raise NoUv("the wheel of uv %s is not the one that is pinned" % version)
+    target = os.path.join(FOLDER, "bin", "uv")
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    with zipfile.ZipFile(io.BytesIO(body)) as wheel, open(target + ".new", "wb") as file:
+        file.write(wheel.read("uv-%s.data/scripts/uv" % version))
+    os.chmod(target + ".new", 0o755)
+    os.replace(target + ".new", target)
+
+
+def bring(python=sys.executable):
+    """Path of a uv that works."""
+    own = os.path.join(FOLDER, "bin", "uv")
+    for path in (shutil.which("uv"), own):
+        if path and works(path):
+            return path
+    print("setup: bringing uv", flush=True)
+    tried = by_pip(python)
+    if tried is None and works(own):
+        return own
+    try:
+        by_download()
+    except (NoUv, OSError, zipfile.BadZipFile, KeyError) as error:
+        raise NoUv("uv can't be brought (%s; download: %s); put uv on PATH" % (tried, error)) from error
+    if not works(own):
+        raise NoUv("the uv in %s does not run here; put one on PATH" % own)
+    return own
+
+
+if __name__ == "__main__":
+    try:
+        print(bring())
+    except NoUv as error:
+        sys.exit(str(error))
