@@ -1,0 +1,75 @@
+"""What a request's token ids stand for, and its text keys by chunk: the engine-neutral parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from kvcommons_core import limits
+from kvcommons_core.keys import MultimodalItem, chunk_identities
+
+
+@dataclass(frozen=True, slots=True)
+class RequestIdentity:
+    """Everything but the token ids that decides which KV a request may reuse."""
+
+    salt: str = ""
+    lora: bytes | None = None
+    items: tuple[MultimodalItem, ...] = ()
+
+    def of_chunks(self, tokens: int, chunk_tokens: int, first_chunk: int) -> list[tuple[int, bytes]]:
+        """Identity records of the whole chunks from `first_chunk` on, numbered from it."""
+        if self.lora is None and not self.items:
+            return []
+        return chunk_identities(tokens, chunk_tokens, lora=self.lora, items=self.items, first_chunk=first_chunk)
+
+
+@dataclass(frozen=True, slots=True)
+class TextHints:
+    """The router's view of a request: chained keys of its canonical text in equal steps, and its id there."""
+
+    request_id: str = ""
+    text_keys: tuple[int, ...] = ()
+    text_bytes: int = 0
+
+    def by_chunk(self, prompt_tokens: int, chunk_tokens: int, first_chunk: int, last_chunk: int) -> list[list[int]]:
+        """Text keys for each chunk in [first_chunk, last_chunk): a step belongs to the chunk in which it ends, by proportion."""
+        if not self.text_keys or self.text_bytes <= 0 or prompt_tokens <= 0:
+            return []
+        bytes_a_token = self.text_bytes / prompt_tokens
+        step = limits.TEXT_STEP_BYTES
+
+        def steps_before(chunk: int) -> int:
+            return min(len(self.text_keys), int(chunk * chunk_tokens * bytes_a_token) // step)
+
+        bounds = [steps_before(chunk) for chunk in range(first_chunk, last_chunk + 1)]
+        most = limits.TEXT_KEYS_PER_CHUNK_MAX
+        return [list(self.text_keys[max(begin, end - most) : end]) for begin, end in pairwise(bounds)]
+
+
+def parse_hints(params: Mapping[str, object] | None) -> TextHints:
+    """The router's part of `kv_transfer_params`. It is a hint: what is malformed is ignored."""
+    hints = (params or {}).get("kvcommons")
+    if not isinstance(hints, Mapping) or hints.get("v") != 1:
+        return TextHints()
+    request_id, text_keys, text_bytes = hints.get("request_id"), hints.get("text_keys"), hints.get("text_bytes")
+    return TextHints(
+        request_id=request_id[:256] if isinstance(request_id, str) else "",
+        text_keys=_parsed_keys(text_keys) if isinstance(text_keys, Sequence) else (),
+        text_bytes=text_bytes if isinstance(text_bytes, int) and text_bytes > 0 else 0,
+    )
+
+
+def _parsed_keys(texts: Sequence[object]) -> tuple[int, ...]:
+    if len(texts) > limits.TEXT_KEYS_PER_REQUEST_MAX:
+        texts = texts[: limits.TEXT_KEYS_PER_REQUEST_MAX]
+    keys: list[int] = []
+    for text in texts:
+        if not isinstance(text, str) or len(text) != 16:
+            return ()
+        try:
+            keys.append(int(text, 16))
+        except ValueError:
+            return ()
+    return tuple(keys)

@@ -1,0 +1,348 @@
+"""The scheduler's side, free of any engine: which chunks of a request are in the cache, what to load, what to store.
+
+Life of a request: add -> matched (asked again and again until it is scheduled) -> allocated -> step ... -> finish.
+A preempted request goes through matched and allocated again. Every public method is cheap and never raises because of the node:
+a node that is away is a miss with a reason.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from kvcommons_core import keys as token_keys_of
+from kvcommons_core import limits
+
+from kvcommons_connector.fences import FrozenBlocks
+from kvcommons_connector.metadata import LoadPlan, StepPlan, StorePlan
+from kvcommons_connector.stats import Counters
+from kvcommons_connector.tracking import Answer, Geometry, NodeClient, ScheduledRequest, Tracked
+
+KEY: Final = limits.KEY_BYTES
+NO_PARENT: Final = bytes(KEY)
+MISS_MS: Final = 100  # how long a miss is believed before the node is asked again
+
+
+class SchedulerCore:
+    """See the module. `client` is None as long as no worker has reported what it can do."""
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        client: NodeClient,
+        counters: Counters,
+        now_ms: Callable[[], float],
+        *,
+        load: bool,
+        store: bool,
+        lease_ms_max: int,
+        fetch_ms_max: int,
+    ) -> None:
+        self._geometry, self._client, self._counters, self._now_ms = geometry, client, counters, now_ms
+        self._load, self._store = load, store
+        self._lease_ms_max, self._fetch_ms_max = lease_ms_max, fetch_ms_max
+        self._requests: dict[str, Tracked] = {}
+        self._next_job = 1
+        self._loads: list[LoadPlan] = []
+        self._touched_blocks: set[int] = set()
+        self._given_back: list[Tracked] = []
+        self._stores: dict[int, tuple[Tracked, int]] = {}  # job -> (request, ranks still reading)
+        self._step_stores: list[tuple[Tracked, int]] = []
+        self._frozen = FrozenBlocks()
+        self._generation = b""
+
+    # requests -------------------------------------------------------------------------------------------------------
+
+    def add(self, request: Tracked) -> None:
+        """A request has arrived. Nothing is asked yet: the engine asks as soon as it has room."""
+        self._requests[request.request_id] = request
+
+    def request(self, request_id: str) -> Tracked | None:
+        """The request, as long as it lives."""
+        return self._requests.get(request_id)
+
+    def matched(self, request_id: str, tokens: Sequence[int], computed_tokens: int) -> tuple[int | None, bool]:
+        """Tokens beyond `computed_tokens` that can be loaded, and whether between steps; None: ask again, they are on their way."""
+        request = self._requests.get(request_id)
+        if request is None:
+            return 0, False
+        request.local_tokens = computed_tokens
+        geometry = self._geometry
+        limit = (len(tokens) - 1) // geometry.block_tokens * geometry.block_tokens
+        chunks = len(tokens) // geometry.chunk_tokens
+        if not self._load or min(limit, chunks * geometry.chunk_tokens) <= computed_tokens:
+            self._drop_answer(request)
+            return 0, False
+        if not self._ready(request):
+            request.miss = "node_away"
+            self._drop_answer(request)
+            return 0, False
+        answer = self._ask(request, tokens, chunks)
+        if answer.pending_chunks and self._worth_waiting(request):
+            return None, False
+        usable = min(answer.hit_chunks * geometry.chunk_tokens, limit)
+        if usable <= computed_tokens:
+            self._release(answer)
+            return 0, False
+        return usable - computed_tokens, geometry.asynchronous
+
+    def skip(self, request_id: str, reason: str, computed_tokens: int) -> None:
+        """This request computes all of its prompt, whatever is cached (it wants logprobs of the prompt)."""
+        request = self._requests.get(request_id)
+        if request is not None:
+            request.local_tokens, request.miss = computed_tokens, reason
+
+    def allocated(self, request_id: str, block_ids: Sequence[int], external_tokens: int) -> None:
+        """The engine has given the request its blocks, and wants `external_tokens` of what was offered (0: none)."""
+        request = self._requests.get(request_id)
+        if request is None:
+            return
+        self._touched_blocks.update(block_ids[request.local_tokens // self._geometry.block_tokens :])
+        if external_tokens <= 0:
+            if request.own_tokens is None:
+                request.own_tokens = request.local_tokens
+            self._drop_answer(request)
+            return
+        request.block_ids = list(block_ids)
+        answer, geometry = request.answer, self._geometry
+        first = request.local_tokens // geometry.block_tokens
+        count = external_tokens // geometry.block_tokens
+        plan = LoadPlan(
+            request_id,
+            self._job(),
+            answer.lease if answer else 0,
+            first,
+            array("I", block_ids[first : first + count]),
+            geometry.asynchronous,
+        )
+        self._loads.append(plan)
+        if answer is not None:
+            request.stored_chunks = max(request.stored_chunks, answer.hit_chunks)
+        request.answer = None  # the lease is the workers' now
+        if request.own_tokens is None:
+            request.own_tokens, request.commons_tokens = request.local_tokens, external_tokens
+        self._counters.add("load_tokens", external_tokens)
+
+    def finish(self, request_id: str, computed_tokens: int) -> None:
+        """The request has ended: its blocks go back to the engine, the router hears what was reused."""
+        request = self._requests.pop(request_id, None)
+        if request is None:
+            return
+        self._drop_answer(request)
+        self._given_back.append(request)
+        own = min(request.own_tokens or 0, request.prompt_tokens)
+        commons = min(request.commons_tokens, request.prompt_tokens - own)
+        computed = max(0, min(request.prompt_tokens, computed_tokens) - own - commons)
+        reason = "" if own + commons >= self._reusable_tokens(request) else request.reason or request.miss
+        self._counters.request(reason, request.prompt_tokens, own, commons, computed)
+        if self._client.ensure_connected():
+            self._client.feedback(
+                json.dumps(
+                    {
+                        "request_id": request.hints.request_id or request_id,
+                        "prompt_tokens": request.prompt_tokens,
+                        "own_tokens": own,
+                        "commons_tokens": commons,
+                        "computed_tokens": computed,
+                        "reason": reason,
+                    },
+                    separators=(",", ":"),
+                )
+            )
+
+    def reset(self, nonce: bytes) -> None:
+        """The weights, or what else the keys can't see, have changed: nothing stored before is found again by this engine, and
+        what is running now, computed in part before, is not stored."""
+        self._generation = nonce
+        for request in self._requests.values():
+            self._drop_answer(request)
+            request.reason = request.reason or "reset"
+
+    # steps ----------------------------------------------------------------------------------------------------------
+
+    def step(self, scheduled: Sequence[ScheduledRequest], preempted: Sequence[str]) -> StepPlan:
+        """The work that goes with the step that was just scheduled."""
+        for request_id in preempted:
+            request = self._requests.get(request_id)
+            if request is not None:
+                self._give_back(request)
+        for request in self._given_back:
+            self._give_back(request)
+        self._given_back = []
+        plan = StepPlan(loads=self._loads)
+        self._loads, self._step_stores = [], []
+        for item in scheduled:
+            tracked = self._requests.get(item.request_id)
+            if not item.replaces_blocks:  # else allocated() has seen them
+                self._touched_blocks.update(item.new_block_ids)
+            if tracked is not None:
+                if item.replaces_blocks:
+                    tracked.block_ids = list(item.new_block_ids)
+                else:
+                    tracked.block_ids.extend(item.new_block_ids)
+                self._plan_store(tracked, item, plan)
+        if len(self._frozen) and self._touched_blocks:
+            plan.fence_jobs = sorted(self._frozen.jobs_reading(self._touched_blocks))
+        self._touched_blocks = set()
+        return plan
+
+    def stores_done(self, jobs: Mapping[int, int]) -> None:
+        """Ranks have ended these stores, however: their blocks are free to be written again."""
+        for job, ranks in jobs.items():
+            entry = self._stores.get(job)
+            if entry is None:
+                continue
+            request, left = entry
+            if left > ranks:
+                self._stores[job] = (request, left - ranks)
+                continue
+            del self._stores[job]
+            self._frozen.thaw(job, request.jobs.pop(job))
+
+    def loads_failed(self, invalid_blocks: set[int]) -> set[int]:
+        """Loads beside the last step failed into these blocks. Returns every block whose KV may rest on them.
+
+        The workers have dropped that step's stores, so they are planned again as the engine recomputes.
+        """
+        for request, stored_before in self._step_stores:
+            request.stored_chunks = min(request.stored_chunks, stored_before)
+        self._step_stores = []
+        suspect: set[int] = set()
+        for request in self._requests.values():
+            first = next((i for i, block in enumerate(request.block_ids) if block in invalid_blocks), None)
+            if first is None:
+                continue
+            suspect.update(request.block_ids[first:])
+            request.stored_chunks = min(request.stored_chunks, first // self._geometry.blocks_per_chunk)
+            request.commons_tokens = min(
+                request.commons_tokens, max(0, first * self._geometry.block_tokens - (request.own_tokens or 0))
+            )
+            request.miss = "load_failed"
+        self._counters.add("load_failures", 1)
+        return suspect
+
+    def request_load_failed(self, request_id: str) -> None:
+        """A load between steps failed: the engine computes the whole request."""
+        request = self._requests.get(request_id)
+        if request is not None:
+            request.stored_chunks, request.commons_tokens, request.miss = 0, 0, "load_failed"
+        self._counters.add("load_failures", 1)
+
+    # internals ------------------------------------------------------------------------------------------------------
+
+    def _reusable_tokens(self, request: Tracked) -> int:
+        """The most of a prompt that any cache can give: whole chunks, and at least one token is left to compute."""
+        chunk, block = self._geometry.chunk_tokens, self._geometry.block_tokens
+        return min(request.prompt_tokens // chunk * chunk, (request.prompt_tokens - 1) // block * block)
+
+    def _ready(self, request: Tracked) -> bool:
+        """True if the request can be named and the node is there. Derives the namespace on first use."""
+        if request.reason:
+            return False
+        if not self._client.ensure_connected():
+            return False
+        if not request.root:
+            if self._client.multi_tenant and not request.identity.salt:
+                request.reason = "unsalted"
+                return False
+            base = self._geometry.fingerprint
+            if self._generation:
+                base = token_keys_of.namespace_root(base, self._generation)
+            request.root = token_keys_of.namespace_root(base, self._client.namespace_secret, request.identity.salt)
+            # Tenants are told apart by salt alone; the node needs a number, and one that tells nothing.
+            tenant_root = token_keys_of.namespace_root(NO_PARENT, self._client.namespace_secret, request.identity.salt)
+            request.tenant = int.from_bytes(tenant_root[:8], "little") if request.identity.salt else 0
+        return True
+
+    def _extend_keys(self, request: Tracked, tokens: Sequence[int], chunks: int) -> None:
+        have = len(request.keys) // KEY
+        if have >= chunks:
+            return
+        size = self._geometry.chunk_tokens
+        request.keys += token_keys_of.token_keys(
+            request.root,
+            list(tokens[have * size : chunks * size]),
+            size,
+            request.identity.of_chunks(chunks * size, size, have),
+            bytes(request.keys[-KEY:]) or None,
+        )
+
+    def _ask(self, request: Tracked, tokens: Sequence[int], chunks: int) -> Answer:
+        now, answer = self._now_ms(), request.answer
+        if answer is not None and answer.asked_chunks == chunks and answer.attach_count == self._client.attach_count:
+            age_ms = now - answer.at_ms
+            if not answer.pending_chunks and age_ms < (self._lease_ms_max if answer.lease else MISS_MS):
+                return answer
+        if answer is not None:
+            self._release(answer)
+        self._extend_keys(request, tokens, chunks)
+        status, lease, hit, pending = self._client.lookup(bytes(request.keys[: chunks * KEY]), request.tenant, True)
+        took_ms = self._now_ms() - now
+        if status != "ok":
+            lease = hit = pending = 0
+            request.miss = "lookup_" + status
+        elif hit < chunks:
+            request.miss = "not_found" if hit == 0 else "partly_found"
+        else:
+            request.miss = ""
+        if hit and not lease:  # the node is out of leases: without one the chunks may vanish while they are read
+            hit, request.miss = 0, "no_lease"
+        self._counters.lookup(status, took_ms, chunks, hit)
+        request.answer = Answer(lease, hit, pending, chunks, now, self._client.attach_count)
+        return request.answer
+
+    def _worth_waiting(self, request: Tracked) -> bool:
+        now = self._now_ms()
+        if request.waiting_since_ms is None:
+            request.waiting_since_ms = now
+        return now - request.waiting_since_ms < self._fetch_ms_max
+
+    def _plan_store(self, request: Tracked, item: ScheduledRequest, plan: StepPlan) -> None:
+        geometry = self._geometry
+        complete = min(item.computed_tokens + item.scheduled_tokens, len(item.tokens)) // geometry.chunk_tokens
+        begin = request.stored_chunks
+        if not self._store or complete <= begin or not self._ready(request):
+            return
+        self._extend_keys(request, item.tokens, complete)
+        blocks = array("I", request.block_ids[begin * geometry.blocks_per_chunk : complete * geometry.blocks_per_chunk])
+        if len(blocks) != (complete - begin) * geometry.blocks_per_chunk:
+            request.reason = "block_table"  # never seen; a table shorter than what was computed must not be stored from
+            return
+        job = self._job()
+        plan.stores.append(
+            StorePlan(
+                job,
+                request.tenant,
+                bytes(request.keys[(begin - 1) * KEY : begin * KEY]) if begin else NO_PARENT,
+                bytes(request.keys[begin * KEY : complete * KEY]),
+                blocks,
+                request.hints.by_chunk(request.prompt_tokens, geometry.chunk_tokens, begin, complete),
+            )
+        )
+        self._step_stores.append((request, begin))
+        request.stored_chunks = complete
+        request.jobs[job] = blocks
+        self._stores[job] = (request, geometry.ranks)
+
+    def _give_back(self, request: Tracked) -> None:
+        """The request's blocks are the engine's again, while stores may still read them."""
+        for job, blocks in request.jobs.items():
+            self._frozen.freeze(job, blocks)
+        request.block_ids = []
+
+    def _job(self) -> int:
+        job, self._next_job = self._next_job, self._next_job + 1
+        return job
+
+    def _release(self, answer: Answer) -> None:
+        if answer.lease and answer.attach_count == self._client.attach_count:
+            self._client.release(answer.lease)
+        answer.lease = 0
+        answer.hit_chunks = 0
+
+    def _drop_answer(self, request: Tracked) -> None:
+        if request.answer is not None:
+            self._release(request.answer)
+            request.answer = None

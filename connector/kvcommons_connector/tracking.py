@@ -1,0 +1,92 @@
+"""What the scheduler's side remembers of a request, and the seam to the node."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kvcommons_connector.identity import RequestIdentity, TextHints
+
+
+class NodeClient(Protocol):
+    """The part of `_native.Client` that the scheduler's side speaks to. Tests put a fake here, at the wire."""
+
+    def ensure_connected(self) -> bool: ...
+    @property
+    def multi_tenant(self) -> bool: ...
+    @property
+    def namespace_secret(self) -> bytes: ...
+    @property
+    def attach_count(self) -> int: ...
+    def lookup(self, keys: bytes, tenant: int = ..., lease: bool = ...) -> tuple[str, int, int, int]: ...
+    def release(self, lease: int) -> str: ...
+    def feedback(self, json: str) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Sizes that decide where a hit may end."""
+
+    chunk_tokens: int
+    block_tokens: int
+    fingerprint: bytes
+    asynchronous: bool
+    """Load between steps, never beside a forward: where a failed load beside it could not be taken back."""
+    ranks: int = 1
+
+    @property
+    def blocks_per_chunk(self) -> int:
+        """Engine blocks in a chunk."""
+        return self.chunk_tokens // self.block_tokens
+
+
+@dataclass(slots=True)
+class Answer:
+    """What the node last said about a request, and the lease that holds it."""
+
+    lease: int
+    hit_chunks: int
+    pending_chunks: int
+    asked_chunks: int
+    at_ms: float
+    attach_count: int
+
+
+@dataclass(slots=True)
+class Tracked:
+    """One request, from its arrival to its end."""
+
+    request_id: str
+    prompt_tokens: int
+    identity: RequestIdentity
+    hints: TextHints
+    reason: str = ""
+    """Why it can't be cached; empty if it can."""
+    root: bytes = b""
+    tenant: int = 0
+    keys: bytearray = field(default_factory=bytearray)
+    block_ids: list[int] = field(default_factory=list)
+    stored_chunks: int = 0
+    """Leading chunks that the node has, or that a store is under way for."""
+    answer: Answer | None = None
+    waiting_since_ms: float | None = None
+    local_tokens: int = 0
+    own_tokens: int | None = None
+    commons_tokens: int = 0
+    jobs: dict[int, array[int]] = field(default_factory=dict)
+    miss: str = ""
+    """Why less than all of the prompt's whole chunks came from a cache, as far as is known."""
+
+
+@dataclass(slots=True)
+class ScheduledRequest:
+    """What one step does with one request."""
+
+    request_id: str
+    tokens: Sequence[int]
+    computed_tokens: int
+    scheduled_tokens: int
+    new_block_ids: Sequence[int]
+    replaces_blocks: bool

@@ -1,0 +1,142 @@
+"""A vLLM worker's objects: what the rank is, its session with the node, its transfer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from kvcommons_core import _native
+from kvcommons_core.errors import KvCommonsError
+from vllm.logger import init_logger
+
+from kvcommons_connector.config import ConnectorConfig
+from kvcommons_connector.layout import LayoutError
+from kvcommons_connector.metadata import RankReport, WorkerReport
+from kvcommons_connector.stats import Counters
+from kvcommons_connector.vllm_model import RankView, Unsupported, describe_rank
+from kvcommons_connector.worker import WorkerCore
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+logger = init_logger("vllm.kvcommons")
+
+
+class WorkerSide:
+    """One rank's object graph: the session, the transfer, the core; none of them where the model can't be cached."""
+
+    def __init__(
+        self, vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, config: ConnectorConfig, socket: str
+    ) -> None:
+        self._vllm_config, self._kv_cache_config, self._config, self._socket = (
+            vllm_config,
+            kv_cache_config,
+            config,
+            socket,
+        )
+        self._counters = Counters()
+        self._client: _native.Client | None = None
+        self._transfer: _native.Transfer | None = None
+        self._told = False
+        self.core: WorkerCore | None = None
+        self.report: RankReport | None = None
+
+    def register(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        """Open this rank's session, or say once why not."""
+        parallel = self._vllm_config.parallel_config
+        tp_rank = parallel.rank % parallel.tensor_parallel_size
+        pp_rank = parallel.rank // parallel.tensor_parallel_size % parallel.pipeline_parallel_size
+        try:
+            view = describe_rank(
+                self._vllm_config,
+                self._kv_cache_config,
+                kv_caches,
+                chunk_tokens=self._config.chunk_tokens,
+                tp_rank=tp_rank,
+                pp_rank=pp_rank,
+                platform=_platform(self._vllm_config, kv_caches),
+            )
+        except (KvCommonsError, LayoutError) as error:
+            if self._config.strict:
+                raise
+            reason = error.reason if isinstance(error, Unsupported) else "identity"
+            logger.warning("kvcommons: this engine serves WITHOUT the commons: %s", error)
+            self.report = RankReport(parallel.rank, b"", 0, (), reason)
+            return
+        self._open(view)
+        self.report = RankReport(parallel.rank, view.identity.fingerprint(), self._config.chunk_tokens, view.shards, "")
+
+    def _open(self, view: RankView) -> None:
+        config = self._config
+        self._client = _native.Client(
+            socket_path=self._socket,
+            role="worker",
+            fingerprint=view.identity.fingerprint(),
+            chunk_tokens=config.chunk_tokens,
+            shards=view.shards,
+            own_shard=view.own_shard,
+            call_ms_max=config.call_ms_max,
+        )
+        self._transfer = _native.Transfer(
+            self._client,
+            blocks_per_chunk=config.chunk_tokens // view.identity.groups[0].block_tokens,
+            layers=view.layers,
+            copy_threads=config.copy_threads,
+        )
+        self.core = WorkerCore(
+            self._client,
+            self._transfer,
+            view.layer_index,
+            self._counters,
+            load_ms_max=config.load_ms_max,
+            stores=view.stores,
+        )
+        attached = self._client.ensure_connected()
+        logger.info(
+            "kvcommons: rank %d, fingerprint %s, node at %s %s",
+            self._vllm_config.parallel_config.rank,
+            view.identity.fingerprint().hex()[:16],
+            self._socket,
+            "attached" if attached else f"not there yet ({self._client.last_error}); attaching by itself when it is",
+        )
+
+    def take_report(self) -> WorkerReport | None:
+        """Since the last step; with the rank's own report the first time, for engines that pass no handshake on."""
+        done = self.core.take_stores_done() if self.core is not None else {}
+        ranks = [] if self._told or self.report is None else [self.report]
+        self._told = True
+        return WorkerReport(done, ranks) if done or ranks else None
+
+    def take_counters(self) -> dict[str, float]:
+        """For vLLM's statistics."""
+        if self.core is not None:
+            self.core.count()
+        return self._counters.take()
+
+    def close(self) -> None:
+        """Let running stores end, then leave."""
+        if self._transfer is not None:
+            self._transfer.wait_all_stores()
+        self.core, self._transfer = None, None
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+
+def _platform(config: VllmConfig, kv_caches: dict[str, torch.Tensor]) -> str:
+    """What decides the order of bytes in a block on this machine, besides the tensors' strides."""
+    devices = {tensor.device.type for tensor in kv_caches.values()}
+    if devices != {"cpu"}:
+        raise Unsupported(
+            "device",
+            f"KV lies on {', '.join(sorted(devices)) or 'no device'}; copies are built for CPU memory only yet",
+        )
+    backends = set()
+    for name in kv_caches:
+        layer = config.compilation_config.static_forward_context.get(name)
+        backend = getattr(layer, "attn_backend", None)
+        if layer is None or backend is None:
+            raise Unsupported("attention", f"the attention backend of {name} is not known")
+        backends.add(f"{backend.get_name()}:{getattr(layer, 'isa', 'none')}")
+    return f"cpu:{torch.backends.cpu.get_cpu_capability()}:{'+'.join(sorted(backends))}"
