@@ -1,1 +1,1 @@
-"""The router: sends each request to the replica that already holds its prefix."""
+"""The router: an OpenAI-compatible proxy that sends each request to the replica that already holds its prefix."""

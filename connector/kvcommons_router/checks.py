@@ -1,0 +1,63 @@
+"""Active checks: GET /health of every instance, by one worker for all."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from kvcommons_router.app import App
+    from kvcommons_router.fleet import Instance
+
+logger = logging.getLogger(__name__)
+
+CHECKS_AT_ONCE_MAX: Final = 64
+STATUS_LINE_BYTES_MAX: Final = 1024
+
+
+class HealthChecker:
+    """Asks each instance on a connection of its own: one that answers here accepts requests."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._settings = app.settings.health
+        self._at_once = asyncio.Semaphore(CHECKS_AT_ONCE_MAX)
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        instances = self._app.fleet.instances
+        while True:
+            await asyncio.gather(*(self._check(instance) for instance in instances))
+            await asyncio.sleep(self._settings.interval_seconds)
+
+    async def _check(self, instance: Instance) -> None:
+        async with self._at_once:
+            ok, reason = await self._ask(instance)
+        app = self._app
+        if app.health.checked(instance.index, ok=ok):
+            app.fleet.refresh(app.health, app.now_ms())
+            if ok:
+                logger.info("%s is up", instance.name)
+            else:
+                instance.pool.close_idle()
+                logger.warning("%s is down: %s", instance.name, reason)
+
+    async def _ask(self, instance: Instance) -> tuple[bool, str]:
+        settings = instance.settings
+        try:
+            async with asyncio.timeout(self._settings.timeout_seconds):
+                reader, writer = await asyncio.open_connection(settings.host, settings.port)
+                try:
+                    writer.write(b"GET /health HTTP/1.1\r\n" + instance.host_lines + b"Connection: close\r\n\r\n")
+                    line = await reader.readline()
+                finally:
+                    writer.close()
+        except TimeoutError:
+            return False, f"no answer in {self._settings.timeout_seconds} s"
+        except (OSError, ValueError) as error:
+            return False, str(error) or type(error).__name__
+        status = line[9:12]
+        if line.startswith(b"HTTP/1.") and status.startswith(b"2"):
+            return True, ""
+        return False, f"it answered {line[:STATUS_LINE_BYTES_MAX].decode('latin-1').strip() or 'nothing'}"

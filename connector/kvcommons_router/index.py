@@ -1,0 +1,96 @@
+"""Where the KV of a text is, as the exchange asks for it; and the index of a router that has no Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from kvcommons_router.exchange import Exchange
+    from kvcommons_router.fleet import Instance
+
+
+class Depth(NamedTuple):
+    """How many leading text steps an instance finds: in its own cache, then also on its node, on disk, at any peer."""
+
+    engine: int
+    memory: int
+    disk: int
+    peer: int
+
+
+Depths = Mapping[int, Depth]
+
+
+class Index(Protocol):
+    """What the router knows of who holds what."""
+
+    async def start(self) -> None:
+        """Begins; it need not be there yet."""
+
+    async def close(self) -> None:
+        """Ends."""
+
+    def locate(self, exchange: Exchange) -> None:
+        """Calls `exchange.located`, now or within a few milliseconds."""
+
+    def dispatched(self, exchange: Exchange, instance: Instance) -> None:
+        """Records that an instance will hold this text."""
+
+    def answered(self, exchange: Exchange, instance: Instance) -> None:
+        """Takes what a complete answer says about reuse."""
+
+
+class OwnMemory:
+    """Only what this process sent: good for one router of one worker, and for a start without Redis."""
+
+    def __init__(self, entries_max: int) -> None:
+        self._masks: dict[int, int] = {}
+        self._entries_max = entries_max
+
+    async def start(self) -> None:
+        """Nothing to begin."""
+
+    async def close(self) -> None:
+        """Nothing to end."""
+
+    def locate(self, exchange: Exchange) -> None:
+        """Answers at once."""
+        exchange.located(depths_of_masks(exchange.text_keys, self._masks.get))
+
+    def dispatched(self, exchange: Exchange, instance: Instance) -> None:
+        """Remembers; the oldest texts are forgotten first."""
+        masks, bit = self._masks, 1 << instance.index
+        for key in exchange.text_keys:
+            masks[key] = masks.pop(key, 0) | bit
+        while len(masks) > self._entries_max:
+            del masks[next(iter(masks))]
+
+    def answered(self, exchange: Exchange, instance: Instance) -> None:
+        """Nothing to learn that would outlive the process."""
+
+
+def depths_of_masks(keys: list[int], mask_of: Callable[[int, int], int]) -> dict[int, Depth]:
+    """The depth of every instance that holds a beginning of the text, by the bit of its index."""
+    found: dict[int, Depth] = {}
+    if not keys:
+        return found
+    alive = mask_of(keys[0], 0)
+    depth = 1
+    for key in keys[1:]:
+        if not alive:
+            return found
+        still = alive & mask_of(key, 0)
+        if still != alive:
+            _found(found, alive ^ still, depth)
+            alive = still
+        depth += 1
+    _found(found, alive, depth)
+    return found
+
+
+def _found(found: dict[int, Depth], bits: int, depth: int) -> None:
+    while bits:
+        low = bits & -bits
+        found[low.bit_length() - 1] = Depth(depth, depth, depth, depth)
+        bits ^= low

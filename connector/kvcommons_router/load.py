@@ -1,0 +1,148 @@
+"""How busy each instance is: what this worker sent there, plus what others did.
+
+`LoadSource` is what other workers, and later other routers, are read through; the picker sees one sum.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Final, NamedTuple, Protocol
+
+from kvcommons_router.cells import Cells
+from kvcommons_router.metrics import Layout
+from kvcommons_router.picker import Candidate
+
+WINDOW_SECONDS: Final = 60
+MICROSECONDS: Final = 1_000_000
+
+
+class InstanceLoad(NamedTuple):
+    """What somebody has under way at one instance."""
+
+    waiting_tokens: int
+    decoding: int
+    requests: int
+
+
+class LoadSource(Protocol):
+    """Load that others put on our instances."""
+
+    def read(self) -> Sequence[InstanceLoad]:
+        """What is under way there now, by instance."""
+
+
+class SiblingLoad:
+    """The load of the other workers of this router, from the shared cells."""
+
+    def __init__(self, layout: Layout, cells: Cells, own_row: int) -> None:
+        self._layout = layout
+        self._cells = cells
+        self._rows = [index for index in range(cells.rows) if index != own_row]
+        self._count = len(layout.instances)
+
+    def read(self) -> Sequence[InstanceLoad]:
+        """Sums the other rows."""
+        layout, count = self._layout, self._count
+        sums = [[0, 0, 0] for _ in range(count)]
+        for index in self._rows:
+            row = self._cells.row(index)
+            for at, first in enumerate((layout.waiting_tokens, layout.decoding, layout.dispatched)):
+                for instance, value in enumerate(row[first : first + count].tolist()):
+                    sums[instance][at] += value
+        return [InstanceLoad(*values) for values in sums]
+
+
+class Load:
+    """This worker's counters and everybody's sum, kept up to date in the picker's candidates."""
+
+    def __init__(
+        self, layout: Layout, row: memoryview, candidates: Sequence[Candidate], sources: Sequence[LoadSource]
+    ) -> None:
+        count = len(candidates)
+        self._candidates = candidates
+        self._sources = sources
+        self._row = row
+        self._tokens_column = layout.waiting_tokens
+        self._decoding_column = layout.decoding
+        self._requests_column = layout.dispatched
+        self._work_column = layout.prefill_work
+        self._tokens = [0] * count
+        self._decoding = [0] * count
+        self._requests = [0] * count
+        self._others: list[InstanceLoad] = [InstanceLoad(0, 0, 0)] * count
+
+    def dispatched(self, index: int, tokens: int, work_seconds: float) -> None:
+        """A request with this much to prefill went to an instance."""
+        self._tokens[index] += tokens
+        self._requests[index] += 1
+        self._row[self._work_column] += int(work_seconds * MICROSECONDS)
+        self._show(index)
+
+    def prefilled(self, index: int, tokens: int) -> None:
+        """Its first byte came: the prefill is done and decoding begins."""
+        self._tokens[index] -= tokens
+        self._decoding[index] += 1
+        self._show(index)
+
+    def finished(self, index: int, tokens: int, *, was_decoding: bool) -> None:
+        """It ended, however it did."""
+        self._requests[index] -= 1
+        if was_decoding:
+            self._decoding[index] -= 1
+        else:
+            self._tokens[index] -= tokens
+        self._show(index)
+
+    def own_requests(self, index: int) -> int:
+        """This worker's requests at an instance."""
+        return self._requests[index]
+
+    def _show(self, index: int) -> None:
+        tokens, decoding, requests = self._tokens[index], self._decoding[index], self._requests[index]
+        row = self._row
+        row[self._tokens_column + index] = tokens
+        row[self._decoding_column + index] = decoding
+        row[self._requests_column + index] = requests
+        others = self._others[index]
+        candidate = self._candidates[index]
+        candidate.wait_seconds = (tokens + others.waiting_tokens) * candidate.prefill.token_seconds
+        candidate.decoding = decoding + others.decoding
+        candidate.requests = requests + others.requests
+
+    def refresh(self) -> None:
+        """Reads the others' load again; called every few ten milliseconds."""
+        if not self._sources:
+            return
+        read = [source.read() for source in self._sources]
+        for index in range(len(self._candidates)):
+            loads = [source[index] for source in read]
+            self._others[index] = InstanceLoad(
+                sum([load.waiting_tokens for load in loads]),
+                sum([load.decoding for load in loads]),
+                sum([load.requests for load in loads]),
+            )
+            self._show(index)
+
+
+class Utilisation:
+    """The share of the last minute that the fleet spent prefilling, from a counter of the work sent out."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, float]] = deque(maxlen=WINDOW_SECONDS + 2)
+        self.rho = 0.0
+
+    def sample(self, work_seconds_total: float, instances: int, now: float | None = None) -> float:
+        """Takes the counter's value about once a second; the share so far."""
+        now = time.monotonic() if now is None else now
+        samples = self._samples
+        if not samples or now - samples[-1][0] >= 1.0:
+            samples.append((now, work_seconds_total))
+        while len(samples) > 2 and now - samples[1][0] >= WINDOW_SECONDS:
+            samples.popleft()
+        then, before = samples[0]
+        # In the first seconds there is no minute to look back on; two seconds of work make no busy fleet.
+        span = max(now - then, 2.0)
+        self.rho = min(1.0, max(0.0, (work_seconds_total - before) / (max(1, instances) * span)))
+        return self.rho

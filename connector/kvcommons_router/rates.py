@@ -1,0 +1,73 @@
+"""What prefilling costs on each replica, learnt from the time to first token of what we sent there."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from kvcommons_router.picker import Prefill
+
+FORGET: Final = 0.98  # weight of the past at each sample: about the last fifty count
+SAMPLES_MIN: Final = 4
+TOKEN_SECONDS_MIN: Final = 1e-7
+TOKEN_SECONDS_MAX: Final = 1.0
+BASE_SECONDS_MAX: Final = 10.0
+BYTES_PER_TOKEN_MIN: Final = 0.5
+BYTES_PER_TOKEN_MAX: Final = 64.0
+
+
+class PrefillLearner:
+    """A line through (uncached tokens, seconds), the past fading; it writes into the `Prefill` that the picker reads.
+
+    Only samples of requests that waited behind nothing tell about prefilling; the caller gives no others.
+    """
+
+    __slots__ = ("_count", "_sx", "_sxx", "_sxy", "_sy", "_weight", "prefill")
+
+    def __init__(self, prefill: Prefill) -> None:
+        self.prefill = prefill
+        self._weight = self._sx = self._sy = self._sxx = self._sxy = 0.0
+        self._count = 0
+
+    def add(self, uncached: float, seconds: float) -> None:
+        """Takes one sample."""
+        if seconds <= 0.0:
+            return
+        self._weight = self._weight * FORGET + 1.0
+        self._sx = self._sx * FORGET + uncached
+        self._sy = self._sy * FORGET + seconds
+        self._sxx = self._sxx * FORGET + uncached * uncached
+        self._sxy = self._sxy * FORGET + uncached * seconds
+        self._count += 1
+        if self._count >= SAMPLES_MIN:
+            self._fit()
+
+    def _fit(self) -> None:
+        mean_x, mean_y = self._sx / self._weight, self._sy / self._weight
+        spread = self._sxx / self._weight - mean_x * mean_x
+        if spread > 1.0 and spread > 0.01 * mean_x * mean_x:
+            slope = (self._sxy / self._weight - mean_x * mean_y) / spread
+        else:  # all alike: no line to see, so the fixed part is kept and the rest is the tokens'
+            slope = (mean_y - self.prefill.base_seconds) / max(mean_x, 1.0)
+        slope = min(max(slope, TOKEN_SECONDS_MIN), TOKEN_SECONDS_MAX)
+        self.prefill.token_seconds = slope
+        self.prefill.base_seconds = min(max(mean_y - slope * mean_x, 0.0), BASE_SECONDS_MAX)
+
+
+class TokenRatio:
+    """Bytes of text to a token, learnt from the counts that engines report; there is no tokenizer here."""
+
+    __slots__ = ("bytes_per_token",)
+
+    def __init__(self, bytes_per_token: float = 4.0) -> None:
+        self.bytes_per_token = bytes_per_token
+
+    def tokens(self, text_bytes: int) -> int:
+        """How many tokens this much text makes, about; at least one."""
+        return int(text_bytes / self.bytes_per_token) + 1
+
+    def add(self, text_bytes: int, tokens: int) -> None:
+        """Takes one engine's count; short prompts are mostly template and teach nothing."""
+        if tokens < 32 or text_bytes < 64:
+            return
+        ratio = min(max(text_bytes / tokens, BYTES_PER_TOKEN_MIN), BYTES_PER_TOKEN_MAX)
+        self.bytes_per_token += 0.05 * (ratio - self.bytes_per_token)

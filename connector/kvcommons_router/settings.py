@@ -1,0 +1,296 @@
+"""The router's settings: a TOML or JSON file, then flags over it. Every limit has its unit in its name."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from kvcommons_router.picker import Policy
+
+INSTANCES_MAX = 1024
+SETTINGS_BYTES_MAX = 4 * 1024 * 1024
+
+
+class SettingsError(Exception):
+    """The settings can't be used; the message says which and why."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class InstanceSettings(_Strict):
+    """One engine replica, or one data-parallel rank of it."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")
+    url: str
+    """Where its OpenAI API is: http://HOST:PORT."""
+    model: str | None = None
+    """The name that clients ask for."""
+    models: tuple[str, ...] = ()
+    """More names that it answers to: LoRA adapters, aliases."""
+    node: str = ""
+    """The cache node that its connector uses; KV in that node's memory is near to it."""
+    zone: str = ""
+    dp_rank: int | None = Field(default=None, ge=0)
+    """The data-parallel rank that this entry stands for; sent as X-Data-Parallel-Rank."""
+    api_key: str | None = None
+    """What the engine itself asks for, sent instead of the client's key."""
+
+    @field_validator("url")
+    @classmethod
+    def _url(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme != "http" or not parts.hostname or parts.path not in ("", "/") or parts.query:
+            raise ValueError("give an engine as http://HOST:PORT, with no path")
+        if not value.isascii() or any(char in value for char in "\r\n @"):
+            raise ValueError("a URL has no spaces and no user name")
+        _ = parts.port
+        return value
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if not self.names:
+            raise ValueError(f"instance {self.name} serves no model: give `model`")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every model name that it answers to."""
+        first = (self.model,) if self.model is not None else ()
+        return first + tuple(name for name in self.models if name != self.model)
+
+    @property
+    def host(self) -> str:
+        """The host to connect to."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def port(self) -> int:
+        """The port to connect to."""
+        return urlsplit(self.url).port or 80
+
+
+class LimitSettings(_Strict):
+    """What one worker process bears; beyond it clients are told so instead of being kept waiting."""
+
+    connections_max: int = Field(default=10_000, ge=1)
+    requests_max: int = Field(default=4_096, ge=1)
+    """Requests in flight; more are answered 429."""
+    tenant_requests_max: int = Field(default=4_096, ge=1)
+    """Requests in flight of one tenant; more are answered 429."""
+    body_bytes_max: int = Field(default=16 * 1024 * 1024, ge=1024)
+    bodies_bytes_max: int = Field(default=1024 * 1024 * 1024, ge=1024)
+    """Bodies held at one time by all requests; more are answered 503."""
+    header_bytes_max: int = Field(default=32 * 1024, ge=1024)
+    headers_max: int = Field(default=128, ge=8)
+    pipelined_max: int = Field(default=16, ge=1)
+    header_seconds: float = Field(default=10.0, gt=0)
+    """From the first byte of a head to its last."""
+    body_seconds: float = Field(default=60.0, gt=0)
+    """From the end of a head to the end of its body."""
+    idle_seconds: float = Field(default=75.0, gt=0)
+    """A connection with nothing under way is closed after this."""
+    stalled_client_seconds: float = Field(default=60.0, gt=0)
+    """A client that takes nothing of its answer for this long has left."""
+    connect_seconds: float = Field(default=2.0, gt=0)
+    first_byte_seconds: float = Field(default=600.0, gt=0)
+    between_bytes_seconds: float = Field(default=300.0, gt=0)
+    attempts_max: int = Field(default=3, ge=1, le=16)
+    """Instances tried for one request, all of them before the first byte of an answer."""
+    pool_idle_max: int = Field(default=256, ge=0)
+    """Idle connections kept to one instance."""
+    pool_idle_seconds: float = Field(default=4.0, gt=0)
+    """Engines close theirs after 5 seconds; a request must not meet that."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.body_bytes_max > self.bodies_bytes_max:
+            raise ValueError("body_bytes_max is over bodies_bytes_max: a body of that size could never be held")
+        return self
+
+
+class HealthSettings(_Strict):
+    """When an instance is out, and when it is asked again."""
+
+    interval_seconds: float = Field(default=2.0, gt=0)
+    timeout_seconds: float = Field(default=2.0, gt=0)
+    failures_max: int = Field(default=2, ge=1)
+    """Checks failed in a row before it counts as down."""
+    errors_max: int = Field(default=3, ge=1)
+    """Requests failed in a row before it is left out for a while."""
+    eject_seconds: float = Field(default=1.0, gt=0)
+    """The first such while; it doubles."""
+    eject_seconds_max: float = Field(default=30.0, gt=0)
+
+
+class IndexSettings(_Strict):
+    """The shared index in Redis. Without it the router knows only what it sent itself."""
+
+    redis: str | None = None
+    prefix: str = Field(default="kvc:default:", min_length=1, max_length=128)
+    lookup_seconds: float = Field(default=0.004, gt=0, le=1)
+    """The longest that a request waits for the index before it is sent without."""
+    mirror_entries_max: int = Field(default=200_000, ge=1_000)
+    mirror_seconds: float = Field(default=1.0, gt=0)
+    """How long what Redis said is taken as true."""
+    intents_pending_max: int = Field(default=20_000, ge=1)
+    """Intents waiting for Redis; more are dropped and counted."""
+
+
+class CostSettings(_Strict):
+    """The parts of the score that are not learnt."""
+
+    engine_credit: float = Field(default=1.0, ge=0, le=1)
+    memory_credit: float = Field(default=0.95, ge=0, le=1)
+    disk_credit: float = Field(default=0.8, ge=0, le=1)
+    peer_credit: float = Field(default=0.7, ge=0, le=1)
+    decode_seconds: float = Field(default=0.004, ge=0)
+    base_seconds: float = Field(default=0.02, ge=0)
+    """Where learning the time to prefill begins."""
+    token_seconds: float = Field(default=0.0002, gt=0)
+
+
+class RouterSettings(_Strict):
+    """Everything `kvcommons router` can be told."""
+
+    listen: str = "127.0.0.1:8000"
+    workers: int = Field(default=1, ge=1, le=256)
+    instances: Annotated[tuple[InstanceSettings, ...], Field(max_length=INSTANCES_MAX)] = ()
+    policy: Policy = Policy.COST
+    api_keys: Path | None = None
+    """A file of API keys; without it everyone may ask, as one tenant."""
+    salt_secret: Path | None = None
+    """What tenants' salts are made with; the same on all routers of a pool, and kept over restarts."""
+    state_directory: Path = Path("~/.local/state/kvcommons/router")
+    transfer_params: bool = True
+    """Whether requests carry their text keys for the connector."""
+    access_log: bool = False
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    drain_delay_seconds: float = Field(default=0.0, ge=0)
+    """After SIGTERM: how long to answer as before, but unhealthy, so that load balancers take us out."""
+    drain_seconds: float = Field(default=120.0, ge=0)
+    """Then: how long requests under way may take to end."""
+    index: IndexSettings = IndexSettings()
+    limits: LimitSettings = LimitSettings()
+    health: HealthSettings = HealthSettings()
+    cost: CostSettings = CostSettings()
+
+    @field_validator("listen")
+    @classmethod
+    def _listen(cls, value: str) -> str:
+        host, colon, port = value.rpartition(":")
+        if not colon or not host or not port.isdigit() or int(port) > 65535:
+            raise ValueError("give HOST:PORT")
+        return value
+
+    @model_validator(mode="after")
+    def _unique(self) -> Self:
+        seen: set[str] = set()
+        for instance in self.instances:
+            if instance.name in seen:
+                raise ValueError(f"two instances are called {instance.name}")
+            seen.add(instance.name)
+        return self
+
+    @property
+    def host(self) -> str:
+        """The address to listen on."""
+        return self.listen.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """The port to listen on; 0 takes a free one."""
+        return int(self.listen.rpartition(":")[2])
+
+
+def parse_instance(text: str) -> dict[str, object]:
+    """`name=a,url=http://h:1,model=m,node=n` as a mapping; `models` may be repeated with `+` between.
+
+    :raises SettingsError: if a part is not KEY=VALUE or a key is unknown.
+    """
+    found: dict[str, object] = {}
+    for part in text.split(","):
+        key, equals, value = part.partition("=")
+        key = key.strip()
+        if not equals:
+            raise SettingsError(f"--instance: {part!r} is not KEY=VALUE")
+        if key not in InstanceSettings.model_fields:
+            raise SettingsError(f"--instance: {_unknown(key, list(InstanceSettings.model_fields))}")
+        found[key] = tuple(value.split("+")) if key == "models" else value.strip()
+    if isinstance(found.get("dp_rank"), str):
+        found["dp_rank"] = int(str(found["dp_rank"])) if str(found["dp_rank"]).isdigit() else found["dp_rank"]
+    return found
+
+
+def read_file(path: Path) -> dict[str, object]:
+    """The settings in a file, TOML or (by its name) JSON.
+
+    :raises SettingsError: if it can't be read or is not one of these.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(SETTINGS_BYTES_MAX + 1)
+    except OSError as error:
+        raise SettingsError(f"{path} can't be read: {error.strerror}") from error
+    if len(raw) > SETTINGS_BYTES_MAX:
+        raise SettingsError(f"{path} is larger than {SETTINGS_BYTES_MAX} bytes")
+    try:
+        loaded = orjson.loads(raw) if path.suffix == ".json" else tomllib.loads(raw.decode("utf-8"))
+    except (orjson.JSONDecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: {error}") from error
+    if not isinstance(loaded, dict):
+        raise SettingsError(f"{path} must hold an object")
+    return loaded
+
+
+def build(values: dict[str, object]) -> RouterSettings:
+    """Checks the values.
+
+    :raises SettingsError: with every problem in it, one a line.
+    """
+    try:
+        return RouterSettings.model_validate(values)
+    except ValidationError as error:
+        problems = [_problem(dict(found)) for found in error.errors(include_url=False, include_input=False)]
+        raise SettingsError("\n".join(problems)) from error
+
+
+def _problem(found: dict[str, object]) -> str:
+    where = found["loc"]
+    assert isinstance(where, tuple)
+    path = ".".join(str(part) for part in where)
+    if found["type"] == "extra_forbidden":
+        return f"{path}: {_unknown(str(where[-1]), _known(where[:-1]))}"
+    return f"{path}: {found['msg']}" if path else str(found["msg"])
+
+
+def _known(where: tuple[object, ...]) -> list[str]:
+    models: dict[object, type[BaseModel]] = {
+        "index": IndexSettings,
+        "limits": LimitSettings,
+        "health": HealthSettings,
+        "cost": CostSettings,
+        "instances": InstanceSettings,
+    }
+    model = models.get(where[0], RouterSettings) if where else RouterSettings
+    return list(model.model_fields)
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    return f"unknown setting {key!r}; did you mean {near[0]!r}?" if near else f"unknown setting {key!r}"
+
+
+def secret_path(settings: RouterSettings) -> Path:
+    """Where the secret of the salts is, or is to be made."""
+    if settings.salt_secret is not None:
+        return settings.salt_secret
+    return Path(os.path.expanduser(settings.state_directory)) / "salt.secret"

@@ -1,0 +1,250 @@
+"""Connections to engines: pooled, one request at a time on each, and relayed as the bytes come."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from typing import Protocol, cast
+
+from kvcommons_router.response import HEAD_BYTES_MAX, BadResponse, ChunkScanner, Head, parse_head
+
+
+class Receiver(Protocol):
+    """Who gets an answer; every call comes from the event loop, and `answered` or `broken` is the last one."""
+
+    def head(self, upstream: Upstream, head: Head) -> None:
+        """The head came. Whoever doesn't want the rest calls `upstream.abandon`."""
+
+    def body(self, data: bytes, payload: bytes | None) -> None:
+        """The next piece, as it came; `payload` is what is inside its chunks where that was asked for."""
+
+    def answered(self) -> None:
+        """The answer is complete."""
+
+    def broken(self, reason: str) -> None:
+        """The connection ended, or what came is not an answer, before it was complete."""
+
+
+class Upstream(asyncio.Protocol):
+    """One connection to an engine."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.receiver: Receiver | None = None
+        self.closed = False
+        self.reused = False
+        self.dechunk = False
+        self.idle_since = 0.0
+        self._buffer = b""
+        self._scanner: ChunkScanner | None = None
+        self._left = -1  # -1: the head has not come; -2: chunked or until the end of the connection
+        self._until_close = False
+        self._reusable = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Small writes must leave at once: a token is one."""
+
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its base class
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def begin(self, receiver: Receiver, *, dechunk: bool) -> None:
+        """Takes a new receiver; the request is written by the caller."""
+        self.receiver = receiver
+        self.dechunk = dechunk
+        self._left = -1
+        self._buffer = b""
+        self._scanner = None
+        self._until_close = False
+
+    def data_received(self, data: bytes) -> None:
+        """Relays what came."""
+        receiver = self.receiver
+        if receiver is None:  # nobody asked: it is no longer in step
+            self._drop()
+            return
+        try:
+            if self._left == -1:
+                self._head(receiver, data)
+            else:
+                self._body(receiver, data)
+        except BadResponse as error:
+            self._fail(str(error))
+
+    def _head(self, receiver: Receiver, data: bytes) -> None:
+        data = self._buffer + data if self._buffer else data
+        while True:
+            end = data.find(b"\r\n\r\n")
+            if end < 0:
+                if len(data) > HEAD_BYTES_MAX:
+                    raise BadResponse("the head is too long")
+                self._buffer = data
+                return
+            head = parse_head(data[:end])
+            data = data[end + 4 :]
+            if head.status >= 200:
+                break
+            if head.status == 101:
+                raise BadResponse("it switched protocols")
+        self._buffer = b""
+        self._frame(head)
+        receiver.head(self, head)
+        if self.receiver is not receiver:
+            return
+        if self._left == 0:
+            self._done(len(data))
+        elif data:
+            self._body(receiver, data)
+
+    def _frame(self, head: Head) -> None:
+        self._reusable = not head.close
+        if head.status in (204, 304):
+            self._left = 0
+        elif head.chunked:
+            self._left = -2
+            self._scanner = ChunkScanner(keep_payload=self.dechunk)
+        elif head.content_length >= 0:
+            self._left = head.content_length
+        else:
+            self._left = -2
+            self._until_close = True
+
+    def _body(self, receiver: Receiver, data: bytes) -> None:
+        scanner = self._scanner
+        if scanner is not None:
+            end = scanner.feed(data)
+            if end < 0:
+                receiver.body(data, scanner.take_payload() if self.dechunk else None)
+                return
+            extra = len(data) - end
+            receiver.body(data[:end] if extra else data, scanner.take_payload() if self.dechunk else None)
+        elif self._until_close:
+            receiver.body(data, None)
+            return
+        else:
+            extra = len(data) - self._left
+            if extra < 0:
+                self._left -= len(data)
+                receiver.body(data, None)
+                return
+            receiver.body(data[: self._left] if extra else data, None)
+        if self.receiver is receiver:
+            self._done(extra)
+
+    def _done(self, extra: int) -> None:
+        receiver, self.receiver = self.receiver, None
+        if extra or not self._reusable:
+            self._drop()
+        else:
+            self.pool.give_back(self)
+        assert receiver is not None
+        receiver.answered()
+
+    def _fail(self, reason: str) -> None:
+        receiver, self.receiver = self.receiver, None
+        self._drop()
+        if receiver is not None:
+            receiver.broken(reason)
+
+    def _drop(self) -> None:
+        self.closed = True
+        self.transport.abort()
+
+    def abandon(self) -> None:
+        """Ends the request by ending the connection, which is how an engine learns that nobody listens."""
+        self.receiver = None
+        self._drop()
+
+    def eof_received(self) -> bool:
+        """An engine that closes its side is done with the connection."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Whoever waits is told; a body without a length ends here."""
+        self.closed = True
+        self.pool.lost(self)
+        receiver, self.receiver = self.receiver, None
+        if receiver is None:
+            return
+        if self._until_close and exc is None:
+            receiver.answered()
+        else:
+            receiver.broken("it closed the connection" if exc is None else f"{type(exc).__name__}: {exc}")
+
+    def pause_writing(self) -> None:
+        """A request body is bounded and held anyway; nothing to do until it is taken."""
+
+    def resume_writing(self) -> None:
+        """See `pause_writing`."""
+
+
+class Pool:
+    """The connections to one instance; the last one used is the first one used again."""
+
+    def __init__(self, host: str, port: int, *, idle_max: int, idle_seconds: float, connect_seconds: float) -> None:
+        self.host = host
+        self.port = port
+        self._idle: deque[Upstream] = deque()
+        self._idle_max = idle_max
+        self._idle_seconds = idle_seconds
+        self._connect_seconds = connect_seconds
+        self.open = 0
+
+    def take_idle(self, now: float) -> Upstream | None:
+        """A connection that is open and not too old to be trusted, if there is one."""
+        idle = self._idle
+        while idle:
+            upstream = idle.pop()
+            if upstream.closed:
+                continue
+            if now - upstream.idle_since > self._idle_seconds:
+                self.close_idle()  # it was the youngest
+                upstream.transport.abort()
+                return None
+            upstream.reused = True
+            return upstream
+        return None
+
+    async def connect(self) -> Upstream:
+        """A new connection.
+
+        :raises OSError: if there is none to be had; TimeoutError, which is one, if it takes too long.
+        """
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(self._connect_seconds):
+            _, upstream = await loop.create_connection(lambda: Upstream(self), self.host, self.port)
+        self.open += 1
+        return upstream
+
+    def give_back(self, upstream: Upstream) -> None:
+        """Keeps a connection for the next request, or closes it when enough are kept."""
+        if upstream.closed or upstream.transport.is_closing():
+            return
+        if len(self._idle) >= self._idle_max:
+            upstream.transport.close()
+            return
+        upstream.idle_since = asyncio.get_running_loop().time()
+        self._idle.append(upstream)
+
+    def lost(self, upstream: Upstream) -> None:
+        """Forgets a connection that ended."""
+        self.open -= 1
+
+    def expire(self, now: float) -> None:
+        """Closes those that have been idle too long; called about once a second."""
+        idle = self._idle
+        while idle and (idle[0].closed or now - idle[0].idle_since > self._idle_seconds):
+            upstream = idle.popleft()
+            if not upstream.closed:
+                upstream.transport.close()
+
+    def close_idle(self) -> None:
+        """Closes all that wait; after a failure none of them is to be trusted."""
+        while self._idle:
+            upstream = self._idle.popleft()
+            if not upstream.closed:
+                upstream.transport.close()
