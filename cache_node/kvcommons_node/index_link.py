@@ -1,0 +1,75 @@
+"""The node's membership and publishing in Redis: the core's words for it, said by ``kvcommons_core.index``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from kvcommons_core.errors import LimitExceededError
+from kvcommons_core.index.publisher import NodeIndex, Published
+from kvcommons_core.index.schema import MemberInfo, MemberKind
+from kvcommons_node.api.models import IndexStatus
+from kvcommons_node.plan import StartPlan
+from kvcommons_node.seam import INVENTORY_PAGE_ITEMS_MAX, Core
+
+logger = logging.getLogger(__name__)
+
+
+class RedisIndex:
+    """An index link to Redis. Nothing here waits for it: words queue up, and a full queue begins a new epoch."""
+
+    def __init__(self, plan: StartPlan, core: Core) -> None:
+        self._core = core
+        self._published = 0
+        self._unpublished = 0
+        address = plan.address or f"{plan.control_host}:{plan.control_port}"
+        info = MemberInfo(
+            name=plan.node_id,
+            kind=MemberKind.NODE,
+            address=address,
+            node=plan.node_id,
+            zone=plan.zone,
+            capacity_bytes=plan.arena_bytes,
+        )
+        self._index = NodeIndex(plan.index, info, self._inventory)
+
+    async def start(self) -> None:
+        await self._index.start()
+
+    async def stop(self) -> None:
+        await self._index.stop()
+
+    def committed(self, key: bytes, fingerprint: bytes, text_keys: tuple[int, ...]) -> None:
+        self._published += 1
+        self._index.publish(key, text_keys)
+
+    def freed(self, key: bytes, fingerprint: bytes, text_keys: tuple[int, ...]) -> None:
+        self._unpublished += 1
+        self._index.unpublish(key, text_keys)
+
+    def feedback(self, report: str) -> None:
+        try:
+            self._index.tell(report)
+        except LimitExceededError as error:
+            logger.warning("a report is not passed on: %s", error)
+
+    def begin_epoch(self, reason: str) -> None:
+        self._index.fence(reason)
+
+    def status(self) -> IndexStatus:
+        member, keeper = self._index.member, self._index.keeper
+        connected = self._index.joined and keeper.reachable
+        detail = f"{member.info.name}: {member.state.value}" if connected or not keeper.last_error else keeper.last_error
+        return IndexStatus(
+            state="connected" if connected else "disconnected",
+            detail=detail,
+            slot=member.tenure.slot if member.tenure is not None else None,
+            epoch=member.tenure.epoch if member.tenure is not None else None,
+            published=self._published,
+            unpublished=self._unpublished,
+            pending=len(self._index.stream),
+        )
+
+    def _inventory(self, cursor: int, items_max: int) -> tuple[Sequence[Published], int]:
+        items, following = self._core.inventory(cursor, min(items_max, INVENTORY_PAGE_ITEMS_MAX))
+        return [Published(key, text_keys) for key, _fingerprint, text_keys in items], following

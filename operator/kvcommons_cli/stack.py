@@ -1,0 +1,251 @@
+"""A local stack: Redis, a cache node with its holder, vLLM engines and the router, all on loopback.
+
+Everything is started by this process behind guards, so that nothing outlives it, in whatever way it ends."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Self
+
+from kvcommons_core import redis_server
+from kvcommons_core.redis_server import free_port
+
+from kvcommons_cli import engines, processes, talk
+from kvcommons_cli.engines import EngineSpec
+from kvcommons_cli.model import make_smollm2
+from kvcommons_cli.processes import Guarded, StackError
+from kvcommons_cli.progress import Progress, wait_ready
+
+NODE_ID = "local"
+INDEX_PREFIX = "kvc:local:"
+ENGINE_SECONDS_MAX = 300.0
+PART_SECONDS_MAX = 60.0
+MEMORY_SPARE_BYTES = 2 << 30
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True)
+class StackOptions:
+    """What to start."""
+
+    home: Path
+    """Logs, state and the report."""
+    router_port: int = 0
+    arena_bytes: int = 2 << 30
+    with_reference: bool = False
+    """One more engine, without us, to compare with."""
+    developer_calls: bool = False
+
+
+class Stack:
+    """The stack's processes. Use as a context manager: leaving it ends them all."""
+
+    def __init__(self, options: StackOptions, progress: Progress) -> None:
+        self._options = options
+        self._progress = progress
+        self._gpu = engines.has_gpu()
+        self._lock: IO[str] | None = None
+        self._redis: redis_server.RedisServer | None = None
+        self._running: dict[str, Guarded] = {}
+        self.engines: dict[str, EngineSpec] = {}
+        self.reference: EngineSpec | None = None
+        self._control_port = 0
+        self._router_port = 0
+
+    def __enter__(self) -> Self:
+        self._take_home()
+        return self
+
+    def __exit__(self, *_reason: object) -> None:
+        self.stop()
+
+    @property
+    def logs(self) -> Path:
+        return self._options.home / "logs"
+
+    @property
+    def router_url(self) -> str:
+        return f"http://127.0.0.1:{self._router_port}"
+
+    @property
+    def node_url(self) -> str:
+        return f"http://127.0.0.1:{self._control_port}"
+
+    @property
+    def redis_url(self) -> str:
+        return self._redis.url if self._redis is not None else ""
+
+    def start(self) -> None:
+        """Start everything and wait until it is ready. :raises StackError: with the end of the failing part's log."""
+        engines.require_engine()
+        check_memory(2 + self._options.with_reference, self._options.arena_bytes)
+        self._progress.say("making the model (once; later it is there)")
+        model = make_smollm2()
+        self._start_redis()
+        self._start_holder()
+        self._control_port = free_port()
+        self.start_node()
+        self._start_engines(model)
+        self._start_router()
+        self._wait_for_engines()
+
+    def stop(self) -> None:
+        """End everything, and come back when it is gone."""
+        processes.stop_all(list(self._running.values()))
+        self._running.clear()
+        if self._redis is not None:
+            self._redis.stop()
+            self._redis = None
+        if self._lock is not None:
+            shutil.rmtree(self._sockets(), ignore_errors=True)
+            self._lock.close()
+            self._lock = None
+
+    def start_node(self) -> None:
+        """Start the cache node and wait until it serves and has joined the index."""
+        words = ["--node-id", NODE_ID, "--arena-bytes", str(self._options.arena_bytes)]
+        words += ["--socket-path", str(self._node_socket()), "--holder-socket", str(self._holder_socket())]
+        words += ["--state-dir", str(self._options.home / "node"), "--control-port", str(self._control_port)]
+        words += ["--index.url", self.redis_url, "--index.prefix", INDEX_PREFIX]
+        node = self._spawn("node", _module("kvcommons_node", *words))
+        wait_ready(self._progress, {"cache node": (node, self._node_is_ready)}, PART_SECONDS_MAX)
+
+    def kill_node(self) -> None:
+        """kill -9, as a crash would."""
+        self._running.pop("node").kill()
+
+    def stop_reference(self) -> None:
+        """The engine without us has said what it had to say."""
+        if REFERENCE in self._running:
+            processes.stop_all([self._running.pop(REFERENCE)])
+
+    def check_alive(self) -> None:
+        """:raises StackError: if a part has ended by itself."""
+        for process in self._running.values():
+            if not process.alive():
+                raise process.failure("ended by itself")
+
+    def _take_home(self) -> None:
+        home = self._options.home
+        home.mkdir(parents=True, exist_ok=True)
+        self._lock = (home / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            self._lock = None
+            raise StackError(f"another stack is running in {home}; end that one, or give --home") from error
+        for left in ("logs", "node", "redis", "router"):
+            shutil.rmtree(home / left, ignore_errors=True)
+        private_folder(self._sockets())
+
+    def _sockets(self) -> Path:
+        # Not below home: its path may be too long for a Unix socket. The same for one home, so that none pile up.
+        name = hashlib.sha256(str(self._options.home.resolve()).encode()).hexdigest()[:8]
+        return Path(f"/tmp/kvcommons-{os.geteuid()}-{name}")
+
+    def _node_socket(self) -> Path:
+        return self._sockets() / "node.sock"
+
+    def _holder_socket(self) -> Path:
+        return self._sockets() / "holder.sock"
+
+    def _spawn(self, name: str, command: Sequence[str], variables: dict[str, str] | None = None) -> Guarded:
+        process = processes.spawn(name, command, self.logs / f"{name}.log", variables)
+        self._running[name] = process
+        return process
+
+    def _start_redis(self) -> None:
+        binary = redis_server.require_server()
+        self._redis = redis_server.start(binary, folder=self._options.home / "redis")
+        self._progress.say(f"{binary.flavour} {binary.version} ({binary.source}) is ready")
+
+    def _start_holder(self) -> None:
+        words = ["--socket", str(self._holder_socket())]
+        holder = self._spawn("holder", _module("kvcommons_node.holder", *words))
+        wait_ready(self._progress, {"holder": (holder, self._holder_socket().is_socket)}, PART_SECONDS_MAX)
+
+    def _start_engines(self, model: Path) -> None:
+        names = ["replica-a", "replica-b"]
+        specs = [
+            EngineSpec(name, index, free_port(), model, self._node_socket(), self._options.developer_calls)
+            for index, name in enumerate(names)
+        ]
+        self.engines = {spec.name: spec for spec in specs}
+        if self._options.with_reference:
+            self.reference = EngineSpec(REFERENCE, len(names), free_port(), model, None)
+            specs.append(self.reference)
+        for spec in specs:
+            self._spawn(spec.name, engines.command(spec, self._gpu), engines.environment(spec, self._gpu))
+        self._progress.say(f"starting {len(specs)} vLLM engines ({'GPU' if self._gpu else 'CPU'}), about a minute")
+
+    def _wait_for_engines(self) -> None:
+        specs = [*self.engines.values(), *([self.reference] if self.reference is not None else [])]
+        waiting = {spec.name: (self._running[spec.name], _healthy(spec.url + "/health")) for spec in specs}
+        waiting["router"] = (self._running["router"], _healthy(self.router_url + "/health"))
+        wait_ready(self._progress, waiting, ENGINE_SECONDS_MAX)
+
+    def _start_router(self) -> None:
+        self._router_port = self._options.router_port or free_port()
+        settings = {
+            "listen": f"127.0.0.1:{self._router_port}",
+            "state_directory": str(self._options.home / "router"),
+            "index": {"redis": self.redis_url, "prefix": INDEX_PREFIX},
+            "instances": [
+                {"name": spec.name, "url": spec.url, "model": engines.MODEL_NAME, "node": NODE_ID}
+                for spec in self.engines.values()
+            ],
+        }
+        file = self._options.home / "router.json"
+        file.write_text(json.dumps(settings, indent=1) + "\n")
+        self._spawn("router", _module("kvcommons_router", "--config", str(file)))
+
+    def _node_is_ready(self) -> bool:
+        try:
+            answer = talk.call_json("GET", self.node_url + "/readyz", seconds_max=1.0)
+        except talk.TalkError:
+            return False
+        index = answer.get("index")
+        return isinstance(index, dict) and index.get("state") == "connected"
+
+
+def check_memory(engine_count: int, arena_bytes: int) -> None:
+    """:raises StackError: if the machine has not what so many engines need."""
+    need = engine_count * engines.ENGINE_BYTES + arena_bytes + MEMORY_SPARE_BYTES
+    have = available_bytes()
+    if have < need:
+        raise StackError(
+            f"{engine_count} engines and the cache need {need >> 30} GiB of memory; {have >> 30} GiB are available"
+        )
+
+
+def available_bytes() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    raise StackError("/proc/meminfo does not say how much memory is available")
+
+
+def private_folder(path: Path) -> None:
+    """Make a folder in /tmp that is ours alone. :raises StackError: if somebody else has that name."""
+    path.mkdir(mode=0o700, exist_ok=True)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise StackError(f"{path} is not a private folder of this user; remove it")
+
+
+def _module(name: str, *words: str) -> list[str]:
+    return [sys.executable, "-P", "-m", name, *words]
+
+
+def _healthy(url: str) -> Callable[[], bool]:
+    return lambda: talk.answers(url)
