@@ -38,7 +38,9 @@ def main() -> None:
         if wanted and not any(part in name for part in wanted):
             continue
         started = time.monotonic()
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
         verdict = "passed" if done.returncode == 0 else "FAILED"
         if done.returncode != 0:
             failed.append(name)

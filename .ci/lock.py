@@ -52,7 +52,9 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     given = chosen.constraints.read_text().splitlines() if chosen.constraints else []
     for role in ROLES:
-        lock(role, [] if role in ALONE else given + (pins(FOLDER / "test.txt") if role != "test" else []), chosen.upgrade)
+        lock(
+            role, [] if role in ALONE else given + (pins(FOLDER / "test.txt") if role != "test" else []), chosen.upgrade
+        )
         print(f"{role}: {len(pins(FOLDER / f'{role}.txt'))} packages")
 
 

@@ -37,17 +37,26 @@ def tool_environment() -> dict[str, str]:
     return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"}
 
 
-def run(*command: str | Path, quiet: bool = False, environment: dict[str, str] | None = None) -> None:
+def run(*command: str | Path, environment: dict[str, str] | None = None) -> None:
+    """Run a command as the user's own: what it prints is shown."""
+    done = subprocess.run([str(part) for part in command], env=environment or tool_environment(), check=False)
+    if done.returncode != 0:
+        sys.exit(f"failed with {done.returncode}: {' '.join(map(str, command))}")
+
+
+def run_quietly(*command: str | Path) -> None:
+    """Run a build step; what it prints is shown only where it failed or warned."""
     done = subprocess.run(
         [str(part) for part in command],
-        env=environment or tool_environment(),
+        env=tool_environment(),
         text=True,
-        stdout=subprocess.PIPE if quiet else None,
-        stderr=subprocess.STDOUT if quiet else None,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         check=False,
     )
+    if done.returncode != 0 or "warning:" in done.stdout:
+        sys.stdout.write(done.stdout)
     if done.returncode != 0:
-        sys.stdout.write(done.stdout or "")
         sys.exit(f"failed with {done.returncode}: {' '.join(map(str, command))}")
 
 
@@ -58,7 +67,7 @@ def configure(folder: Path, *options: str) -> None:
     stamp = folder / "kvcommons-options"
     if stamp.exists() and stamp.read_text() == wanted and (folder / "build.ninja").exists():
         return
-    run("cmake", "--fresh", "-S", ROOT / "csrc", "-B", folder, "-G", "Ninja", *options, quiet=True)
+    run_quietly("cmake", "--fresh", "-S", ROOT / "csrc", "-B", folder, "-G", "Ninja", *options)
     stamp.write_text(wanted)
 
 
@@ -70,7 +79,7 @@ def build_module(werror: bool) -> Path:
         "-DCMAKE_BUILD_TYPE=Release",
         f"-DKVCOMMONS_WERROR={'ON' if werror else 'OFF'}",
     )
-    run("cmake", "--build", folder, "--", "--quiet")
+    run_quietly("cmake", "--build", folder, "--", "--quiet")
     return next(folder.glob("_native*.so"))
 
 
@@ -95,7 +104,7 @@ def run_tests(sanitizer: str, only: str) -> None:
         f"-DKVCOMMONS_SANITIZE={SANITIZERS[sanitizer]}",
     )
     wanted = [path.stem for path in (ROOT / "csrc" / "tests").glob("*_test.cpp") if only and re.search(only, path.stem)]
-    run("cmake", "--build", folder, *(["--target", *wanted] if wanted else []), "--", "--quiet")
+    run_quietly("cmake", "--build", folder, *(["--target", *wanted] if wanted else []), "--", "--quiet")
     options = {
         "ASAN_OPTIONS": "detect_leaks=1:strict_string_checks=1:check_initialization_order=1",
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",

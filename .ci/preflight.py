@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from typing import Iterator, List, Optional, Set, Tuple
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PYTHON_MIN, PYTHON_MAX = (3, 11), (3, 13)
@@ -30,35 +31,35 @@ PROBE = (
 class Python:
     """An interpreter on this machine: version, whether its C headers are here, and its path."""
 
-    def __init__(self, version, headers, path):
+    def __init__(self, version: Tuple[int, int], headers: bool, path: str) -> None:
         self.version = version
         self.headers = headers
         self.path = path
 
     @property
-    def fits(self):
+    def fits(self) -> bool:
         return PYTHON_MIN <= self.version <= PYTHON_MAX
 
 
-def output_of(*command):
+def output_of(*command: str) -> Optional[str]:
     """What a command prints, or None where it can't be run or fails within 20 s."""
     try:
         done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, universal_newlines=True, timeout=20
+            command, check=False, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, universal_newlines=True, timeout=20
         )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout if done.returncode == 0 else None
 
 
-def probe_python(path):
+def probe_python(path: str) -> Optional[Python]:
     fields = (output_of(path, "-c", PROBE) or "").split(None, 3)
     if len(fields) != 4:
         return None
     return Python((int(fields[0]), int(fields[1])), fields[2] == "1", fields[3].strip())
 
 
-def find_python():
+def find_python() -> Python:
     """The best interpreter here: one that fits and has headers, else one that fits, else the one that runs this."""
     names = [sys.executable, "python3"]
     names += ["python%d.%d" % (PYTHON_MIN[0], minor) for minor in range(PYTHON_MIN[1], PYTHON_MAX[1] + 1)]
@@ -67,10 +68,10 @@ def find_python():
     for python in fitting:
         if python.headers:
             return python
-    return (fitting or found or [Python(sys.version_info[:2], False, sys.executable)])[0]
+    return (fitting or found or [Python((sys.version_info[0], sys.version_info[1]), False, sys.executable)])[0]
 
 
-def compiler_complaint():
+def compiler_complaint() -> Optional[str]:
     """None where a C++20 compiler is here. CXX chooses another one, as cmake does."""
     compiler = os.environ.get("CXX", "c++")
     text = output_of(compiler, "--version")
@@ -86,7 +87,7 @@ def compiler_complaint():
     return None
 
 
-def loads(library):
+def loads(library: str) -> bool:
     try:
         ctypes.CDLL(library)
     except OSError:
@@ -94,7 +95,7 @@ def loads(library):
     return True
 
 
-def cpu_flags():
+def cpu_flags() -> Set[str]:
     try:
         with open("/proc/cpuinfo") as file:
             for line in file:
@@ -105,7 +106,7 @@ def cpu_flags():
     return set()
 
 
-def memory_bytes():
+def memory_bytes() -> int:
     """What this process may use at most: the machine's memory, or its cgroup's limit."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
@@ -119,36 +120,36 @@ def memory_bytes():
     return min(limits)
 
 
-def disk_free(path):
+def disk_free(path: str) -> Tuple[int, int]:
     """(device, free bytes) of the file system that would hold a path that need not exist yet."""
     while not os.path.exists(path):
         path = os.path.dirname(path) or "/"
     return os.stat(path).st_dev, shutil.disk_usage(path).free
 
 
-def gib(count):
+def gib(count: int) -> str:
     return "%.1f GiB" % (count / float(GIB))
 
 
-def platform_complaints():
+def platform_complaints() -> Iterator[str]:
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
         yield "this is %s on %s; the locked packages are for Linux on x86_64" % (sys.platform, platform.machine())
 
 
-def write_complaints():
+def write_complaints() -> Iterator[str]:
     places = [ROOT] + [os.path.join(ROOT, name) for name in (".venv", ".venv-gpu", ".cache", "build")]
     for place in places:
         if os.path.exists(place) and not os.access(place, os.W_OK | os.X_OK):
             yield "no permission to write %s (it belongs to uid %d)" % (place, os.stat(place).st_uid)
 
 
-def room_complaints(device, installed):
+def room_complaints(device: str, installed: bool) -> Iterator[str]:
     """Disk for the packages (and for their cache, where that is another file system), and memory to run."""
     needed = DISK_BYTES_MIN_LATER if installed else DISK_BYTES_MIN[device]
     cache = os.environ.get("UV_CACHE_DIR") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "uv"
     )
-    seen = set()
+    seen = set()  # type: Set[int]
     for place in (ROOT, cache):
         file_system, free = disk_free(place)
         if file_system not in seen and free < needed:
@@ -167,23 +168,23 @@ PACKAGES = {
 }
 
 
-def installable(device, python, make_needed=True):
+def installable(device: str, python: Python) -> Iterator[Tuple[str, Optional[str]]]:
     """(what is missing, its key in PACKAGES or None) of what a package manager may mend."""
     complaint = compiler_complaint()
     if complaint:
         yield complaint, "compiler"
-    if make_needed and shutil.which("make") is None:
+    if shutil.which("make") is None:
         yield "no make", "make"
     if not python.fits:
         wanted = "%d.%d to %d.%d" % (PYTHON_MIN + PYTHON_MAX)
-        yield "python3 is %d.%d; %s with its C headers is needed: %s" % (python.version + (wanted, PYTHON_HINT)), None
+        yield "python3 is %d.%d; %s with its C headers is needed: %s" % (*python.version, wanted, PYTHON_HINT), None
     elif not python.headers:
         yield "no C headers (Python.h) of %s" % python.path, "headers"
     if device == "cpu" and not loads("libnuma.so.1"):
         yield "no libnuma.so.1, which the engine's CPU build links", "libnuma"
 
 
-def package_names(keys, manager, python):
+def package_names(keys: List[str], manager: str, python: Python) -> List[str]:
     names = []
     for key in keys:
         name = PACKAGES[key][0 if manager == "apt-get" else 1]
@@ -193,7 +194,7 @@ def package_names(keys, manager, python):
     return names
 
 
-def install_command(keys, python):
+def install_command(keys: List[str], python: Python) -> str:
     sudo = "" if os.geteuid() == 0 else "sudo "
     for manager in ("apt-get", "dnf"):
         if shutil.which(manager):
@@ -202,9 +203,10 @@ def install_command(keys, python):
     return "install with your package manager: " + " ".join(package_names(keys, "apt-get", python))
 
 
-def complaints(device, python, installed):
+def complaints(device: str, python: Python, installed: bool) -> Tuple[List[str], Optional[str]]:
     """(lines that say what is missing, the command that installs what can be installed or None)"""
-    lines, keys = [], []
+    lines = []  # type: List[str]
+    keys = []  # type: List[str]
     for line, key in installable(device, python):
         lines.append(line)
         if key:
@@ -217,7 +219,7 @@ def complaints(device, python, installed):
     return lines, install_command(keys, python) if keys else None
 
 
-def check(device, installed):
+def check(device: str, installed: bool) -> Python:
     """The interpreter to use; exits with the whole message where something is missing. Runs nothing as root."""
     python = find_python()
     lines, command = complaints(device, python, installed)

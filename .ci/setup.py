@@ -48,7 +48,7 @@ def digest(path: Path) -> str:
 def device() -> str:
     chosen = os.environ.get("KVCOMMONS_DEVICE", "")
     if chosen not in ("", "cpu", "gpu"):
-        sys.exit("KVCOMMONS_DEVICE is %r; it is cpu or gpu" % chosen)
+        sys.exit(f"KVCOMMONS_DEVICE is {chosen!r}; it is cpu or gpu")
     return chosen or ("gpu" if os.path.exists("/dev/nvidiactl") else "cpu")
 
 
@@ -84,14 +84,25 @@ def project_digest() -> str:
 
 
 def run(command: List[str], stdin: str = "") -> None:
-    done = subprocess.run(command, cwd=str(ROOT), input=stdin or None, universal_newlines=True)
+    done = subprocess.run(command, cwd=str(ROOT), input=stdin or None, universal_newlines=True, check=False)
     if done.returncode != 0:
         sys.exit("setup failed: " + " ".join(command))
 
 
 def offers(uv_path: str, python: Path, options: List[str]) -> bool:
     """Whether an index has the engine's CPU build of torch; asked without retries, within a bound."""
-    command = [uv_path, "pip", "install", "--dry-run", "--quiet", "--no-deps", "--python", str(python), *options, TORCH_CPU]
+    command = [
+        uv_path,
+        "pip",
+        "install",
+        "--dry-run",
+        "--quiet",
+        "--no-deps",
+        "--python",
+        str(python),
+        *options,
+        TORCH_CPU,
+    ]
     try:
         done = subprocess.run(
             command,
@@ -99,6 +110,7 @@ def offers(uv_path: str, python: Path, options: List[str]) -> bool:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             timeout=PROBE_SECONDS_MAX,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return False

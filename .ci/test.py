@@ -41,7 +41,9 @@ def main() -> None:
     passed = True
     if not named:
         sanitizer = "thread" if chosen.soak else "address"
-        passed = timed(f"native, {sanitizer} sanitizer", sys.executable, ".ci/native.py", "test", "--sanitizer", sanitizer)
+        passed = timed(
+            f"native, {sanitizer} sanitizer", sys.executable, ".ci/native.py", "test", "--sanitizer", sanitizer
+        )
     suites = [] if named else present((SOAK,) if chosen.soak else SUITES)
     pytest = subprocess.run([sys.executable, "-m", "pytest", *suites, *arguments], cwd=ROOT, check=False)
     if not passed:

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
+from typing import Optional, Tuple
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PIN = os.path.join(ROOT, ".ci", "requirements", "uv.txt")
@@ -26,41 +27,58 @@ class NoUv(Exception):
     """uv can't be brought; the message says what was tried."""
 
 
-def works(path):
+def works(path: str) -> bool:
     try:
-        text = subprocess.run([path, "--version"], stdout=subprocess.PIPE, universal_newlines=True, timeout=30).stdout
+        text = subprocess.run(
+            [path, "--version"], stdout=subprocess.PIPE, universal_newlines=True, check=False, timeout=30
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return False
     version = re.match(r"uv (\d+)\.(\d+)", text)
     return version is not None and (int(version.group(1)), int(version.group(2))) >= VERSION_MIN
 
 
-def pinned():
+def pinned() -> Tuple[str, str]:
     """(version, sha256) of requirements/uv.txt."""
     with open(PIN) as file:
         text = file.read()
-    return re.search(r"^uv==(\S+)", text, re.M).group(1), re.search(r"--hash=sha256:([0-9a-f]{64})", text).group(1)
+    version = re.search(r"^uv==(\S+)", text, re.MULTILINE)
+    digest = re.search(r"--hash=sha256:([0-9a-f]{64})", text)
+    if version is None or digest is None:
+        raise NoUv(PIN + " pins no uv")
+    return version.group(1), digest.group(1)
 
 
-def by_pip(python):
-    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target", FOLDER]
+def by_pip(python: str) -> Optional[str]:
+    command = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--target",
+        FOLDER,
+    ]
     done = subprocess.run(
-        command + ["--upgrade", "--require-hashes", "-r", PIN],
+        [*command, "--upgrade", "--require-hashes", "-r", PIN],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         universal_newlines=True,
+        check=False,
     )
     return None if done.returncode == 0 else "pip: " + (done.stdout.strip().splitlines() or ["failed"])[-1]
 
 
-def configured_index():
+def configured_index() -> str:
     """The index that uv's or pip's settings name, else PyPI."""
     for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"):
         if os.environ.get(name):
-            return os.environ[name].split("=", 1)[-1] if name == "UV_DEFAULT_INDEX" else os.environ[name]
+            return os.environ[name]
     home = os.path.expanduser("~")
     places = [os.environ.get("PIP_CONFIG_FILE", ""), os.path.join(home, ".config", "pip", "pip.conf")]
-    for place in places + [os.path.join(home, ".pip", "pip.conf"), "/etc/pip.conf"]:
+    for place in [*places, os.path.join(home, ".pip", "pip.conf"), "/etc/pip.conf"]:
         parser = configparser.RawConfigParser()
         try:
             parser.read(place)
@@ -72,7 +90,7 @@ def configured_index():
     return DEFAULT_INDEX
 
 
-def fetched(address):
+def fetched(address: str) -> bytes:
     """Body of an address; a user and password in it are sent as such."""
     parts = urllib.parse.urlsplit(address)
     if parts.scheme not in ("https", "http", "file"):
@@ -83,22 +101,23 @@ def fetched(address):
         secret = "%s:%s" % (urllib.parse.unquote(parts.username), urllib.parse.unquote(parts.password or ""))
         request.add_header("Authorization", "Basic " + base64.b64encode(secret.encode()).decode())
     with urllib.request.urlopen(request, timeout=SECONDS_MAX) as answer:
-        return answer.read()
+        body = answer.read()  # type: bytes
+        return body
 
 
-def wheel_address(index, version):
+def wheel_address(index: str, version: str) -> str:
     """Address of uv's manylinux wheel on a simple index (PEP 503)."""
     page = index.rstrip("/") + "/uv/"
     wanted = "uv-%s-py3-none-manylinux" % version
-    for link in re.findall(r'href="([^"]+)"', fetched(page).decode()):
-        address = urllib.parse.urljoin(page, link.replace("&amp;", "&"))
+    for link in re.finditer(r'href="([^"]+)"', fetched(page).decode()):
+        address = urllib.parse.urljoin(page, link.group(1).replace("&amp;", "&"))
         name = urllib.parse.urlsplit(address).path.rpartition("/")[2]
         if name.startswith(wanted) and name.endswith("x86_64.whl"):
             return address
     raise NoUv("uv %s is not on %s" % (version, page))
 
 
-def by_download():
+def by_download() -> None:
     version, digest = pinned()
     body = fetched(wheel_address(configured_index(), version))
     if hashlib.sha256(body).hexdigest() != digest:
@@ -111,7 +130,7 @@ def by_download():
     os.replace(target + ".new", target)
 
 
-def bring(python=sys.executable):
+def bring(python: str = sys.executable) -> str:
     """Path of a uv that works."""
     own = os.path.join(FOLDER, "bin", "uv")
     for path in (shutil.which("uv"), own):

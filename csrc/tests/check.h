@@ -71,13 +71,13 @@ inline int run_all(int argc, char** argv) {
 
 }  // namespace kvcommons::testing
 
-#define CHECK(condition)                                                                     \
-  do {                                                                                       \
+#define CHECK(condition)                                                                      \
+  do {                                                                                        \
     if (!(condition)) ::kvcommons::testing::fail(__FILE__, __LINE__, #condition " is false"); \
   } while (false)
 
-#define KVCOMMONS_CHECK_PAIR(a, op, b)                                                            \
-  ::kvcommons::testing::check_pair(__FILE__, __LINE__, #a " " #op " " #b, (a), (b),               \
+#define KVCOMMONS_CHECK_PAIR(a, op, b)                                              \
+  ::kvcommons::testing::check_pair(__FILE__, __LINE__, #a " " #op " " #b, (a), (b), \
                                    [](const auto& left, const auto& right) { return left op right; })
 #define CHECK_EQ(a, b) KVCOMMONS_CHECK_PAIR(a, ==, b)
 #define CHECK_NE(a, b) KVCOMMONS_CHECK_PAIR(a, !=, b)
@@ -86,19 +86,19 @@ inline int run_all(int argc, char** argv) {
 #define CHECK_GT(a, b) KVCOMMONS_CHECK_PAIR(a, >, b)
 #define CHECK_GE(a, b) KVCOMMONS_CHECK_PAIR(a, >=, b)
 
-#define CHECK_THROWS(expression, Error)                                                              \
-  do {                                                                                               \
-    bool thrown = false;                                                                             \
-    try {                                                                                            \
-      (void)(expression);                                                                            \
-    } catch (const Error&) {                                                                         \
-      thrown = true;                                                                                 \
-    }                                                                                                \
+#define CHECK_THROWS(expression, Error)                                                                \
+  do {                                                                                                 \
+    bool thrown = false;                                                                               \
+    try {                                                                                              \
+      (void)(expression);                                                                              \
+    } catch (const Error&) {                                                                           \
+      thrown = true;                                                                                   \
+    }                                                                                                  \
     if (!thrown) ::kvcommons::testing::fail(__FILE__, __LINE__, #expression " did not throw " #Error); \
   } while (false)
 
-#define TEST(name)                                                                                  \
-  static void test_##name();                                                                        \
+#define TEST(name)                                                                                      \
+  static void test_##name();                                                                            \
   [[maybe_unused]] static const bool added_##name = ::kvcommons::testing::add_case(#name, test_##name); \
   static void test_##name()
 

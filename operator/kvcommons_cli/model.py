@@ -18,6 +18,28 @@ GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2 = "smollm2-float"
 RANDOM_LLAMA = "random-llama"
 MADE = "kvcommons-model.json"  # written last: a folder without it is not a finished model
+CONFIG_KEPT = frozenset(
+    {
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "hidden_act",
+        "max_position_embeddings",
+        "initializer_range",
+        "rms_norm_eps",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "attention_bias",
+        "mlp_bias",
+        "rope_theta",
+        "rope_parameters",
+    }
+)  # what makes the network; nothing of how it was quantised or loaded
 MAKER_VERSION = 1  # part of the identity: a change of the conversion below makes the models again
 
 
@@ -102,12 +124,7 @@ def _write_smollm2(gguf: Path, folder: Path) -> None:
     }
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     loaded = model.config.to_dict()
-    kept = (
-        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
-        "hidden_act max_position_embeddings initializer_range rms_norm_eps bos_token_id eos_token_id pad_token_id "
-        "attention_bias mlp_bias rope_theta rope_parameters"
-    ).split()
-    config = LlamaConfig(**{name: loaded[name] for name in kept if name in loaded}, tie_word_embeddings=True)
+    config = LlamaConfig(**{name: loaded[name] for name in CONFIG_KEPT if name in loaded}, tie_word_embeddings=True)
     config.architectures = ["LlamaForCausalLM"]
     config.dtype = torch.bfloat16
     config.save_pretrained(folder)
