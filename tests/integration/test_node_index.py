@@ -88,7 +88,7 @@ async def running(redis_url: str, core: FakeCore | None = None) -> AsyncIterator
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     """Wait for what another process is about to do; it has no way to call back."""
     async with asyncio.timeout(SECONDS_MAX):
-        while not await condition():
+        while not await condition():  # noqa: ASYNC110 - see above
             await asyncio.sleep(POLL_SECONDS)
 
 
