@@ -36,14 +36,19 @@ class NodeCore:
         self, *, socket_path: str, arena_bytes: int, node_id: str, namespace_secret: bytes, slab_bytes: int = ...,
         holder_socket: str = ..., multi_tenant: bool = ..., lease_pending_ms_max: int = ..., sessions_max: int = ...,
         leases_max: int = ..., events_max: int = ..., verify_one_in: int = ..., populate: bool = ..., huge_pages: bool = ...,
-        allowed_uids: Sequence[int] = ..., server_threads: int = ...,
-    ) -> None: ...
+        allowed_uids: Sequence[int] = ..., socket_mode: int = ...,
+    ) -> None:
+        """allowed_uids: empty means this process' user and root. socket_mode: 0 means 0600, or 0660 where other users are
+        allowed. slab_bytes: 0 means the default. holder_socket: "" means that the arena ends with this process."""
     def start(self) -> None:
         """Gets the arena from the holder or makes one, adopts or formats it, binds the socket and serves.
         Raises ValueError/OSError with the remedy: socket in use, directory not writable, capacity over the machine's memory."""
     def stop(self) -> None: ...
     @property
     def adopted(self) -> bool: ...
+    @property
+    def notes(self) -> list[str]:
+        """What start() found that is no error but worth a warning: no holder, an arena given up, no huge pages."""
     @property
     def arena_id(self) -> bytes: ...
     def event_fd(self) -> int:
@@ -65,10 +70,11 @@ class Client:
     def __init__(
         self, *, socket_path: str, role: str, fingerprint: bytes = ..., chunk_tokens: int = ...,
         shards: Sequence[tuple[tuple[int, int, int, int], int]] = ..., own_shard: int = ..., call_ms_max: int = ...,
-        reconnect_ms_min: int = ..., reconnect_ms_max: int = ...,
+        reconnect_ms_min: int = ..., reconnect_ms_max: int = ..., readers_per_shard: int = ...,
     ) -> None:
         """role: "scheduler", "worker" or "tool". shards: ((layer_begin, layer_end, head_begin, head_end), slot_bytes).
-        own_shard: index into shards, -1 for none. Connects lazily."""
+        own_shard: index into shards, -1 for none. readers_per_shard: for schedulers, how many ranks each load the same
+        shard. Connects lazily. No call blocks longer than call_ms_max. Not usable in a forked child."""
     def ensure_connected(self) -> bool: ...
     @property
     def connected(self) -> bool: ...
@@ -100,6 +106,9 @@ class Client:
     def read_arena(self, offset_bytes: int, nbytes: int) -> bytes:
         """Copy out of the mapped arena (tests, tools)."""
     def write_arena(self, offset_bytes: int, data: object) -> None: ...
+    def copy_started(self) -> None:
+        """Call before the begin() or reserve() that grants slots, so that they are not given away while they are used."""
+    def copy_finished(self) -> None: ...
     def close(self) -> None: ...
 
 class Transfer:

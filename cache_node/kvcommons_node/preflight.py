@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import ipaddress
 import os
@@ -84,8 +85,9 @@ def answers(path: Path) -> bool:
         probe.settimeout(1.0)
         try:
             probe.connect(os.fspath(path))
-        except OSError:
-            return False
+        except OSError as error:
+            # The holder's socket keeps packets apart: another type than this probe's, and a live one.
+            return error.errno == errno.EPROTOTYPE
         return True
 
 

@@ -1,4 +1,6 @@
 // The engine's side of protocol 1. One object per process and role; thread-safe (calls are serialised on the socket).
+// It does not survive a fork: in the child every call is Disconnected, and the arena is not mapped there.
+// No call blocks longer than call_ms_max; calls that grant nothing twice are sent again once if the node was restarted.
 #pragma once
 
 #include <cstdint>
@@ -19,8 +21,9 @@ struct ClientConfig {
   std::uint32_t chunk_tokens = 0;
   std::vector<ShardSpec> shards;
   std::uint32_t own_shard = 0xffffffff;
-  std::uint32_t call_ms_max = 250;          // a call that takes longer drops the connection: the request is recomputed
-  std::uint32_t reconnect_ms_min = 100;     // back-off between attempts, doubled up to
+  std::uint32_t readers_per_shard = 1;   // schedulers: ranks that each load the same shard (MLA)
+  std::uint32_t call_ms_max = 250;       // a call that takes longer drops the connection: the request is recomputed
+  std::uint32_t reconnect_ms_min = 100;  // back-off between attempts, doubled up to
   std::uint32_t reconnect_ms_max = 2'000;
 };
 
@@ -60,9 +63,15 @@ class Client {
   Status feedback(std::string_view json);
   Status stat(std::string* json);
 
-  // Copies in flight are counted, because an attach may name the former session as drained only when none runs.
+  // Copies in flight are counted, because a former session may be named as drained only when none of its copies runs:
+  // what it held is then granted to others. Call copy_started() BEFORE the begin() or reserve() that grants the slots,
+  // and copy_finished() when no thread and no device touches them any more, whatever became of the call. The last
+  // copy_finished() after a lost connection tells the node (it may block for call_ms_max).
   void copy_started();
   void copy_finished();
+
+  // Says goodbye (a session without copies in flight frees what it held at once) and does not attach again.
+  void close();
 
  private:
   class Impl;

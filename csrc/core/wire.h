@@ -26,6 +26,7 @@ enum class Type : std::uint16_t {
   Touch = 8,
   Stat = 9,
   Feedback = 10,
+  Drained = 11,
 };
 
 struct Header {
@@ -49,7 +50,7 @@ struct Hello {
   std::uint32_t own_shard;  // 0xffffffff: none
   std::uint32_t chunk_tokens;
   std::uint8_t fingerprint[kKeyBytes];
-  std::uint32_t reserved1;
+  std::uint32_t readers_per_shard;  // ranks that each begin the same shard of a lease; 0 means 1
   // A client that attaches again names its former session here, having waited for its own copies to end: what that
   // session still held is drained. 0 = none.
   std::uint64_t drained_session;
@@ -125,6 +126,11 @@ struct CommitEntry {  // COMMIT: CountPrefix, count x CommitEntry, then all text
 static_assert(sizeof(CommitEntry) == 24);
 // CommitReply: CountPrefix (how many were accepted).
 // ABORT: CountPrefix, count x SlotWire. RELEASE: Begin. TOUCH: CountPrefix, count x Key. Replies: empty.
+// DRAINED: Drained; the reply is empty. Says of a former session of the same process (or of this one, before closing)
+// that all its copies have ended. Sessions of other processes are left alone.
+struct Drained {
+  std::uint64_t session;
+};
 // STAT: empty; the reply is a JSON object of counters.
 // FEEDBACK: a JSON object (<= 4 KiB): what one request really reused. No reply is awaited; one is sent all the same.
 

@@ -1,0 +1,226 @@
+// The node's core and the holder for Python. No thread of the core takes the GIL; each call here releases it.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <exception>
+#include <mutex>
+#include <shared_mutex>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "bindings/buffers.h"
+#include "core/holder.h"
+#include "core/node_core.h"
+#include "core/stats_json.h"
+#include "core/wire.h"
+
+namespace nb = nanobind;
+
+namespace {
+
+using kvcommons::Event;
+using kvcommons::InventoryItem;
+using kvcommons::Key;
+using kvcommons::NodeConfig;
+using kvcommons::bindings::key_argument;
+using kvcommons::bindings::keys_argument;
+
+nb::bytes bytes_of(const Key& key) {
+  return nb::bytes(reinterpret_cast<const char*>(key.bytes.data()), key.bytes.size());
+}
+
+nb::tuple tuple_of(const std::vector<std::uint64_t>& values) {
+  nb::list list;
+  for (const std::uint64_t value : values) list.append(value);
+  return nb::tuple(list);
+}
+
+const char* kind_name(Event::Kind kind) {
+  switch (kind) {
+    case Event::Kind::Committed:
+      return "committed";
+    case Event::Kind::Freed:
+      return "freed";
+    case Event::Kind::Feedback:
+      return "feedback";
+    case Event::Kind::SessionOpened:
+      return "session_opened";
+    case Event::Kind::SessionClosed:
+      return "session_closed";
+  }
+  return "unknown";
+}
+
+// The core and a lock that lets stop() wait for calls of other threads that are inside it.
+class Node {
+ public:
+  explicit Node(NodeConfig config) : core_(std::move(config)) {}
+  Node(const Node&) = delete;  // owns the core
+
+  void start() {
+    nb::gil_scoped_release release;
+    const std::unique_lock lock(mutex_);
+    core_.start();
+  }
+  void stop() {
+    nb::gil_scoped_release release;
+    const std::unique_lock lock(mutex_);
+    core_.stop();
+  }
+  // use(core) without the GIL.
+  template <typename Use>
+  auto with(Use use) {
+    nb::gil_scoped_release release;
+    const std::shared_lock lock(mutex_);
+    return use(core_);
+  }
+
+ private:
+  std::shared_mutex mutex_;
+  kvcommons::NodeCore core_;
+};
+
+nb::tuple drain_events(Node& node, std::size_t events_max) {
+  bool gap = false;
+  const std::vector<Event> events = node.with([&](auto& core) { return core.drain_events(events_max, &gap); });
+  nb::list out;
+  for (const Event& event : events) {
+    out.append(nb::make_tuple(kind_name(event.kind), bytes_of(event.key), bytes_of(event.fingerprint),
+                              tuple_of(event.text_keys), event.json, event.age_ms));
+  }
+  return nb::make_tuple(out, gap);
+}
+
+nb::tuple inventory(Node& node, std::uint64_t cursor, std::size_t items_max) {
+  const std::vector<InventoryItem> items =
+      node.with([&](auto& core) { return core.store().inventory(&cursor, items_max); });
+  nb::list out;
+  for (const InventoryItem& item : items) {
+    out.append(nb::make_tuple(bytes_of(item.key), bytes_of(item.fingerprint), tuple_of(item.text_keys)));
+  }
+  return nb::make_tuple(out, cursor);
+}
+
+nb::dict stats(Node& node) {
+  std::vector<std::pair<std::string, std::uint64_t>> counters;
+  node.with([&](auto& core) {
+    const auto add = [&](std::string_view name, std::uint64_t value) { counters.emplace_back(name, value); };
+    visit_counters(core.store().stats(), add);
+    visit_counters(core.server().stats(), add);
+  });
+  nb::dict out;
+  for (const auto& [name, value] : counters) out[nb::str(name.c_str())] = value;
+  return out;
+}
+
+std::uint32_t lookup(Node& node, const nb::bytes& fingerprint, const nb::bytes& keys) {
+  const Key of = key_argument("fingerprint", fingerprint);
+  const std::vector<Key> list = keys_argument("keys", keys);
+  return node.with([&](auto& core) { return core.store().lookup_any(of, list); });
+}
+
+std::uint32_t pin(Node& node, const nb::bytes& keys, bool pinned) {
+  const std::vector<Key> list = keys_argument("keys", keys);
+  return node.with([&](auto& core) { return core.store().pin(list, pinned); });
+}
+
+std::uint64_t clear(Node& node, const nb::object& fingerprint) {
+  if (fingerprint.is_none()) return node.with([](auto& core) { return core.store().clear(nullptr); });
+  const Key of = key_argument("fingerprint", nb::cast<nb::bytes>(fingerprint));
+  return node.with([&](auto& core) { return core.store().clear(&of); });
+}
+
+// Python's signal handlers run between two waits of the holder; one that raises ends it.
+void holder_serve(const std::string& socket_path, std::uint32_t idle_seconds_max) {
+  bool raised = false;
+  const auto interrupted = [&raised] {
+    nb::gil_scoped_acquire acquire;
+    raised = PyErr_CheckSignals() != 0;
+    return raised;
+  };
+  {
+    nb::gil_scoped_release release;
+    kvcommons::holder_serve(socket_path, idle_seconds_max, interrupted);
+  }
+  if (raised) throw nb::python_error();
+}
+
+// std::system_error is Python's OSError, with its number.
+void translate_errors(const std::exception_ptr& error, void*) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const std::system_error& e) {
+    nb::object arguments = nb::make_tuple(e.code().value(), e.what());
+    PyErr_SetObject(PyExc_OSError, arguments.ptr());
+  }
+}
+
+void init_node(Node* self, const std::string& socket_path, std::uint64_t arena_bytes, const std::string& node_id,
+               const nb::bytes& namespace_secret, std::uint64_t slab_bytes, const std::string& holder_socket,
+               bool multi_tenant, std::uint32_t lease_pending_ms_max, std::uint32_t sessions_max,
+               std::uint32_t leases_max, std::uint32_t events_max, std::uint32_t verify_one_in, bool populate,
+               bool huge_pages, const std::vector<std::uint32_t>& allowed_uids, std::uint32_t socket_mode) {
+  NodeConfig config;
+  config.socket_path = socket_path;
+  config.node_id = node_id;
+  config.namespace_secret = key_argument("namespace_secret", namespace_secret);
+  config.holder_socket = holder_socket;
+  config.multi_tenant = multi_tenant;
+  config.populate = populate;
+  config.huge_pages = huge_pages;
+  config.allowed_uids.assign(allowed_uids.begin(), allowed_uids.end());
+  config.socket_mode = socket_mode;
+  config.store.arena_bytes = arena_bytes;
+  if (slab_bytes != 0) config.store.slab_bytes = slab_bytes;
+  config.store.lease_pending_ms_max = lease_pending_ms_max;
+  config.store.sessions_max = sessions_max;
+  config.store.leases_max = leases_max;
+  config.store.events_max = events_max;
+  config.store.verify_one_in = verify_one_in;
+  new (self) Node(std::move(config));
+}
+
+}  // namespace
+
+void bind_node(nb::module_& module) {
+  using namespace nb::literals;
+  nb::register_exception_translator(translate_errors);
+  const kvcommons::StoreConfig defaults;
+  nb::class_<Node>(module, "NodeCore")
+      .def("__init__", &init_node, nb::kw_only(), "socket_path"_a, "arena_bytes"_a, "node_id"_a, "namespace_secret"_a,
+           "slab_bytes"_a = 0, "holder_socket"_a = "", "multi_tenant"_a = false,
+           "lease_pending_ms_max"_a = defaults.lease_pending_ms_max, "sessions_max"_a = defaults.sessions_max,
+           "leases_max"_a = defaults.leases_max, "events_max"_a = defaults.events_max,
+           "verify_one_in"_a = defaults.verify_one_in, "populate"_a = true, "huge_pages"_a = false,
+           "allowed_uids"_a = std::vector<std::uint32_t>{}, "socket_mode"_a = 0)
+      .def("start", &Node::start)
+      .def("stop", &Node::stop)
+      .def_prop_ro("adopted", [](Node& node) { return node.with([](auto& core) { return core.adopted(); }); })
+      .def_prop_ro("notes", [](Node& node) { return node.with([](auto& core) { return core.notes(); }); })
+      .def_prop_ro("arena_id",
+                   [](Node& node) {
+                     const auto id = node.with([](auto& core) { return core.arena_id(); });
+                     return nb::bytes(reinterpret_cast<const char*>(id.data()), id.size());
+                   })
+      .def("event_fd", [](Node& node) { return node.with([](auto& core) { return core.event_fd(); }); })
+      .def("drain_events", &drain_events, "events_max"_a)
+      .def("inventory", &inventory, "cursor"_a, "items_max"_a)
+      .def("stats", &stats)
+      .def("lookup", &lookup, "fingerprint"_a, "keys"_a)
+      .def("pin", &pin, "keys"_a, "pinned"_a)
+      .def("clear", &clear, "fingerprint"_a = nb::none());
+  module.def("holder_serve", &holder_serve, "socket_path"_a, "idle_seconds_max"_a);
+  module.def(
+      "holder_stop",
+      [](const std::string& socket_path) {
+        nb::gil_scoped_release release;
+        kvcommons::holder_stop(socket_path);
+      },
+      "socket_path"_a);
+  module.attr("PROTOCOL_VERSION_MIN") = static_cast<int>(kvcommons::wire::kVersionMin);
+  module.attr("PROTOCOL_VERSION_MAX") = static_cast<int>(kvcommons::wire::kVersionMax);
+}

@@ -1,0 +1,215 @@
+#include "node_core.h"
+
+#include <sys/eventfd.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <optional>
+#include <stdexcept>
+#include <system_error>
+
+#include "codec.h"
+#include "memory.h"
+#include "session_ledger.h"
+
+namespace kvcommons {
+namespace {
+
+constexpr int kHolderAttachMsMax = 2'000;  // a killed daemon's connection may take a moment to end
+constexpr std::string_view kArena = "arena", kRecords = "records";
+
+std::optional<HeldFd> take(std::vector<HeldFd>* held, std::string_view name) {
+  const auto found = std::find_if(held->begin(), held->end(), [&](const HeldFd& entry) { return entry.name == name; });
+  if (found == held->end()) return std::nullopt;
+  HeldFd entry = std::move(*found);
+  held->erase(found);
+  return entry;
+}
+
+std::uint64_t whole_pages(std::uint64_t bytes) {
+  return (bytes + kSlotAlignBytes - 1) / kSlotAlignBytes * kSlotAlignBytes;
+}
+
+void check_config(const NodeConfig& config) {
+  if (config.store.arena_bytes < kSlabBytesMin || config.store.arena_bytes % kSlotAlignBytes != 0) {
+    throw std::invalid_argument("arena_bytes " + std::to_string(config.store.arena_bytes) +
+                                " is too small or no multiple of 4096: set at least " + std::to_string(kSlabBytesMin));
+  }
+  if (config.node_id.empty() || config.node_id.size() > wire::kNodeIdBytesMax || !wire::valid_utf8(config.node_id)) {
+    throw std::invalid_argument("node_id '" + config.node_id + "' must be 1 to 255 bytes of UTF-8");
+  }
+  if (config.holder_socket == config.socket_path) {
+    throw std::invalid_argument("holder_socket and socket_path are both '" + config.socket_path + "'");
+  }
+}
+
+}  // namespace
+
+NodeCore::NodeCore(NodeConfig config) : config_(std::move(config)), holder_(config_.holder_socket) {
+  check_config(config_);
+  if (config_.allowed_uids.empty()) config_.allowed_uids = {::geteuid(), 0};
+  const auto other = [](uid_t uid) { return uid != ::geteuid() && uid != 0; };
+  if (config_.socket_mode == 0) {
+    const auto& uids = config_.allowed_uids;
+    config_.socket_mode = std::any_of(uids.begin(), uids.end(), other) ? 0660 : 0600;
+  }
+  event_fd_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!event_fd_) throw_errno("eventfd");
+}
+
+NodeCore::~NodeCore() { stop(); }
+
+void NodeCore::start() {
+  if (server_) throw std::logic_error("the node is running already");
+  raise_descriptor_limit();
+  notes_.clear();
+  try {
+    // Before any memory is taken; clients are refused until the server listens.
+    auto listener = std::make_unique<UnixListener>(config_.socket_path, SOCK_STREAM, config_.socket_mode);
+    std::vector<HeldFd> held = attach_holder();
+    if (adopt(&held)) {
+      open_store();
+      if (!store_->adopted()) {
+        // Engines may still copy into the old arena, and the records that said where are gone: it is given up whole.
+        store_.reset();
+        notes_.push_back("the records of the arena could not be used: starting with an empty one");
+        make_arena();
+        open_store();
+      }
+    } else {
+      make_arena();
+      open_store();
+    }
+    adopted_ = store_->adopted();
+    start_server(std::move(listener), std::move(held));
+  } catch (...) {
+    stop();
+    throw;
+  }
+}
+
+void NodeCore::stop() {
+  server_.reset();
+  store_.reset();
+  holder_.close();
+  arena_fd_.reset();
+  records_fd_.reset();
+  adopted_ = false;
+}
+
+std::vector<HeldFd> NodeCore::attach_holder() {
+  std::vector<HeldFd> held;
+  if (!holder_.configured()) return held;
+  switch (holder_.attach(&held, kHolderAttachMsMax)) {
+    case HolderLink::Attach::Attached:
+      break;
+    case HolderLink::Attach::Absent:
+      notes_.push_back("no holder answers at '" + holder_.path() +
+                       "': until one does, the arena ends with this process");
+      break;
+    case HolderLink::Attach::InUse:
+      throw std::system_error(
+          EADDRINUSE, std::generic_category(),
+          "holder '" + holder_.path() + "' serves another live node: stop that node, or set another holder_socket");
+    case HolderLink::Attach::Denied:
+      throw std::system_error(EACCES, std::generic_category(),
+                              "holder '" + holder_.path() + "' belongs to another user: run the node as that user");
+  }
+  return held;
+}
+
+bool NodeCore::adopt(std::vector<HeldFd>* held) {
+  // Out of `held` whatever becomes of them: an arena that is not adopted must not stay while a new one is made.
+  std::optional<HeldFd> arena = take(held, kArena);
+  std::optional<HeldFd> records = take(held, kRecords);
+  if (!arena || !records) return false;
+  ArenaMeta meta{};
+  const bool told = arena->meta.size() == sizeof meta;
+  if (told) std::memcpy(&meta, arena->meta.data(), sizeof meta);
+  const std::uint64_t wanted = config_.store.arena_bytes;
+  if (!told || meta.arena_bytes != wanted || file_bytes(arena->fd.get()) < wanted ||
+      file_bytes(records->fd.get()) != whole_pages(Store::records_bytes(config_.store))) {
+    notes_.push_back("the held arena has " + std::to_string(meta.arena_bytes) + " bytes or other limits than the " +
+                     std::to_string(wanted) + " configured: starting with an empty one");
+    return false;
+  }
+  arena_fd_ = std::move(arena->fd);
+  records_fd_ = std::move(records->fd);
+  arena_id_ = meta.arena_id;
+  return true;
+}
+
+void NodeCore::make_arena() {
+  arena_fd_.reset();
+  records_fd_.reset();
+  // First, so that the old arena's memory is given back before the new one's is taken.
+  holder_.remove(kArena);
+  holder_.remove(kRecords);
+  const std::uint64_t records_bytes = whole_pages(Store::records_bytes(config_.store));
+  check_capacity(config_.store.arena_bytes, memory_room());
+  if (::getrandom(arena_id_.data(), arena_id_.size(), 0) != static_cast<ssize_t>(arena_id_.size())) {
+    throw_errno("getrandom");
+  }
+  records_fd_ = make_memfd("kvcommons-records", records_bytes, {false, false}, &notes_);  // sparse
+  arena_fd_ = make_memfd("kvcommons-arena", config_.store.arena_bytes, {config_.huge_pages, config_.populate}, &notes_);
+  put_arena(&holder_);
+}
+
+void NodeCore::put_arena(HolderLink* holder) const {
+  if (!holder->connected()) return;
+  const ArenaMeta meta{arena_id_, config_.store.arena_bytes};
+  // The records first: an arena without them is never adopted.
+  holder->put(kRecords, {}, records_fd_.get());
+  holder->put(kArena, std::as_bytes(std::span(&meta, 1)), arena_fd_.get());
+}
+
+void NodeCore::open_store() {
+  store_ = std::make_unique<Store>(config_.store, arena_fd_.get(), records_fd_.get());
+  store_->set_event_callback([fd = event_fd_.get()] {
+    const std::uint64_t one = 1;
+    [[maybe_unused]] const ssize_t written = ::write(fd, &one, sizeof one);
+  });
+}
+
+void NodeCore::start_server(std::unique_ptr<UnixListener> listener, std::vector<HeldFd> held) {
+  std::erase_if(held, [](const HeldFd& entry) { return !SessionLedger::is_proof(entry.name); });
+  ServerConfig server;
+  server.allowed_uids = config_.allowed_uids;
+  server.node_id = config_.node_id;
+  server.namespace_secret = config_.namespace_secret;
+  server.multi_tenant = config_.multi_tenant;
+  server.arena_fd = arena_fd_.get();
+  server.arena_bytes = config_.store.arena_bytes;
+  server.arena_id = arena_id_;
+  server.connections_max = config_.store.sessions_max + 64;
+  server.on_holder_attached = [this](HolderLink* holder) { put_arena(holder); };
+  server_ = std::make_unique<Server>(std::move(server), std::move(listener), store_.get(), &holder_, std::move(held));
+  server_->start();
+}
+
+Store& NodeCore::store() {
+  if (!store_) throw std::logic_error("the node is not running: call start() first");
+  return *store_;
+}
+
+const Server& NodeCore::server() const {
+  if (!server_) throw std::logic_error("the node is not running: call start() first");
+  return *server_;
+}
+
+std::vector<Event> NodeCore::drain_events(std::size_t max, bool* gap) {
+  std::uint64_t unused = 0;
+  [[maybe_unused]] const ssize_t got = ::read(event_fd_.get(), &unused, sizeof unused);
+  std::vector<Event> events = store().drain_events(max, gap);
+  if (events.size() == max) {  // there may be more, for which the store does not call again
+    const std::uint64_t one = 1;
+    [[maybe_unused]] const ssize_t written = ::write(event_fd_.get(), &one, sizeof one);
+  }
+  return events;
+}
+
+}  // namespace kvcommons

@@ -1,0 +1,72 @@
+// The node without Python: the arena (made, or adopted from the holder), the store over it, and the socket server.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "holder.h"
+#include "server.h"
+#include "store.h"
+
+namespace kvcommons {
+
+struct NodeConfig {
+  std::string socket_path;
+  mode_t socket_mode = 0;           // 0: 0600, or 0660 where other users are allowed
+  std::vector<uid_t> allowed_uids;  // empty: this process' user and root
+  std::string holder_socket;        // empty: the arena ends with this process
+  std::string node_id;
+  Key namespace_secret;
+  bool multi_tenant = false;
+  bool populate = true;
+  bool huge_pages = false;
+  StoreConfig store;
+};
+
+class NodeCore {
+ public:
+  explicit NodeCore(NodeConfig config);  // throws std::invalid_argument: field, value, remedy
+  ~NodeCore();
+  NodeCore(const NodeCore&) = delete;  // owns the arena and the threads
+
+  // Throws std::invalid_argument or std::system_error with the remedy; nothing is left behind then.
+  void start();
+  void stop();
+  [[nodiscard]] bool running() const noexcept { return server_ != nullptr; }
+
+  [[nodiscard]] bool adopted() const noexcept { return adopted_; }
+  [[nodiscard]] const std::array<std::uint8_t, 16>& arena_id() const noexcept { return arena_id_; }
+  [[nodiscard]] int event_fd() const noexcept { return event_fd_.get(); }
+  [[nodiscard]] Store& store();  // throws std::logic_error unless running
+  [[nodiscard]] const Server& server() const;
+  std::vector<Event> drain_events(std::size_t max, bool* gap);
+  // What the operator of the node should know and no error says: a cold start and why, huge pages that were not there.
+  [[nodiscard]] const std::vector<std::string>& notes() const noexcept { return notes_; }
+
+ private:
+  struct ArenaMeta {
+    std::array<std::uint8_t, 16> arena_id;
+    std::uint64_t arena_bytes;
+  };
+  std::vector<HeldFd> attach_holder();
+  bool adopt(std::vector<HeldFd>* held);
+  void make_arena();
+  void put_arena(HolderLink* holder) const;
+  void open_store();
+  void start_server(std::unique_ptr<UnixListener> listener, std::vector<HeldFd> held);
+
+  NodeConfig config_;
+  UniqueFd event_fd_;
+  HolderLink holder_;
+  UniqueFd arena_fd_, records_fd_;
+  std::array<std::uint8_t, 16> arena_id_{};
+  bool adopted_ = false;
+  std::vector<std::string> notes_;
+  std::unique_ptr<Store> store_;
+  std::unique_ptr<Server> server_;  // ends before the store
+};
+
+}  // namespace kvcommons
