@@ -50,8 +50,18 @@ class Membership:
     tenure: Tenure | None = None
     state: MemberState = MemberState.AWAY
     fence_reason: str = ""
+    """Why a new epoch is due; empty when none is."""
+    announce: str = ""
+    """Why a new epoch was taken that its owner has not heard of yet: the lease under it is being put up."""
     epochs: dict[str, int] = field(default_factory=dict)
     """How often a new epoch was taken, by reason."""
+
+    @property
+    def settled(self) -> bool:
+        """What is published now will count: registered, and no other epoch on its way."""
+        return (
+            self.state is MemberState.JOINED and self.tenure is not None and not self.fence_reason and not self.announce
+        )
 
     @property
     def lease(self) -> bytes:
@@ -79,6 +89,7 @@ class MembershipKeeper:
         self._clock = clock
         self._rng = rng or random.SystemRandom()
         self._wake = asyncio.Event()
+        self._lock = asyncio.Lock()
         self._ticks = 0
 
     def add(
@@ -93,13 +104,14 @@ class MembershipKeeper:
 
     async def remove(self, member: Membership, *, leave: bool) -> None:
         """Stops keeping a member. `leave` voids it at once for everybody; else its lease runs out."""
-        self.members.remove(member)
-        if leave and member.tenure is not None:
-            try:
-                await self._connection.run([self._leave(member), ("DEL", self._names.lease(member.tenure.slot))])
-            except IndexUnavailableError as error:  # its lease runs out by itself
-                self._away(error)
-        member.tenure, member.state = None, MemberState.AWAY
+        async with self._lock:
+            self.members.remove(member)
+            if leave and member.state is MemberState.JOINED:
+                try:
+                    await self._connection.run([self._leave(member), ("DEL", self._names.lease(_slot(member)))])
+                except IndexUnavailableError as error:  # its lease runs out by itself
+                    self._away(error)
+            member.tenure, member.state = None, MemberState.AWAY
 
     def fence(self, member: Membership, reason: str) -> None:
         """Voids all that the member published, as soon as Redis can be told."""
@@ -116,23 +128,31 @@ class MembershipKeeper:
                 continue
 
     async def tick(self) -> None:
-        """One round: notice what happened to Redis, register, renew, fence, hold the leases."""
+        """One round: notice what happened to Redis, register, renew, fence, hold the leases; then tell the owners of new epochs."""
         self._wake.clear()
-        try:
-            await self._notice_other_server()
-            for member in [m for m in self.members if m.tenure is None]:
-                await self._register(member, "" if member.epochs else "joined")
-            await self._renew()
-            for member in [m for m in self.members if m.fence_reason and m.tenure is not None]:
-                await self._new_epoch(member)
-            await self._hold_leases()
-            self._ticks += 1
-            if self._ticks % SWEEP_TICKS == 1:
-                await self._sweep()
-        except IndexUnavailableError as error:
-            self._away(error)
-            return
+        async with self._lock:
+            try:
+                await self._round()
+            except IndexUnavailableError as error:
+                self._away(error)
+                return
         self.reachable, self.last_error = True, ""
+        for member in [m for m in self.members if m.announce and m.state is MemberState.JOINED]:
+            reason, member.announce = member.announce, ""
+            member.epochs[reason] = member.epochs.get(reason, 0) + 1
+            member.on_epoch(reason)
+
+    async def _round(self) -> None:
+        await self._notice_other_server()
+        for member in [m for m in self.members if m.tenure is None]:
+            await self._register(member, "registered")
+        await self._renew()
+        for member in [m for m in self.members if m.fence_reason and m.state is MemberState.JOINED]:
+            await self._new_epoch(member)
+        await self._hold_leases()
+        self._ticks += 1
+        if self._ticks % SWEEP_TICKS == 1:
+            await self._sweep()
 
     async def _notice_other_server(self) -> None:
         """Another run id: a restart or a failover, and what was published last may be missing there, or be back."""
@@ -149,13 +169,9 @@ class MembershipKeeper:
             )
             if int(slot):
                 member.incarnation = incarnation.decode()
-                member.fence_reason = ""
-                self._entered(member, Tenure(int(slot), int(epoch), int(used)))
+                self._enter(member, Tenure(int(slot), int(epoch), int(used)), reason)
                 if not joined:  # a joined member's lease may be missing: _hold_leases finds out, and fences
                     await self._connection.one(self._hold(member))
-                    self._epoch_taken(member, reason or "registered")
-                else:
-                    member.on_epoch("joined")
                 return
         raise IndexUnavailableError(
             f"no free slot among {REGISTER_ATTEMPTS_MAX * CANDIDATES} random ones: the pool has too many members"
@@ -204,31 +220,30 @@ class MembershipKeeper:
             status, *values = _reply(reply)
             if status == b"ok":
                 self._compare(member, Tenure(_slot(member), int(values[0]), int(values[1])))
-            elif status == b"taken" and values[0].decode() == member.info.name and await self._other_lives(member):
+            elif status == b"taken" and not member.shared and await self._name_lives_elsewhere(member):
                 member.state = MemberState.CONFLICT
             else:
                 await self._register(member, "record_lost" if status == b"lost" else "slot_taken")
 
     def _compare(self, member: Membership, recorded: Tenure) -> None:
+        """Others may have fenced the member; a stale copy of Redis may have forgotten that it was."""
         mine = member.tenure
         assert mine is not None
         member.state = MemberState.JOINED
         if recorded.used > mine.used:
-            self._entered(member, recorded)
-            self._epoch_taken(member, "fenced_by_others")
+            self._enter(member, recorded, "fenced_by_others")
         elif recorded != mine:
             member.fence_reason = member.fence_reason or "stale_copy"
 
-    async def _other_lives(self, member: Membership) -> bool:
-        """The lease under the name's present slot is another registration's, and not run out."""
+    async def _name_lives_elsewhere(self, member: Membership) -> bool:
+        """The name is another registration's now, and that one holds its lease."""
         slot = await self._connection.one(("HGET", self._names.members, b"@" + member.info.name.encode()))
         lease = await self._connection.one(("GET", self._names.lease(int(slot)))) if slot else None
         return lease is not None and not bytes(lease).startswith(member.incarnation.encode())
 
     async def _new_epoch(self, member: Membership) -> None:
         reason, mine = member.fence_reason, member.tenure
-        if member.state is MemberState.CONFLICT or mine is None:
-            return
+        assert mine is not None
         if not member.shared:
             await self._register(member, reason)
             return
@@ -240,10 +255,8 @@ class MembershipKeeper:
             member.tenure = None
             await self._register(member, reason)
             return
-        member.fence_reason = ""
-        self._entered(member, Tenure(mine.slot, int(reply[0]), int(reply[1])))
+        self._enter(member, Tenure(mine.slot, int(reply[0]), int(reply[1])), reason)
         await self._connection.one(self._hold(member))
-        self._epoch_taken(member, reason)
 
     async def _hold_leases(self) -> None:
         """Puts the leases up for another 3 s. One that was gone means that routers may have given the member up: a new epoch."""
@@ -271,12 +284,10 @@ class MembershipKeeper:
     def _leave(self, member: Membership) -> Command:
         return evalsha(scripts.LEAVE, [self._names.members], [_slot(member), member.incarnation, int(self._clock())])
 
-    def _entered(self, member: Membership, tenure: Tenure) -> None:
+    def _enter(self, member: Membership, tenure: Tenure, reason: str) -> None:
+        """From here on the member speaks under this tenure; its owner hears of it when the lease is up."""
         member.tenure, member.state = tenure, MemberState.JOINED
-
-    def _epoch_taken(self, member: Membership, reason: str) -> None:
-        member.epochs[reason] = member.epochs.get(reason, 0) + 1
-        member.on_epoch(reason)
+        member.fence_reason, member.announce = "", member.announce or reason
 
     def _away(self, error: Exception) -> None:
         self.reachable, self.last_error = False, str(error)

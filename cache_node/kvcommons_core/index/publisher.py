@@ -115,7 +115,7 @@ class NodeIndex:
 
     def _put(self, word: bytes, token_key: bytes, text_keys: Iterable[int], tier: Tier) -> None:
         tenure = self.member.tenure
-        if tenure is None or self.member.fence_reason:
+        if tenure is None or not self.member.settled:
             return  # the inventory will say it, once there is an epoch to say it under
         holder = word + Holder(tenure.slot, tenure.epoch, tier, 0, schema.born_of(self._clock())).pack()
         self.stream.put(schema.token_key8(token_key), holder)
@@ -123,7 +123,11 @@ class NodeIndex:
             self.stream.put(schema.text_key8(key), holder)
 
     def _guard(self) -> tuple[int, bytes] | None:
-        return (self.member.tenure.slot, self.member.lease) if self.member.tenure is not None else None
+        return (
+            (self.member.tenure.slot, self.member.lease)
+            if self.member.tenure is not None and self.member.settled
+            else None
+        )
 
     def _new_epoch(self, reason: str) -> None:
         self.stream.clear()
@@ -137,7 +141,7 @@ class NodeIndex:
                     self._tell_all.wait(), min(refresh_seconds, self._settings.holder_ttl_seconds / 2)
                 )
             except TimeoutError:
-                if self.member.tenure is None:
+                if not self.member.settled:
                     continue
             self._tell_all.clear()
             await self._republish()

@@ -154,10 +154,13 @@ class IndexReader:
             packed = self.mirror.get(key8, now)
             if packed is None:
                 continue
-            kept = [packed[at : at + 8] for at in range(0, len(packed), 8) if packed[at : at + 2] != holder[:2]]
+            kept: list[bytes] = [
+                packed[at : at + 8] for at in range(0, len(packed), 8) if packed[at : at + 2] != holder[:2]
+            ]
             if present:
                 kept = [*kept[-(limits.HOLDERS_PER_KEY_MAX - 1) :], holder]
-            self.mirror.amend(key8, b"".join(sorted(kept, key=_slot_order)))
+            ordered: list[bytes] = sorted(kept, key=_by_slot)
+            self.mirror.amend(key8, b"".join(ordered))
 
     def _from_mirror(self, keys: Sequence[bytes]) -> tuple[list[Probe], bool]:
         """(what the mirror knows from the beginning on without a gap, whether that is the whole answer)."""
@@ -251,7 +254,7 @@ class IndexReader:
         self.mirror.clear()
 
 
-def _slot_order(packed: bytes) -> bytes:
+def _by_slot(packed: bytes) -> bytes:
     """The slot's two bytes, the higher first: as the script orders holders."""
     return packed[1::-1]
 

@@ -61,7 +61,7 @@ class EngineRecorder:
     def slot_of(self, name: str) -> int | None:
         """The slot under which lookups report an engine."""
         member = self._members.get(name)
-        return member.tenure.slot if member is not None and member.tenure is not None else None
+        return member.tenure.slot if member is not None and member.tenure is not None and member.settled else None
 
     def fence(self, name: str, reason: str) -> None:
         """The engine restarted or its cache was reset: all that was recorded of it is void."""
@@ -84,7 +84,7 @@ class EngineRecorder:
 
     def _say(self, name: str, word: bytes, keys: list[bytes], tier: Tier) -> bool:
         member = self._members.get(name)
-        if member is None or member.tenure is None or member.fence_reason:
+        if member is None or member.tenure is None or not member.settled:
             return False
         self._reader.note(member.tenure, tier, keys, present=word == ADD)
         holder = word + Holder(member.tenure.slot, member.tenure.epoch, tier, 0, schema.born_of(self._clock())).pack()

@@ -42,6 +42,7 @@ class MembersView:
         self._on_void = on_void
         self._monotonic = monotonic
         self._known: dict[int, Member] = {}
+        self._farthest: dict[int, tuple[str, int]] = {}  # slot -> (incarnation, distance used); at most 65,536
         self._run_ids: frozenset[str] | None = None
         self._marks: tuple[object, object] | None = None
         self._polls = 0
@@ -88,10 +89,21 @@ class MembersView:
             if not slot.isdigit() or record.endswith(b" - {}"):  # a name, a mark or a resting slot
                 continue
             try:
-                known[int(slot)] = schema.decode_member(int(slot), record)
+                member = schema.decode_member(int(slot), record)
             except CorruptRecordError:
                 self.corrupt_records += 1
+                continue
+            if not self._falls_back(member):
+                known[int(slot)] = member
         self._known, self._marks = known, marks
+
+    def _falls_back(self, member: Member) -> bool:
+        """A stale copy of Redis shows an epoch that the member has left: nothing of it is believed until the member says where it is."""
+        incarnation, used = self._farthest.get(member.slot, ("", -1))
+        if incarnation == member.incarnation and member.used < used:
+            return True
+        self._farthest[member.slot] = (member.incarnation, member.used)
+        return False
 
     async def _read_leases(self) -> None:
         slots = list(self._known)
