@@ -110,7 +110,7 @@ def wheel_address(index: str, version: str) -> str:
     page = index.rstrip("/") + "/uv/"
     wanted = "uv-%s-py3-none-manylinux" % version
     for link in re.finditer(r'href="([^"]+)"', fetched(page).decode()):
-        address = urllib.parse.urljoin(page, link.group(1).replace("&amp;", "&"))
+        address = urllib.parse.urljoin(page, str(link.group(1)).replace("&amp;", "&"))
         name = urllib.parse.urlsplit(address).path.rpartition("/")[2]
         if name.startswith(wanted) and name.endswith("x86_64.whl"):
             return address
