@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 import stat
@@ -196,18 +195,10 @@ class Stack:
 
     def _start_router(self) -> None:
         self._router_port = self._options.router_port or free_port()
-        settings = {
-            "listen": f"127.0.0.1:{self._router_port}",
-            "state_directory": str(self._options.home / "router"),
-            "index": {"redis": self.redis_url, "prefix": INDEX_PREFIX},
-            "instances": [
-                {"name": spec.name, "url": spec.url, "model": engines.MODEL_NAME, "node": NODE_ID}
-                for spec in self.engines.values()
-            ],
-        }
-        file = self._options.home / "router.json"
-        file.write_text(json.dumps(settings, indent=1) + "\n")
-        self._spawn("router", _module("kvcommons_router", "--config", str(file)))
+        words = ["--listen", f"127.0.0.1:{self._router_port}", "--redis", self.redis_url, "--prefix", INDEX_PREFIX]
+        for spec in self.engines.values():
+            words += ["--instance", f"name={spec.name},url={spec.url},model={engines.MODEL_NAME},node={NODE_ID}"]
+        self._spawn("router", _module("kvcommons_router", *words))
 
     def _node_is_ready(self) -> bool:
         try:
