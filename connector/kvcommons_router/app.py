@@ -25,11 +25,11 @@ from kvcommons_router.exchange import Exchange
 from kvcommons_router.fleet import Fleet, Group, Instance, models_of
 from kvcommons_router.health import Health
 from kvcommons_router.http_server import ClientConnection, Request
-from kvcommons_router.index import Index, OwnMemory
+from kvcommons_router.index import Index
 from kvcommons_router.load import Load, SiblingLoad, Utilisation
 from kvcommons_router.metrics import Layout, Recorder
 from kvcommons_router.picker import Credits, Policy, Shape, Weights
-from kvcommons_router.settings import RouterSettings
+from kvcommons_router.settings import RouterSection, RouterSettings
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ RELAYED: Final = frozenset({b"/v1/chat/completions", b"/v1/completions", b"/v1/e
 OWN: Final = frozenset({b"/health", b"/metrics", b"/v1/models"})
 
 
-def layout_of(settings: RouterSettings) -> Layout:
+def layout_of(settings: RouterSection) -> Layout:
     """The metrics of a router with these settings."""
     return Layout(models_of(settings), [one.name for one in settings.instances])
 
@@ -51,15 +51,16 @@ class App:
 
     def __init__(
         self,
-        settings: RouterSettings,
+        every: RouterSettings,
         *,
         layout: Layout,
         cells: Cells,
         row: int,
         auth: Authenticator,
-        make_index: Callable[[App], Index] | None = None,
+        make_index: Callable[[App], Index],
     ) -> None:
-        self.settings = settings
+        self.settings = settings = every.router
+        self.index_settings = every.index
         self.layout = layout
         self.cells = cells
         self.auth = auth
@@ -69,15 +70,12 @@ class App:
             Credits(cost.engine_credit, cost.memory_credit, cost.disk_credit, cost.peer_credit), cost.decode_seconds
         )
         self.row = row
-        self.recorder = Recorder(layout, cells.row(row))
+        self.recorder: Recorder = Recorder(layout, cells.row(row))
         self.fleet = Fleet(settings)
         sources = [SiblingLoad(layout, cells, row)] if settings.workers > 1 else []
         self.load = Load(layout, cells.row(row), self.fleet.candidates(), sources)
         self.health = Health(layout, cells, row, 0, settings.health)
         self.utilisation = Utilisation()
-        self.index: Index = OwnMemory(settings.index.mirror_entries_max)
-        if make_index is not None:
-            self.index = make_index(self)
         self.checker = HealthChecker(self) if row == 0 else None
         self.log = AccessLog() if settings.access_log else None
         self.step_bytes = core_limits.TEXT_STEP_BYTES
@@ -92,8 +90,9 @@ class App:
         self._bodies = 0
         self._by_tenant: dict[str, int] = {}
         self._seeds: dict[tuple[str, str], int] = {}
-        self._id_prefix = secrets.token_hex(8)
+        self.id_prefix = secrets.token_hex(8)
         self._id_count = 0
+        self.index: Index = make_index(self)
         self._model_columns = {model: at for at, model in enumerate(layout.models)}
 
     # Time and tasks.
@@ -197,7 +196,7 @@ class App:
         if path not in RELAYED:
             self._serve_own(connection, request, path)
             return
-        request_id = f"{self._id_prefix}{self._id_count:08x}"
+        request_id = f"{self.id_prefix}{self._id_count:08x}"
         self._id_count += 1
         try:
             exchange = self._admit(connection, request, path, request_id)
@@ -408,6 +407,7 @@ class App:
         self.fleet.expire_idle(now)
         work = self.cells.total(self.layout.prefill_work) * metrics.MICRO
         self.utilisation.sample(work, len(self.fleet.instances))
+        self.index.observe()
         if self.log is not None:
             self.log.flush()
         if self.auth.enabled:

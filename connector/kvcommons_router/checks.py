@@ -6,6 +6,8 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
+from kvcommons_router.health import Active
+
 if TYPE_CHECKING:
     from kvcommons_router.app import App
     from kvcommons_router.fleet import Instance
@@ -35,10 +37,13 @@ class HealthChecker:
         async with self._at_once:
             ok, reason = await self._ask(instance)
         app = self._app
+        before = app.health.active[instance.index]
         if app.health.checked(instance.index, ok=ok):
             app.fleet.refresh(app.health, app.now_ms())
             if ok:
                 logger.info("%s is up", instance.name)
+                if before is Active.DOWN:
+                    app.index.revived(instance)
             else:
                 instance.pool.close_idle()
                 logger.warning("%s is down: %s", instance.name, reason)

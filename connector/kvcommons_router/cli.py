@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from kvcommons_core.errors import ConfigurationError
 
 from kvcommons_router.auth import KeysError
 from kvcommons_router.picker import Policy
-from kvcommons_router.settings import RouterSettings, SettingsError, build, parse_instance, read_file
+from kvcommons_router.settings import RouterSettings, load, parse_instance
 from kvcommons_router.workers import serve
 
 
@@ -47,38 +50,31 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def settings_of(arguments: Sequence[str]) -> RouterSettings:
+def settings_of(arguments: Sequence[str], environ: Mapping[str, str]) -> RouterSettings:
     """The settings that a command line asks for.
 
-    :raises SettingsError: if they can't be used.
+    :raises ConfigurationError: if they can't be used.
     """
     given = parser().parse_args(arguments)
-    values = read_file(given.config) if given.config is not None else {}
-    for name in ("listen", "workers", "policy", "api_keys", "salt_secret", "access_log", "log_level", "drain_seconds"):
-        if getattr(given, name) is not None:
-            values[name] = getattr(given, name)
+    names = ("listen", "workers", "policy", "api_keys", "salt_secret", "access_log", "log_level", "drain_seconds")
+    values = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
     if given.instance:
-        values["instances"] = [parse_instance(text) for text in given.instance]
-    index = values.get("index", {})
-    if not isinstance(index, dict):
-        raise SettingsError("index must be a table")
-    flags = {"redis": given.redis, "prefix": given.prefix}
-    values["index"] = index | {name: value for name, value in flags.items() if value is not None}
-    settings = build(values)
-    if not settings.instances:
-        raise SettingsError("no instance is given: use --instance or [[instances]] in the file")
-    return settings
+        values["instances"] = tuple(parse_instance(text) for text in given.instance)
+    index = {"url": given.redis, "prefix": given.prefix}
+    return load(given.config, environ, values, {name: value for name, value in index.items() if value is not None})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the router; 2 for settings that can't be used, 1 for what is in the way on this machine."""
     try:
-        settings = settings_of(sys.argv[1:] if arguments is None else arguments)
-    except SettingsError as error:
+        settings = settings_of(sys.argv[1:] if arguments is None else arguments, os.environ)
+    except ConfigurationError as error:
         sys.stderr.write(f"kvcommons router: {error}\n")
         return 2
     logging.basicConfig(
-        level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+        level=settings.router.log_level.upper(),
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
     try:
         return serve(settings)
@@ -86,5 +82,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"kvcommons router: {error}\n")
         return 2
     except OSError as error:
-        sys.stderr.write(f"kvcommons router: {settings.listen} can't be listened on: {error.strerror}\n")
+        sys.stderr.write(f"kvcommons router: {settings.router.listen} can't be listened on: {error.strerror}\n")
         return 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kvcommons_router import picker
 from kvcommons_router.errors import REASONS, Refusal
 from kvcommons_router.fleet import Group, Instance
-from kvcommons_router.index import Depths
+from kvcommons_router.index import Depth, Depths
 from kvcommons_router.picker import NO_HIT, Hit, Shape
 from kvcommons_router.response import Head
 from kvcommons_router.upstream import Upstream
@@ -33,6 +33,8 @@ class Exchange:
         "attempts",
         "chunk_client",
         "conn",
+        "depth",
+        "depths",
         "dispatched_at",
         "done",
         "first_byte_at",
@@ -42,7 +44,9 @@ class Exchange:
         "hit",
         "hits",
         "instance",
+        "intended",
         "keep",
+        "keys8",
         "last_at",
         "length",
         "paused",
@@ -73,6 +77,10 @@ class Exchange:
         self.request_id = ""
         self.forwarded = b""
         self.text_keys: list[int] = []
+        self.keys8: list[bytes] = []
+        self.intended: list[bytes] = []  # recorded for this attempt
+        self.depths: Depths | None = None
+        self.depth: Depth | None = None  # of the chosen instance
         self.text_bytes = 0
         self.length = 0
         self.shape = Shape(0, 0)
@@ -105,6 +113,7 @@ class Exchange:
         """The index has answered (None: it can't), so an instance can be chosen."""
         if self.done:
             return
+        self.depths = depths
         if depths is None:
             self.hits = None
         else:
@@ -148,6 +157,7 @@ class Exchange:
         self.instance = instance
         hit = self.hits.get(instance.index, NO_HIT) if self.hits is not None else NO_HIT
         self.hit = hit
+        self.depth = self.depths.get(instance.index) if self.depths is not None else None
         uncached = picker.uncached_tokens(hit, self.length, app.weights.credits)
         self.tokens = int(uncached)
         candidate = instance.candidate
@@ -332,6 +342,8 @@ class Exchange:
             return
         self.instance = None
         app = self.app
+        if self.first_byte_at == 0.0 and self.text_keys and outcome != "ok":
+            app.index.failed(self, instance)
         app.load.finished(instance.index, self.tokens, was_decoding=self.first_byte_at != 0.0)
         app.count_attempt(instance.index, outcome)
 
@@ -339,8 +351,11 @@ class Exchange:
         self.done = True
         app, instance = self.app, self.instance
         assert instance is not None
-        if outcome == "ok":
-            app.index.answered(self, instance)
+        if outcome == "ok" and self.text_keys:
+            if self.status < 300:
+                app.index.answered(self, instance)
+            else:
+                app.index.failed(self, instance)  # refused by the engine: nothing was computed
         self._close_attempt(outcome)
         app.request_done(self, instance)
 

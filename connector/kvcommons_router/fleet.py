@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from kvcommons_router.health import Health
 from kvcommons_router.picker import Candidate, Prefill
 from kvcommons_router.rates import PrefillLearner, TokenRatio
-from kvcommons_router.settings import InstanceSettings, RouterSettings
+from kvcommons_router.settings import InstanceSettings, RouterSection
 from kvcommons_router.upstream import Pool
 
 
 class Instance:
     """One engine replica, or a rank of one."""
 
-    def __init__(self, index: int, settings: InstanceSettings, router: RouterSettings) -> None:
+    def __init__(self, index: int, settings: InstanceSettings, router: RouterSection) -> None:
         self.index = index
         self.settings = settings
         self.name = settings.name
@@ -58,7 +58,7 @@ class Group:
 class Fleet:
     """All instances, by index and by model."""
 
-    def __init__(self, settings: RouterSettings) -> None:
+    def __init__(self, settings: RouterSection) -> None:
         self.instances = [Instance(index, one, settings) for index, one in enumerate(settings.instances)]
         serving: dict[str, list[Instance]] = {}
         for instance in self.instances:
@@ -91,6 +91,6 @@ class Fleet:
             instance.pool.close_idle()
 
 
-def models_of(settings: RouterSettings) -> tuple[str, ...]:
+def models_of(settings: RouterSection) -> tuple[str, ...]:
     """The model names of the settings, in their order, each once."""
     return tuple(dict.fromkeys(name for one in settings.instances for name in one.names))

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from kvcommons_router.usage import usage_of
+
 if TYPE_CHECKING:
+    from kvcommons_router.app import App
     from kvcommons_router.exchange import Exchange
     from kvcommons_router.fleet import Instance
 
@@ -37,6 +40,15 @@ class Index(Protocol):
     def dispatched(self, exchange: Exchange, instance: Instance) -> None:
         """Records that an instance will hold this text."""
 
+    def failed(self, exchange: Exchange, instance: Instance) -> None:
+        """Takes back what was recorded at dispatch: the instance did not begin to answer."""
+
+    def revived(self, instance: Instance) -> None:
+        """An instance that was down serves again, and has likely forgotten everything."""
+
+    def observe(self) -> None:
+        """Shows how it is in the metrics; called about once a second."""
+
     def answered(self, exchange: Exchange, instance: Instance) -> None:
         """Takes what a complete answer says about reuse."""
 
@@ -44,9 +56,10 @@ class Index(Protocol):
 class OwnMemory:
     """Only what this process sent: good for one router of one worker, and for a start without Redis."""
 
-    def __init__(self, entries_max: int) -> None:
+    def __init__(self, app: App) -> None:
+        self._app = app
         self._masks: dict[int, int] = {}
-        self._entries_max = entries_max
+        self._entries_max = app.index_settings.mirror_keys_max
 
     async def start(self) -> None:
         """Nothing to begin."""
@@ -55,8 +68,11 @@ class OwnMemory:
         """Nothing to end."""
 
     def locate(self, exchange: Exchange) -> None:
-        """Answers at once."""
-        exchange.located(depths_of_masks(exchange.text_keys, self._masks.get))
+        """Answers at once; of several workers none knows enough, so they choose by hash."""
+        app = self._app
+        app.recorder.count(app.layout.lookups)
+        known = app.settings.workers == 1
+        exchange.located(depths_of_masks(exchange.text_keys, self._masks.get) if known else None)
 
     def dispatched(self, exchange: Exchange, instance: Instance) -> None:
         """Remembers; the oldest texts are forgotten first."""
@@ -66,8 +82,26 @@ class OwnMemory:
         while len(masks) > self._entries_max:
             del masks[next(iter(masks))]
 
+    def failed(self, exchange: Exchange, instance: Instance) -> None:
+        """Forgets what the instance did not do."""
+        depth = exchange.depth
+        for key in exchange.text_keys[depth.engine if depth is not None else 0 :]:
+            self._masks[key] = self._masks.get(key, 0) & ~(1 << instance.index)
+
+    def revived(self, instance: Instance) -> None:
+        """Forgets what it held."""
+        gone = ~(1 << instance.index)
+        self._masks = {key: left for key, mask in self._masks.items() if (left := mask & gone)}
+
+    def observe(self) -> None:
+        """Shows its size."""
+        self._app.recorder.row[self._app.layout.mirror_entries] = len(self._masks)
+
     def answered(self, exchange: Exchange, instance: Instance) -> None:
-        """Nothing to learn that would outlive the process."""
+        """Learns how many bytes make a token."""
+        usage = usage_of(exchange.tail)
+        if usage is not None:
+            exchange.group.ratio.add(exchange.text_bytes, usage.prompt_tokens)
 
 
 def depths_of_masks(keys: list[int], mask_of: Callable[[int, int], int]) -> dict[int, Depth]:

@@ -1,32 +1,26 @@
-"""The router's settings: a TOML or JSON file, then flags over it. Every limit has its unit in its name."""
+"""The router's settings: the sections [router] and [index] of a file, the environment, then flags over them.
+
+Every limit has its unit in its name.
+"""
 
 from __future__ import annotations
 
-import difflib
 import os
-import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 from urllib.parse import urlsplit
 
-import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from kvcommons_core.errors import ConfigurationError, UnknownSettingError
+from kvcommons_core.settings import Bytes, IndexSettings, Section, load_settings
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from kvcommons_router.picker import Policy
 
 INSTANCES_MAX = 1024
-SETTINGS_BYTES_MAX = 4 * 1024 * 1024
 
 
-class SettingsError(Exception):
-    """The settings can't be used; the message says which and why."""
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class InstanceSettings(_Strict):
+class InstanceSettings(Section):
     """One engine replica, or one data-parallel rank of it."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")
@@ -78,7 +72,7 @@ class InstanceSettings(_Strict):
         return urlsplit(self.url).port or 80
 
 
-class LimitSettings(_Strict):
+class LimitSettings(Section):
     """What one worker process bears; beyond it clients are told so instead of being kept waiting."""
 
     connections_max: int = Field(default=10_000, ge=1)
@@ -86,10 +80,10 @@ class LimitSettings(_Strict):
     """Requests in flight; more are answered 429."""
     tenant_requests_max: int = Field(default=4_096, ge=1)
     """Requests in flight of one tenant; more are answered 429."""
-    body_bytes_max: int = Field(default=16 * 1024 * 1024, ge=1024)
-    bodies_bytes_max: int = Field(default=1024 * 1024 * 1024, ge=1024)
+    body_bytes_max: Bytes = Field(default=16 * 1024 * 1024, ge=1024)
+    bodies_bytes_max: Bytes = Field(default=1024 * 1024 * 1024, ge=1024)
     """Bodies held at one time by all requests; more are answered 503."""
-    header_bytes_max: int = Field(default=32 * 1024, ge=1024)
+    header_bytes_max: Bytes = Field(default=32 * 1024, ge=1024)
     headers_max: int = Field(default=128, ge=8)
     pipelined_max: int = Field(default=16, ge=1)
     header_seconds: float = Field(default=10.0, gt=0)
@@ -117,7 +111,7 @@ class LimitSettings(_Strict):
         return self
 
 
-class HealthSettings(_Strict):
+class HealthSettings(Section):
     """When an instance is out, and when it is asked again."""
 
     interval_seconds: float = Field(default=2.0, gt=0)
@@ -131,21 +125,7 @@ class HealthSettings(_Strict):
     eject_seconds_max: float = Field(default=30.0, gt=0)
 
 
-class IndexSettings(_Strict):
-    """The shared index in Redis. Without it the router knows only what it sent itself."""
-
-    redis: str | None = None
-    prefix: str = Field(default="kvc:default:", min_length=1, max_length=128)
-    lookup_seconds: float = Field(default=0.004, gt=0, le=1)
-    """The longest that a request waits for the index before it is sent without."""
-    mirror_entries_max: int = Field(default=200_000, ge=1_000)
-    mirror_seconds: float = Field(default=1.0, gt=0)
-    """How long what Redis said is taken as true."""
-    intents_pending_max: int = Field(default=20_000, ge=1)
-    """Intents waiting for Redis; more are dropped and counted."""
-
-
-class CostSettings(_Strict):
+class CostSettings(Section):
     """The parts of the score that are not learnt."""
 
     engine_credit: float = Field(default=1.0, ge=0, le=1)
@@ -158,8 +138,8 @@ class CostSettings(_Strict):
     token_seconds: float = Field(default=0.0002, gt=0)
 
 
-class RouterSettings(_Strict):
-    """Everything `kvcommons router` can be told."""
+class RouterSection(Section):
+    """The router itself."""
 
     listen: str = "127.0.0.1:8000"
     workers: int = Field(default=1, ge=1, le=256)
@@ -173,12 +153,11 @@ class RouterSettings(_Strict):
     transfer_params: bool = True
     """Whether requests carry their text keys for the connector."""
     access_log: bool = False
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
     drain_delay_seconds: float = Field(default=0.0, ge=0)
     """After SIGTERM: how long to answer as before, but unhealthy, so that load balancers take us out."""
     drain_seconds: float = Field(default=120.0, ge=0)
     """Then: how long requests under way may take to end."""
-    index: IndexSettings = IndexSettings()
     limits: LimitSettings = LimitSettings()
     health: HealthSettings = HealthSettings()
     cost: CostSettings = CostSettings()
@@ -211,85 +190,55 @@ class RouterSettings(_Strict):
         return int(self.listen.rpartition(":")[2])
 
 
-def parse_instance(text: str) -> dict[str, object]:
-    """`name=a,url=http://h:1,model=m,node=n` as a mapping; `models` may be repeated with `+` between.
+class RouterSettings(Section):
+    """Everything `kvcommons router` can be told."""
 
-    :raises SettingsError: if a part is not KEY=VALUE or a key is unknown.
+    router: RouterSection = RouterSection()
+    index: IndexSettings = IndexSettings()
+
+
+def parse_instance(text: str) -> dict[str, object]:
+    """`name=a,url=http://h:1,model=m,node=n` as a mapping; several `models` are written with `+` between them.
+
+    :raises ConfigurationError: if a part is not KEY=VALUE or a key is unknown.
     """
     found: dict[str, object] = {}
+    known = list(InstanceSettings.model_fields)
     for part in text.split(","):
         key, equals, value = part.partition("=")
-        key = key.strip()
+        key, value = key.strip(), value.strip()
         if not equals:
-            raise SettingsError(f"--instance: {part!r} is not KEY=VALUE")
-        if key not in InstanceSettings.model_fields:
-            raise SettingsError(f"--instance: {_unknown(key, list(InstanceSettings.model_fields))}")
-        found[key] = tuple(value.split("+")) if key == "models" else value.strip()
-    if isinstance(found.get("dp_rank"), str):
-        found["dp_rank"] = int(str(found["dp_rank"])) if str(found["dp_rank"]).isdigit() else found["dp_rank"]
+            raise ConfigurationError("--instance", part, "write it as KEY=VALUE,KEY=VALUE")
+        if key not in known:
+            raise UnknownSettingError("--instance", key, f"there is no such key; known: {', '.join(known)}")
+        found[key] = tuple(value.split("+")) if key == "models" else value
     return found
 
 
-def read_file(path: Path) -> dict[str, object]:
-    """The settings in a file, TOML or (by its name) JSON.
+def load(
+    file: Path | None, environ: Mapping[str, str], values: Mapping[str, object], index: Mapping[str, object]
+) -> RouterSettings:
+    """The settings of all sources; `values` and `index`, from flags, stand over the rest.
 
-    :raises SettingsError: if it can't be read or is not one of these.
+    :raises ConfigurationError: naming the setting, its value and the remedy.
     """
-    try:
-        with path.open("rb") as file:
-            raw = file.read(SETTINGS_BYTES_MAX + 1)
-    except OSError as error:
-        raise SettingsError(f"{path} can't be read: {error.strerror}") from error
-    if len(raw) > SETTINGS_BYTES_MAX:
-        raise SettingsError(f"{path} is larger than {SETTINGS_BYTES_MAX} bytes")
-    try:
-        loaded = orjson.loads(raw) if path.suffix == ".json" else tomllib.loads(raw.decode("utf-8"))
-    except (orjson.JSONDecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: {error}") from error
-    if not isinstance(loaded, dict):
-        raise SettingsError(f"{path} must hold an object")
-    return loaded
-
-
-def build(values: dict[str, object]) -> RouterSettings:
-    """Checks the values.
-
-    :raises SettingsError: with every problem in it, one a line.
-    """
-    try:
-        return RouterSettings.model_validate(values)
-    except ValidationError as error:
-        problems = [_problem(dict(found)) for found in error.errors(include_url=False, include_input=False)]
-        raise SettingsError("\n".join(problems)) from error
-
-
-def _problem(found: dict[str, object]) -> str:
-    where = found["loc"]
-    assert isinstance(where, tuple)
-    path = ".".join(str(part) for part in where)
-    if found["type"] == "extra_forbidden":
-        return f"{path}: {_unknown(str(where[-1]), _known(where[:-1]))}"
-    return f"{path}: {found['msg']}" if path else str(found["msg"])
-
-
-def _known(where: tuple[object, ...]) -> list[str]:
-    models: dict[object, type[BaseModel]] = {
-        "index": IndexSettings,
-        "limits": LimitSettings,
-        "health": HealthSettings,
-        "cost": CostSettings,
-        "instances": InstanceSettings,
+    read = load_settings(RouterSettings, file=file, environ=environ)
+    merged = {
+        "router": read.router.model_dump(exclude_unset=True) | dict(values),
+        "index": read.index.model_dump(exclude_unset=True) | dict(index),
     }
-    model = models.get(where[0], RouterSettings) if where else RouterSettings
-    return list(model.model_fields)
+    try:
+        settings = RouterSettings.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigurationError(where, first["input"], first["msg"].removeprefix("Value error, ")) from error
+    if not settings.router.instances:
+        raise ConfigurationError("instances", "", "give at least one: --instance, or [[router.instances]] in the file")
+    return settings
 
 
-def _unknown(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    return f"unknown setting {key!r}; did you mean {near[0]!r}?" if near else f"unknown setting {key!r}"
-
-
-def secret_path(settings: RouterSettings) -> Path:
+def secret_path(settings: RouterSection) -> Path:
     """Where the secret of the salts is, or is to be made."""
     if settings.salt_secret is not None:
         return settings.salt_secret

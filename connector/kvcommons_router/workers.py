@@ -21,7 +21,7 @@ from kvcommons_router.cells import Cells
 from kvcommons_router.http_server import ClientConnection
 from kvcommons_router.index_redis import make_index
 from kvcommons_router.metrics import Layout
-from kvcommons_router.settings import RouterSettings, secret_path
+from kvcommons_router.settings import RouterSection, RouterSettings, secret_path
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ RESTART_SECONDS_MIN: Final = 0.2
 RESTART_SECONDS_MAX: Final = 10.0
 
 
-def bind(settings: RouterSettings, *, share: bool) -> socket.socket:
+def bind(settings: RouterSection, *, share: bool) -> socket.socket:
     """A listening socket of this process; with `share` others may listen on the same port.
 
     :raises OSError: if the address can't be had.
@@ -49,7 +49,7 @@ def bind(settings: RouterSettings, *, share: bool) -> socket.socket:
     return listener
 
 
-def authenticator(settings: RouterSettings) -> Authenticator:
+def authenticator(settings: RouterSection) -> Authenticator:
     """The authenticator of these settings.
 
     :raises KeysError: if the keys or the secret can't be read.
@@ -65,7 +65,7 @@ class Worker:
     """One serving process."""
 
     def __init__(self, settings: RouterSettings, layout: Layout, cells: Cells, row: int, auth: Authenticator) -> None:
-        self._settings = settings
+        self._settings = settings.router
         self.app = App(settings, layout=layout, cells=cells, row=row, auth=auth, make_index=make_index)
         self._stop: asyncio.Event | None = None
 
@@ -118,11 +118,12 @@ def serve(settings: RouterSettings) -> int:
     :raises OSError: if the address can't be had.
     :raises KeysError: if the API keys can't be read.
     """
-    auth = authenticator(settings)
-    layout = layout_of(settings)
-    if settings.workers == 1:
+    own = settings.router
+    auth = authenticator(own)
+    layout = layout_of(own)
+    if own.workers == 1:
         cells = Cells(1, layout.columns)
-        listener = bind(settings, share=False)
+        listener = bind(own, share=False)
         uvloop.run(Worker(settings, layout, cells, 0, auth).run(listener, announce=True))
         return 0
     return Supervisor(settings, layout, auth).run()
@@ -136,20 +137,21 @@ class Supervisor:
 
     def __init__(self, settings: RouterSettings, layout: Layout, auth: Authenticator) -> None:
         # A socket that is bound but does not listen keeps the port ours, also when it was 0, while workers come and go.
-        self._holder = bind(settings, share=True)
+        self._holder = bind(settings.router, share=True)
         host, port = self._holder.getsockname()[:2]
-        self._settings = settings.model_copy(
-            update={"listen": f"{host}:{port}" if ":" not in host else f"[{host}]:{port}"}
-        )
+        listen = f"{host}:{port}" if ":" not in host else f"[{host}]:{port}"
+        self._settings = settings.router.model_copy(update={"listen": listen})
+        self._every = settings.model_copy(update={"router": self._settings})
         self._layout = layout
         self._auth = auth
-        self._cells = Cells(settings.workers + 1, layout.columns)
-        self._own = self._cells.row(settings.workers)
+        workers = self._settings.workers
+        self._cells = Cells(workers + 1, layout.columns)
+        self._own = self._cells.row(workers)
         self._gauges = layout.gauge_columns()
         self._pids: dict[int, int] = {}
         self._stopping = False
-        self._delays = [RESTART_SECONDS_MIN] * settings.workers
-        self._started = [0.0] * settings.workers
+        self._delays = [RESTART_SECONDS_MIN] * workers
+        self._started = [0.0] * workers
         self._due: dict[int, float] = {}
 
     def run(self) -> int:
@@ -193,7 +195,7 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD})
         listener = bind(self._settings, share=True)
         self._holder.close()
-        worker = Worker(self._settings, self._layout, self._cells, row, self._auth)
+        worker = Worker(self._every, self._layout, self._cells, row, self._auth)
         uvloop.run(worker.run(listener, announce=False))
 
     def _reap(self) -> None:

@@ -1,0 +1,151 @@
+"""Truth by feedback: what engines really reused, against what was expected when the request was sent."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import orjson
+from kvcommons_core.index import schema
+
+from kvcommons_router.picker import Hit
+from kvcommons_router.rates import TokenRatio
+from kvcommons_router.usage import Usage
+
+if TYPE_CHECKING:
+    from kvcommons_router.app import App
+    from kvcommons_router.exchange import Exchange
+    from kvcommons_router.fleet import Instance
+    from kvcommons_router.index_redis import RedisIndex
+
+EXPECTATIONS_MAX: Final = 20_000
+# Being wrong by less than this many steps of text is the error of counting tokens by bytes.
+SLACK_STEPS: Final = 1
+# The node was asked and did not have it; any other reason says nothing about what it holds.
+ABSENT: Final = frozenset({"not_found", "partly_found"})
+APPLIED, CORRECTED, FOREIGN, INVALID = range(4)
+
+
+class Expectation(NamedTuple):
+    """What was expected of a request when it was sent."""
+
+    instance: Instance
+    keys: list[bytes]
+    hit: Hit
+    born: int
+    """The dispatch, in the index's units: what was published later is not corrected by it."""
+    text_bytes: int
+    ratio: TokenRatio
+
+
+class Report(NamedTuple):
+    """What the connector says of a request."""
+
+    request_id: str
+    prompt_tokens: int
+    own_tokens: int
+    commons_tokens: int
+    reason: str
+
+
+def parse_report(data: bytes) -> Report | None:
+    """A message of the feedback channel, or None if it is not one."""
+    try:
+        fields = orjson.loads(data)
+        report = Report(
+            fields["request_id"],
+            fields["prompt_tokens"],
+            fields["own_tokens"],
+            fields["commons_tokens"],
+            fields.get("reason", ""),
+        )
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        return None
+    numbers = report[1:4]
+    if not isinstance(report.request_id, str) or not all(type(n) is int and 0 <= n < 1 << 31 for n in numbers):
+        return None
+    return report
+
+
+class Expectations:
+    """The requests that reports are awaited of; bounded, the oldest are forgotten first."""
+
+    def __init__(self, app: App, index: RedisIndex) -> None:
+        self._app = app
+        self._index = index
+        self._open: dict[str, Expectation] = {}
+        self._mark = app.id_prefix.encode()
+        self.reports = False  # whether connectors report at all
+
+    def expect(self, exchange: Exchange, instance: Instance, keys: list[bytes]) -> None:
+        """A request was sent."""
+        found = self._open
+        found[exchange.request_id] = Expectation(
+            instance, keys, exchange.hit, schema.born_of(time.time()), exchange.text_bytes, exchange.group.ratio
+        )
+        if len(found) > EXPECTATIONS_MAX:
+            del found[next(iter(found))]
+
+    def forget(self, request_id: str) -> None:
+        """A request was not served."""
+        self._open.pop(request_id, None)
+
+    def take(self, data: bytes) -> None:
+        """A message of the channel, ours or another worker's."""
+        column = self._app.layout.feedback
+        count = self._app.recorder.count
+        if self._mark not in data:
+            count(column + FOREIGN)
+            return
+        report = parse_report(data)
+        if report is None:
+            count(column + INVALID)
+            return
+        self.reports = True
+        expected = self._open.pop(report.request_id, None)
+        if expected is None:
+            count(column + FOREIGN)
+            return
+        self._compare(expected, report)
+
+    def take_usage(self, request_id: str, usage: Usage) -> None:
+        """An answer's own account; it does not say from where."""
+        expected = self._open.pop(request_id, None)
+        if expected is None:
+            return
+        if usage.cached_tokens < 0:
+            expected.ratio.add(expected.text_bytes, usage.prompt_tokens)
+            return
+        self._compare(expected, Report(request_id, usage.prompt_tokens, usage.cached_tokens, 0, "usage"))
+
+    def _compare(self, expected: Expectation, report: Report) -> None:
+        app = self._app
+        layout, count, index = app.layout, app.recorder.count, expected.instance.index
+        expected.ratio.add(expected.text_bytes, report.prompt_tokens)
+        hit = expected.hit
+        for at, tokens in enumerate((hit.engine, hit.memory - hit.engine, hit.disk - hit.memory, hit.peer - hit.disk)):
+            if tokens:
+                count(layout.predicted_tokens + index * 4 + at, tokens)
+        count(layout.prompt_tokens, report.prompt_tokens)
+        if report.own_tokens:
+            count(layout.actual_tokens + index * 2, report.own_tokens)
+        if report.commons_tokens:
+            count(layout.actual_tokens + index * 2 + 1, report.commons_tokens)
+        corrected = self._correct(expected, report)
+        count(layout.feedback + (CORRECTED if corrected else APPLIED))
+
+    def _correct(self, expected: Expectation, report: Report) -> bool:
+        """Confirms what was hit, and takes back what the instance's node was believed to hold but did not."""
+        keys = expected.keys
+        if not keys or not report.prompt_tokens:
+            return False
+        total = max(expected.text_bytes, 1)
+        step = report.prompt_tokens / total * self._app.step_bytes
+        reused = report.own_tokens + report.commons_tokens
+        held = min(len(keys), int(reused / step + 0.5))
+        if held:
+            self._index.recorder.confirm(keys[:held])
+        claimed = min(len(keys), int(expected.hit.memory / step + 0.5))
+        if report.reason not in ABSENT or claimed <= held + SLACK_STEPS:
+            return False
+        return self._index.disbelieve(expected.instance, keys[held:claimed], expected.born)
