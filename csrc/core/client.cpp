@@ -119,10 +119,12 @@ class Client::Impl {
     return shared_.*field;
   }
   [[nodiscard]] bool connected() const noexcept { return connected_.load(); }
+  [[nodiscard]] std::uint64_t slot_bytes() const noexcept {
+    return config_.own_shard < config_.shards.size() ? config_.shards[config_.own_shard].slot_bytes : 0;
+  }
   // Whether a slot of this process' shard lies in the arena: what a broken node says is not copied to.
   [[nodiscard]] bool in_arena(const SlotRef& slot) const {
-    const std::uint64_t slot_bytes =
-        config_.own_shard < config_.shards.size() ? config_.shards[config_.own_shard].slot_bytes : 0;
+    const std::uint64_t slot_bytes = this->slot_bytes();
     const std::uint64_t arena_bytes = get(&Shared::arena_bytes);
     return slot_bytes <= arena_bytes && slot.offset_bytes <= arena_bytes - slot_bytes;
   }
@@ -308,6 +310,7 @@ std::string Client::node_id() const { return impl_->get(&Impl::Shared::node_id);
 std::uint64_t Client::attach_count() const noexcept { return impl_->get(&Impl::Shared::attach_count); }
 Client::ArenaRef Client::arena() const { return impl_->get(&Impl::Shared::arena); }
 std::uint64_t Client::arena_bytes() const noexcept { return impl_->get(&Impl::Shared::arena_bytes); }
+std::uint64_t Client::slot_bytes() const noexcept { return impl_->slot_bytes(); }
 void Client::copy_started() { impl_->copy_started(); }
 void Client::copy_finished() { impl_->copy_finished(); }
 void Client::close() { impl_->close(); }

@@ -48,6 +48,7 @@ class Client {
   using ArenaRef = std::shared_ptr<std::byte>;
   [[nodiscard]] ArenaRef arena() const;
   [[nodiscard]] std::uint64_t arena_bytes() const noexcept;
+  [[nodiscard]] std::uint64_t slot_bytes() const noexcept;  // payload of a slot of the own shard; 0 without one
 
   struct Hit {
     LeaseId lease = 0;
