@@ -33,8 +33,8 @@ struct StoreConfig {
   std::uint32_t leases_max = 65'536;
   std::uint32_t sessions_max = 4'096;
   std::uint32_t fingerprints_max = 1'024;
-  std::uint32_t events_max = 262'144;  // ring to the daemon; overflow sets a gap flag, never blocks
-  std::uint32_t verify_one_in = 64;    // sampled checksum of reads from memory; 0 = never, 1 = always
+  std::uint32_t events_max = 262'144;     // ring to the daemon; overflow sets a gap flag, never blocks
+  std::uint32_t verify_one_in = 64;       // sampled checksum of reads from memory; 0 = never, 1 = always
   std::function<std::uint64_t()> now_ms;  // monotonic; injected by tests
 };
 
@@ -44,8 +44,15 @@ using LeaseId = std::uint64_t;    // never 0; random: knowing it is the right to
 struct SessionSpec {
   Key fingerprint;
   std::uint32_t chunk_tokens = 0;
-  std::vector<ShardSpec> shards;         // every shard of a chunk for this engine's parallel layout
+  std::vector<ShardSpec> shards;           // every shard of a chunk for this engine's parallel layout
   std::optional<std::uint32_t> own_shard;  // index into shards; absent for schedulers and tools
+  std::uint32_t readers_per_shard = 1;     // ranks that each begin the same shard of a lease (MLA under TP)
+};
+
+// Which process stood behind a session, so that its death can be proven after a restart: a pid alone is reused.
+struct SessionProcess {
+  std::uint32_t pid = 0;
+  std::uint64_t start_time = 0;  // field 22 of /proc/PID/stat
 };
 
 struct LookupResult {
@@ -86,6 +93,7 @@ struct StoreStats {
   std::uint64_t sessions, leases_pending, leases_copying, fingerprints, pinned_chunks;
   std::uint64_t lookups, lookup_chunks, hit_chunks, reserved, committed, aborted, evicted, cleared;
   std::uint64_t reserve_full, reserve_busy, reserve_exists, leases_revoked, checksum_failures, events_dropped;
+  std::uint64_t text_keys_dropped, sessions_unresolved, cold_starts, slabs_taken_back;
 };
 
 class Store {
@@ -93,7 +101,8 @@ class Store {
   // Takes ownership of nothing: fds stay the caller's and outlive the store. Throws std::invalid_argument with the
   // field, the value and the remedy on a bad configuration; std::system_error when mapping fails.
   // records_fd holds records_bytes(config) bytes; a fresh (all-zero) one is formatted, a written one is adopted, a
-  // foreign or torn header is formatted anew and counted as a cold start.
+  // foreign or torn header is formatted anew and counted as a cold start: then nothing is known of who still reads the
+  // arena, so the caller gives such a store a fresh arena. The records are sparse: do not populate or prefault them.
   Store(const StoreConfig& config, int arena_fd, int records_fd);
   ~Store();
   Store(const Store&) = delete;  // two stores over one arena would grant a slot twice
@@ -102,23 +111,28 @@ class Store {
   static std::uint64_t records_bytes(const StoreConfig& config);
   [[nodiscard]] bool adopted() const noexcept;  // true: content of a former life is being served
 
-  // Sessions. A fingerprint's shards and chunk_tokens may differ between engines (TP 2 beside TP 4): each lookup asks
-  // for its own session's shards. One (fingerprint, rect) has one slot size for ever: else BadFingerprint.
+  // Sessions. A fingerprint's shards may differ between engines (TP 2 beside TP 4): each lookup asks for its own
+  // session's shards. One (fingerprint, rect) has one slot size and one fingerprint one chunk_tokens for ever (0: a
+  // tool that does not know): else BadFingerprint. A slot that the arena cannot hold at all: TooLarge. Calls in the
+  // name of one session are serialised inside; different sessions run beside each other.
   Status open_session(const SessionSpec& spec, SessionId* out);
   // The connection ended. PENDING parts are revoked now; FILLING and COPYING slots become quarantined until resolved.
   void close_session(SessionId session);
   // The process is proven dead or said "drained": everything still held in its name is freed. Unknown ids are ignored.
   void resolve_session(SessionId session);
+  void note_process(SessionId session, const SessionProcess& process);  // kept in the records
+  std::optional<SessionProcess> process_of(SessionId session) const;    // of this life or a former one, if noted
   // Sessions of a former life that still hold something, for which the daemon must find proof.
   std::vector<SessionId> unresolved_sessions() const;
 
   LookupResult lookup(SessionId session, std::span<const Key> keys, bool lease);
-  // Moves the caller's own shard of `lease` to COPYING; out has one SlotRef per leased chunk. Gone if revoked.
+  // Moves the caller's own shard of `lease` to COPYING; out has one SlotRef per leased chunk. Gone if revoked, cleared
+  // or found corrupt; Busy if the session copies it already; Denied without a shard of that lease.
   Status begin(SessionId session, LeaseId lease, std::vector<SlotRef>* out);
   // Worker: ends its part. Scheduler (the session that looked up): revokes the parts that nobody began.
   Status release(SessionId session, LeaseId lease);
   // keys are consecutive chunks of one chain; parent is the key before keys[0], or zero for the first chunk of a chain.
-  // Evicts to make room; never blocks. out has one entry per key.
+  // Evicts to make room; never blocks. out has one entry per key. Busy also where a clear() passed meanwhile.
   Status reserve(SessionId session, std::uint64_t tenant, const Key& parent, std::span<const Key> keys,
                  std::vector<Reservation>* out);
   Status commit(SessionId session, std::span<const CommitItem> items, std::uint32_t* accepted);
@@ -128,8 +142,9 @@ class Store {
   void feedback(SessionId session, std::string json);
 
   std::uint32_t lookup_any(const Key& fingerprint, std::span<const Key> keys) const;  // control API: no lease, no touch
-  std::uint32_t pin(std::span<const Key> keys, bool pinned);                         // returns how many were found
-  std::uint64_t clear(const Key* fingerprint);  // nullptr = all; leased chunks become DRAINING; returns chunks removed
+  std::uint32_t pin(std::span<const Key> keys, bool pinned);                          // returns how many were found
+  std::uint64_t clear(
+      const Key* fingerprint);  // nullptr = all; chunks being copied become DRAINING; returns chunks removed
 
   void expire_leases();  // called on a timer
   // Up to max events, in order; *gap is set once after an overflow.

@@ -1,0 +1,154 @@
+// The second memfd: what a restarted daemon needs to serve the arena's content again. Written in place, in an order
+// that leaves every prefix of the writes readable: kill -9 keeps what was stored, in program order.
+//
+//   grant   owner, key, parent ... then word = FILLING      (the session's filling count goes up before)
+//   seal    text keys, checksum, CRC ... then word = SEALED
+//   free    word = FREE, then anything
+//   read    session's reading count up, then the slot's readers; down in the opposite order
+//
+// The file is sparse: pages of slots that never existed cost nothing, so it must not be populated ahead.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <span>
+
+#include "store.h"
+#include "types.h"
+
+namespace kvcommons::internal {
+
+inline constexpr std::uint64_t kRecordsMagic = 0x3130'4443'4552'564bULL;  // "KVRECD01"
+inline constexpr std::uint32_t kRecordsVersion = 1;
+inline constexpr std::uint32_t kTextKeysPerSlotMax = 14;  // what a slot's record holds; more are dropped and counted
+inline constexpr std::uint32_t kNoSlot = 0xffff'ffff;
+inline constexpr std::uint32_t kSlabsMin = 8;  // a small arena is cut into at least so many
+
+// How an arena of this configuration is cut. The same configuration gives the same geometry in every life.
+struct Geometry {
+  std::uint64_t arena_bytes = 0;
+  std::uint64_t slab_bytes = 0;
+  std::uint32_t slabs = 0;
+  std::uint32_t slots_per_slab = 0;  // at the smallest slot
+  std::uint32_t session_rows = 0;
+  std::uint32_t fingerprint_rows = 0;
+  std::uint64_t sessions_offset = 0, fingerprints_offset = 0, slabs_offset = 0, slots_offset = 0, total_bytes = 0;
+
+  // Throws std::invalid_argument with the field, the value and the remedy.
+  static Geometry of(const StoreConfig& config);
+};
+
+// Everything but magic and crc is covered by crc.
+struct RecordsHeader {
+  std::uint64_t magic;
+  std::uint32_t crc;
+  std::uint32_t version;
+  std::uint64_t arena_bytes, slab_bytes;
+  std::uint32_t slabs, slots_per_slab, session_rows, fingerprint_rows;
+  std::uint64_t reserved[2];
+};
+static_assert(sizeof(RecordsHeader) == 64);
+
+// A row lives as long as its session may hold anything; id 0 = free row.
+struct SessionRecord {
+  std::atomic<std::uint64_t> id;
+  std::atomic<std::uint64_t> start_time;
+  std::atomic<std::uint32_t> pid;
+  std::atomic<std::uint32_t> reading;  // slots it copies from: never less than the truth
+  std::atomic<std::uint32_t> filling;  // slots granted to it: never less than the truth
+  std::uint32_t reserved;
+};
+static_assert(sizeof(SessionRecord) == 32);
+
+struct FingerprintRecord {
+  Key key;
+  std::uint32_t chunk_tokens;
+  std::atomic<std::uint32_t> used;  // stored last
+  std::uint64_t reserved;
+};
+static_assert(sizeof(FingerprintRecord) == 48);
+
+// The first slab of a span describes it; a span is one or more adjacent slabs cut into slots of one stride.
+struct SlabRecord {
+  std::uint64_t stride_bytes;
+  std::uint32_t span_slabs;
+  std::uint32_t fingerprint;
+  std::atomic<std::uint32_t> assigned;    // stored last when given, first when taken
+  std::atomic<std::uint32_t> generation;  // last one granted within this slab: (offset, generation) never recurs
+  std::uint64_t reserved;
+};
+static_assert(sizeof(SlabRecord) == 32);
+
+struct SlotRecord {
+  std::atomic<std::uint64_t> word;  // generation << 8 | SlotState
+  std::atomic<std::uint32_t> readers;
+  std::atomic<std::uint32_t> pinned;
+  std::atomic<std::uint64_t> key[4];  // read without a lock when a slab is examined; valid if word did not change
+  Key parent;
+  std::uint64_t owner;  // session it was granted to
+  std::uint64_t tenant;
+  std::uint64_t payload_bytes;
+  Rect rect;
+  std::uint64_t checksum;
+  std::uint64_t sealed_ms;
+  std::uint32_t fingerprint;
+  std::uint16_t text_keys;
+  std::uint8_t completes;  // the chunk was complete for a layout when this slot was sealed
+  std::uint8_t reserved0;
+  std::uint32_t crc;  // over generation and all that a reader relies on
+  std::uint32_t reserved1;
+  std::uint64_t text[kTextKeysPerSlotMax];
+
+  [[nodiscard]] SlotState state() const noexcept { return state_of(word.load(std::memory_order_acquire)); }
+  [[nodiscard]] std::uint32_t generation() const noexcept {
+    return generation_of(word.load(std::memory_order_acquire));
+  }
+  void set(SlotState state, std::uint32_t gen) noexcept { word.store(pack(state, gen), std::memory_order_release); }
+  void set_key(const Key& k) noexcept;
+  [[nodiscard]] Key get_key() const noexcept;
+  [[nodiscard]] std::uint32_t compute_crc(std::uint32_t gen) const noexcept;
+
+  static constexpr std::uint64_t pack(SlotState state, std::uint32_t gen) noexcept {
+    return (std::uint64_t{gen} << 8) | static_cast<std::uint64_t>(state);
+  }
+  static constexpr SlotState state_of(std::uint64_t word) noexcept { return static_cast<SlotState>(word & 0xff); }
+  static constexpr std::uint32_t generation_of(std::uint64_t word) noexcept {
+    return static_cast<std::uint32_t>(word >> 8);
+  }
+};
+static_assert(sizeof(SlotRecord) == 256, "64 KiB slots pay 0.4 % for their records");
+static_assert(std::atomic<std::uint64_t>::is_always_lock_free && std::atomic<std::uint32_t>::is_always_lock_free,
+              "a lock inside shared memory would die with the daemon");
+
+std::uint32_t crc32c(std::span<const std::byte> data, std::uint32_t crc = 0) noexcept;
+
+// The mapping. Owned by the store; the fd stays the caller's.
+class Records {
+ public:
+  Records(const Geometry& geometry, int fd);
+  ~Records();
+  Records(const Records&) = delete;  // owns the mapping
+  Records& operator=(const Records&) = delete;
+
+  [[nodiscard]] bool adopted() const noexcept { return adopted_; }
+  [[nodiscard]] bool cold_start() const noexcept { return cold_start_; }  // something was there, but not ours
+  [[nodiscard]] const Geometry& geometry() const noexcept { return geometry_; }
+  [[nodiscard]] SessionRecord& session(std::uint32_t row) const noexcept;
+  [[nodiscard]] FingerprintRecord& fingerprint(std::uint32_t row) const noexcept;
+  [[nodiscard]] SlabRecord& slab(std::uint32_t index) const noexcept;
+  [[nodiscard]] SlotRecord& slot(std::uint32_t id) const noexcept;
+
+ private:
+  void format(int fd, bool dirty);
+  template <typename T>
+  [[nodiscard]] T& at(std::uint64_t offset, std::uint64_t index) const noexcept {
+    return *reinterpret_cast<T*>(base_ + offset + index * sizeof(T));
+  }
+
+  Geometry geometry_;
+  std::byte* base_ = nullptr;
+  bool adopted_ = false;
+  bool cold_start_ = false;
+};
+
+}  // namespace kvcommons::internal

@@ -1,0 +1,132 @@
+#include "store.h"
+
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include <cerrno>
+#include <chrono>
+#include <stdexcept>
+#include <system_error>
+#include <utility>
+
+#include "store_impl.h"
+
+namespace kvcommons {
+
+using internal::NotifyAtEnd;
+
+std::atomic<std::uint64_t>* internal::Counters::of(SlotState state) noexcept {
+  switch (state) {
+    case SlotState::Filling:
+      return &filling;
+    case SlotState::Sealed:
+      return &sealed;
+    case SlotState::Draining:
+      return &draining;
+    case SlotState::Quarantined:
+      return &quarantined;
+    case SlotState::Free:
+      break;  // counted by the slabs
+  }
+  return nullptr;
+}
+
+Store::Impl::Impl(const StoreConfig& config, int arena_fd, int records_fd)
+    : config_(config),
+      records_(internal::Geometry::of(config), records_fd),
+      slabs_(records_),
+      fingerprints_(records_),
+      leases_(config.leases_max),
+      events_(config.events_max) {
+  if (!config_.now_ms) {
+    config_.now_ms = [] {
+      const auto now = std::chrono::steady_clock::now().time_since_epoch();
+      return static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::milliseconds>(now).count());
+    };
+  }
+  struct stat st{};
+  if (fstat(arena_fd, &st) != 0) {
+    throw std::system_error(errno, std::generic_category(), "arena: fstat");
+  }
+  if (static_cast<std::uint64_t>(st.st_size) < config.arena_bytes) {
+    throw std::invalid_argument("arena_fd bytes = " + std::to_string(st.st_size) + ": make the file " +
+                                std::to_string(config.arena_bytes) + " bytes long (arena_bytes)");
+  }
+  void* p = mmap(nullptr, config.arena_bytes, PROT_READ, MAP_SHARED, arena_fd, 0);
+  if (p == MAP_FAILED) {
+    throw std::system_error(errno, std::generic_category(), "arena: mmap");
+  }
+  arena_ = static_cast<const std::byte*>(p);
+  adopt();
+}
+
+Store::Impl::~Impl() { munmap(const_cast<std::byte*>(arena_), config_.arena_bytes); }
+
+Store::Store(const StoreConfig& config, int arena_fd, int records_fd)
+    : impl_(std::make_unique<Impl>(config, arena_fd, records_fd)) {}
+Store::~Store() = default;
+
+std::uint64_t Store::records_bytes(const StoreConfig& config) { return internal::Geometry::of(config).total_bytes; }
+bool Store::adopted() const noexcept { return impl_->adopted(); }
+
+Status Store::open_session(const SessionSpec& spec, SessionId* out) {
+  const NotifyAtEnd notify(impl_->events());
+  return impl_->open_session(spec, out);
+}
+void Store::close_session(SessionId session) {
+  const NotifyAtEnd notify(impl_->events());
+  impl_->close_session(session);
+}
+void Store::resolve_session(SessionId session) {
+  const NotifyAtEnd notify(impl_->events());
+  impl_->resolve_session(session);
+}
+void Store::note_process(SessionId session, const SessionProcess& process) { impl_->note_process(session, process); }
+std::optional<SessionProcess> Store::process_of(SessionId session) const { return impl_->process_of(session); }
+std::vector<SessionId> Store::unresolved_sessions() const { return impl_->unresolved_sessions(); }
+
+LookupResult Store::lookup(SessionId session, std::span<const Key> keys, bool lease) {
+  return impl_->lookup(session, keys, lease);
+}
+Status Store::begin(SessionId session, LeaseId lease, std::vector<SlotRef>* out) {
+  const NotifyAtEnd notify(impl_->events());
+  return impl_->begin(session, lease, out);
+}
+Status Store::release(SessionId session, LeaseId lease) { return impl_->release(session, lease); }
+Status Store::reserve(SessionId session, std::uint64_t tenant, const Key& parent, std::span<const Key> keys,
+                      std::vector<Reservation>* out) {
+  const NotifyAtEnd notify(impl_->events());
+  return impl_->reserve(session, tenant, parent, keys, out);
+}
+Status Store::commit(SessionId session, std::span<const CommitItem> items, std::uint32_t* accepted) {
+  const NotifyAtEnd notify(impl_->events());
+  return impl_->commit(session, items, accepted);
+}
+Status Store::abort(SessionId session, std::span<const SlotRef> slots) {
+  const NotifyAtEnd notify(impl_->events());
+  return impl_->abort(session, slots);
+}
+void Store::touch(SessionId session, std::span<const Key> keys) { impl_->touch(session, keys); }
+void Store::feedback(SessionId session, std::string json) {
+  const NotifyAtEnd notify(impl_->events());
+  impl_->feedback(session, std::move(json));
+}
+
+std::uint32_t Store::lookup_any(const Key& fingerprint, std::span<const Key> keys) const {
+  return impl_->lookup_any(fingerprint, keys);
+}
+std::uint32_t Store::pin(std::span<const Key> keys, bool pinned) { return impl_->pin(keys, pinned); }
+std::uint64_t Store::clear(const Key* fingerprint) {
+  const NotifyAtEnd notify(impl_->events());
+  return impl_->clear(fingerprint);
+}
+
+void Store::expire_leases() { impl_->expire_leases(); }
+std::vector<Event> Store::drain_events(std::size_t max, bool* gap) { return impl_->events().drain(max, gap); }
+void Store::set_event_callback(std::function<void()> on_events) { impl_->events().set_callback(std::move(on_events)); }
+std::vector<InventoryItem> Store::inventory(std::uint64_t* cursor, std::size_t max) const {
+  return impl_->inventory(cursor, max);
+}
+StoreStats Store::stats() const { return impl_->stats(); }
+
+}  // namespace kvcommons

@@ -1,0 +1,290 @@
+// Taking chunks out of the index, and what the control API asks for.
+#include <algorithm>
+#include <utility>
+
+#include "store_impl.h"
+
+namespace kvcommons {
+
+using internal::kNoSlot;
+
+// Who calls owns the transition: it holds the slot's shard, or the session's claim on it.
+void Store::Impl::set_state(std::uint32_t slot, SlotState to) {
+  SlotRecord& record = records_.slot(slot);
+  if (auto* from = counters_.of(record.state())) {
+    from->fetch_sub(1, std::memory_order_relaxed);
+  }
+  if (auto* counter = counters_.of(to)) {
+    internal::add(*counter);
+  }
+  record.set(to, record.generation());
+}
+
+std::vector<std::uint64_t> Store::Impl::text_keys(const Entry& e) const {
+  std::vector<std::uint64_t> keys;
+  for (const Part& part : e.parts) {
+    if (part.sealed) {
+      const SlotRecord& record = records_.slot(part.slot);
+      keys.insert(keys.end(), record.text, record.text + record.text_keys);
+    }
+  }
+  std::sort(keys.begin(), keys.end());
+  keys.erase(std::unique(keys.begin(), keys.end()), keys.end());
+  return keys;
+}
+
+// Slots that are copied from become DRAINING, those being filled stay their writer's, the others are free at once.
+Store::Impl::Removed Store::Impl::remove_locked(IndexShard& shard, Entry& e) {
+  Removed removed{*e.key, e.parent, e.id, e.parent_id, {}, false};
+  if (e.announced) {
+    Event event;
+    event.kind = Event::Kind::Freed;
+    event.key = removed.key;
+    event.fingerprint = fingerprints_.key(e.fingerprint);
+    event.text_keys = text_keys(e);
+    const std::uint64_t now = now_ms();
+    event.age_ms = now > e.commit_ms ? now - e.commit_ms : 0;
+    events_.push(std::move(event));
+    counters_.chunks.fetch_sub(1, std::memory_order_relaxed);
+  }
+  counters_.pinned_chunks.fetch_sub(e.pinned ? 1 : 0, std::memory_order_relaxed);
+  for (const Part& part : e.parts) {
+    if (!part.sealed) {
+      continue;
+    }
+    removed.had_content = true;
+    if (records_.slot(part.slot).readers.load(std::memory_order_acquire) == 0) {
+      set_state(part.slot, SlotState::Free);
+      removed.freed.push_back(part.slot);
+    } else {
+      set_state(part.slot, SlotState::Draining);
+    }
+  }
+  shard.forget(e);
+  shard.entries.erase(removed.key);
+  return removed;
+}
+
+void Store::Impl::after_removal(const Removed& removed) {
+  slabs_.free(removed.freed);
+  if (removed.parent_id != 0) {
+    unlink(removed.parent, removed.parent_id, removed.key);
+  }
+}
+
+// A chunk without a slot stays only as long as something hangs on it.
+void Store::Impl::drop_if_empty_locked(IndexShard& shard, Entry& e, std::optional<Removed>* removed) {
+  if (e.parts.empty() && e.children.empty()) {
+    *removed = remove_locked(shard, e);
+  } else {
+    shard.refresh(e);
+  }
+}
+
+void Store::Impl::unlink(Key parent, std::uint64_t parent_id, Key child) {
+  while (parent_id != 0) {
+    std::optional<Removed> removed;
+    {
+      IndexShard& shard = index_.of(parent);
+      const std::lock_guard lock(shard.mutex);
+      Entry* p = shard.find(parent, parent_id);
+      if (p == nullptr || !p->children.remove(child)) {
+        return;  // the parent was removed by force, and its links with it
+      }
+      drop_if_empty_locked(shard, *p, &removed);
+    }
+    if (!removed) {
+      return;
+    }
+    child = removed->key;
+    parent = removed->parent;
+    parent_id = removed->parent_id;
+  }
+}
+
+// The chunk's bytes are not what was committed. What followed it may have been computed from them.
+void Store::Impl::remove_corrupt(const Key& root) {
+  struct Step {
+    Key key;
+    std::uint64_t parent_id;  // 0 for the root: whatever its parent is
+  };
+  std::vector<Step> todo{{root, 0}};
+  while (!todo.empty()) {
+    const Step step = todo.back();
+    todo.pop_back();
+    Removed removed;
+    {
+      IndexShard& shard = index_.of(step.key);
+      const std::lock_guard lock(shard.mutex);
+      Entry* e = shard.find(step.key);
+      if (e == nullptr || (step.parent_id != 0 && e->parent_id != step.parent_id)) {
+        continue;
+      }
+      fingerprints_.fence(e->fingerprint);  // a child that is being placed under it right now is refused
+      for (const Key& child : e->children.list()) {
+        todo.push_back({child, e->id});
+      }
+      removed = remove_locked(shard, *e);
+    }
+    after_removal(removed);
+  }
+}
+
+std::uint64_t Store::Impl::clear(const Key* fingerprint) {
+  std::optional<std::uint32_t> only;
+  if (fingerprint != nullptr) {
+    only = fingerprints_.find(*fingerprint);
+    if (!only) {
+      return 0;
+    }
+  }
+  for (std::uint32_t row = 0; row < fingerprints_.count(); ++row) {
+    if (!only || *only == row) {
+      fingerprints_.fence(row);
+    }
+  }
+  seq_point(SeqPoint::ClearFenced);
+  std::uint64_t count = 0;
+  for (std::uint32_t i = 0; i < internal::Index::kShards; ++i) {
+    std::vector<std::uint32_t> freed;
+    {
+      IndexShard& shard = index_.at(i);
+      const std::lock_guard lock(shard.mutex);
+      for (auto it = shard.entries.begin(); it != shard.entries.end();) {
+        Entry& e = (it++)->second;
+        if (only && e.fingerprint != *only) {
+          continue;
+        }
+        // Links are not cut: the other end goes too, in this sweep.
+        const Removed removed = remove_locked(shard, e);
+        count += removed.had_content ? 1 : 0;
+        freed.insert(freed.end(), removed.freed.begin(), removed.freed.end());
+      }
+    }
+    slabs_.free(freed);
+  }
+  internal::add(counters_.cleared, count);
+  return count;
+}
+
+std::uint32_t Store::Impl::lookup_any(const Key& fingerprint, std::span<const Key> keys) const {
+  const auto row = fingerprints_.find(fingerprint);
+  if (!row) {
+    return 0;
+  }
+  std::uint32_t hit = 0;
+  std::uint64_t previous_id = 0;
+  for (const Key& key : keys) {
+    const IndexShard& shard = index_.of(key);
+    const std::lock_guard lock(shard.mutex);
+    const Entry* e = shard.find(key);
+    if (e == nullptr || e->fingerprint != *row || !e->announced || (hit != 0 && e->parent_id != previous_id)) {
+      break;
+    }
+    previous_id = e->id;
+    ++hit;
+  }
+  return hit;
+}
+
+std::uint32_t Store::Impl::pin(std::span<const Key> keys, bool pinned) {
+  std::uint32_t found = 0;
+  for (const Key& key : keys) {
+    IndexShard& shard = index_.of(key);
+    const std::lock_guard lock(shard.mutex);
+    Entry* e = shard.find(key);
+    const bool content =
+        e != nullptr && std::any_of(e->parts.begin(), e->parts.end(), [](const Part& p) { return p.sealed; });
+    if (!content) {
+      continue;
+    }
+    ++found;
+    if (e->pinned == pinned) {
+      continue;
+    }
+    e->pinned = pinned;
+    counters_.pinned_chunks.fetch_add(pinned ? 1 : ~std::uint64_t{0}, std::memory_order_relaxed);
+    for (const Part& part : e->parts) {
+      if (part.sealed) {
+        records_.slot(part.slot).pinned.store(pinned ? 1 : 0, std::memory_order_release);
+      }
+    }
+    shard.refresh(*e);
+  }
+  return found;
+}
+
+// By place in the arena: what stays is listed once, however much comes and goes meanwhile.
+std::vector<InventoryItem> Store::Impl::inventory(std::uint64_t* cursor, std::size_t max) const {
+  std::vector<InventoryItem> out;
+  std::uint64_t next = *cursor;
+  std::uint32_t slot = 0;
+  while (out.size() < max && slabs_.next_given(next, &slot)) {
+    next = std::uint64_t{slot} + 1;
+    if (!records_.slot(slot).completes) {
+      continue;
+    }
+    const auto key = sealed_key(slot);
+    if (!key) {
+      continue;
+    }
+    const IndexShard& shard = index_.of(*key);
+    const std::lock_guard lock(shard.mutex);
+    const Entry* e = shard.find(*key);
+    const bool its_own =
+        e != nullptr && e->announced &&
+        std::any_of(e->parts.begin(), e->parts.end(), [&](const Part& p) { return p.slot == slot && p.sealed; });
+    if (its_own) {
+      out.push_back({*key, fingerprints_.key(e->fingerprint), text_keys(*e)});
+    }
+  }
+  *cursor = slabs_.next_given(next, &slot) ? next : 0;
+  return out;
+}
+
+StoreStats Store::Impl::stats() const {
+  StoreStats s{};
+  const auto get = [](const std::atomic<std::uint64_t>& c) { return c.load(std::memory_order_relaxed); };
+  const internal::Slabs::Usage usage = slabs_.usage();
+  const internal::Leases::Counts leases = leases_.counts();
+  s.arena_bytes = config_.arena_bytes;
+  s.used_bytes = usage.used_bytes;
+  s.free_bytes = config_.arena_bytes - usage.used_bytes;
+  s.slabs = records_.geometry().slabs;
+  s.slabs_free = usage.slabs_free;
+  s.chunks = get(counters_.chunks);
+  s.slots_free = usage.slots_free;
+  s.slots_filling = get(counters_.filling);
+  s.slots_sealed = get(counters_.sealed);
+  s.slots_draining = get(counters_.draining);
+  s.slots_quarantined = get(counters_.quarantined);
+  {
+    const std::shared_lock lock(sessions_mutex_);
+    s.sessions = open_sessions_;
+    s.sessions_unresolved = former_.size() + sessions_.size() - open_sessions_;
+  }
+  s.leases_pending = leases.pending;
+  s.leases_copying = leases.copying;
+  s.leases_revoked = leases.revoked;
+  s.fingerprints = fingerprints_.in_use();
+  s.pinned_chunks = get(counters_.pinned_chunks);
+  s.lookups = get(counters_.lookups);
+  s.lookup_chunks = get(counters_.lookup_chunks);
+  s.hit_chunks = get(counters_.hit_chunks);
+  s.reserved = get(counters_.reserved);
+  s.committed = get(counters_.committed);
+  s.aborted = get(counters_.aborted);
+  s.evicted = get(counters_.evicted);
+  s.cleared = get(counters_.cleared);
+  s.reserve_full = get(counters_.reserve_full);
+  s.reserve_busy = get(counters_.reserve_busy);
+  s.reserve_exists = get(counters_.reserve_exists);
+  s.checksum_failures = get(counters_.checksum_failures);
+  s.events_dropped = events_.dropped();
+  s.text_keys_dropped = get(counters_.text_keys_dropped);
+  s.cold_starts = records_.cold_start() ? 1 : 0;
+  s.slabs_taken_back = get(counters_.slabs_taken_back);
+  return s;
+}
+
+}  // namespace kvcommons

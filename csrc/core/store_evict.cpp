@@ -1,0 +1,183 @@
+// Making room. Own class' oldest chunk, or another's oldest slab, whichever was used longer ago; slabs of fingerprints
+// that no engine uses go before either. A chunk with a child, a lease, a pin or a writer is never taken.
+#include <algorithm>
+#include <unordered_set>
+#include <utility>
+
+#include "store_impl.h"
+
+namespace kvcommons {
+namespace {
+constexpr int kAttemptsMax = 64;        // to find room for one slot, while others take what was freed
+constexpr std::size_t kWindowsMax = 4;  // slabs tried at a time
+}  // namespace
+
+using internal::SlotGrant;
+using internal::Window;
+
+std::optional<std::pair<std::uint64_t, std::uint32_t>> Store::Impl::oldest(std::uint32_t fingerprint,
+                                                                           std::uint64_t stride) {
+  std::optional<std::pair<std::uint64_t, std::uint32_t>> best;
+  const auto pages = static_cast<std::uint32_t>(stride / kSlotAlignBytes);
+  for (std::uint32_t i = 0; i < internal::Index::kShards; ++i) {
+    IndexShard& shard = index_.at(i);
+    const std::lock_guard lock(shard.mutex);
+    const Entry* e = shard.oldest(fingerprint, pages);
+    if (e != nullptr && (!best || e->tick < best->first)) {
+      best = {e->tick, i};
+    }
+  }
+  return best;
+}
+
+bool Store::Impl::evict_oldest(std::uint32_t fingerprint, std::uint64_t stride, std::uint32_t shard_number) {
+  Removed removed;
+  {
+    IndexShard& shard = index_.at(shard_number);
+    const std::lock_guard lock(shard.mutex);
+    Entry* e = shard.oldest(fingerprint, static_cast<std::uint32_t>(stride / kSlotAlignBytes));
+    if (e == nullptr) {
+      return false;  // somebody took it, or took hold of it
+    }
+    removed = remove_locked(shard, *e);
+  }
+  seq_point(SeqPoint::EvictRemoved);
+  internal::add(counters_.evicted);
+  after_removal(removed);
+  return true;
+}
+
+std::optional<SlotGrant> Store::Impl::alloc(std::uint32_t fingerprint, std::uint64_t stride) {
+  bool dead_left = true;
+  for (int attempt = 0; attempt < kAttemptsMax; ++attempt) {
+    if (auto grant = slabs_.try_alloc(fingerprint, stride)) {
+      return grant;
+    }
+    if (dead_left && take_back(fingerprint, stride, true, ~0ULL)) {
+      continue;
+    }
+    dead_left = false;
+    const auto own = oldest(fingerprint, stride);
+    seq_point(SeqPoint::EvictChosen);
+    if (take_back(fingerprint, stride, false, own ? own->first : ~0ULL)) {
+      continue;
+    }
+    if (!own) {
+      break;
+    }
+    evict_oldest(fingerprint, stride, own->second);
+  }
+  return slabs_.try_alloc(fingerprint, stride);
+}
+
+// Frees a window of slabs that were last used before `older_than`.
+bool Store::Impl::take_back(std::uint32_t fingerprint, std::uint64_t stride, bool dead_only, std::uint64_t older_than) {
+  const auto accept = [&](std::uint32_t row) { return !dead_only || fingerprints_.dead(row); };
+  for (const Window& window : slabs_.victims(fingerprint, stride, kWindowsMax, accept)) {
+    if (window.last_access >= older_than) {
+      return false;
+    }
+    if (evacuate(window)) {
+      internal::add(counters_.slabs_taken_back, window.slabs);
+      return true;
+    }
+  }
+  return false;
+}
+
+bool Store::Impl::evacuate(const Window& window) {
+  std::vector<std::uint32_t> slots;
+  if (!slabs_.begin_evacuation(window, &slots)) {
+    return false;
+  }
+  if (subtree_evictable(slots)) {
+    for (const std::uint32_t slot : slots) {
+      const auto key = sealed_key(slot);
+      if (key && !evict_subtree(*key)) {
+        break;
+      }
+    }
+  }
+  return slabs_.end_evacuation(window);
+}
+
+std::optional<Key> Store::Impl::sealed_key(std::uint32_t slot) const {
+  const SlotRecord& record = records_.slot(slot);
+  const std::uint64_t before = record.word.load(std::memory_order_acquire);
+  const Key key = record.get_key();
+  std::atomic_thread_fence(std::memory_order_acquire);
+  const bool steady = record.word.load(std::memory_order_relaxed) == before;
+  if (!steady || SlotRecord::state_of(before) != SlotState::Sealed) {
+    return std::nullopt;
+  }
+  return key;
+}
+
+// Whether everything in these slots, and all that follows it in its chains, could be evicted now. Others may change it
+// meanwhile; then the eviction stops half way, which costs some hits and nothing else.
+bool Store::Impl::subtree_evictable(std::span<const std::uint32_t> slots) {
+  std::unordered_set<Key, KeyHash> seen;
+  std::vector<Key> todo;
+  for (const std::uint32_t slot : slots) {
+    const SlotState state = records_.slot(slot).state();
+    if (state == SlotState::Free) {
+      continue;
+    }
+    const auto key = sealed_key(slot);
+    if (!key) {
+      return false;  // being filled, drained or in quarantine
+    }
+    todo.push_back(*key);
+  }
+  while (!todo.empty()) {
+    const Key key = todo.back();
+    todo.pop_back();
+    if (!seen.insert(key).second) {
+      continue;
+    }
+    IndexShard& shard = index_.of(key);
+    const std::lock_guard lock(shard.mutex);
+    const Entry* e = shard.find(key);
+    if (e == nullptr) {
+      continue;
+    }
+    const bool filling = std::any_of(e->parts.begin(), e->parts.end(), [](const Part& p) { return !p.sealed; });
+    if (e->holds != 0 || e->pinned || filling) {
+      return false;
+    }
+    const auto children = e->children.list();
+    todo.insert(todo.end(), children.begin(), children.end());
+  }
+  return true;
+}
+
+// Children before parents. False: something in it may not be evicted, or others are changing it right now.
+bool Store::Impl::evict_subtree(const Key& root) {
+  std::vector<Key> path{root};
+  while (!path.empty()) {
+    const Key key = path.back();
+    Removed removed;
+    {
+      IndexShard& shard = index_.of(key);
+      const std::lock_guard lock(shard.mutex);
+      Entry* e = shard.find(key);
+      if (e == nullptr) {
+        return path.size() == 1;  // gone with another of its slots; below the root it is a link of an unfinished change
+      }
+      if (!e->children.empty()) {
+        path.push_back(e->children.any());
+        continue;
+      }
+      if (!e->evictable()) {
+        return false;
+      }
+      removed = remove_locked(shard, *e);
+    }
+    internal::add(counters_.evicted);
+    after_removal(removed);
+    path.pop_back();
+  }
+  return true;
+}
+
+}  // namespace kvcommons
