@@ -1,0 +1,242 @@
+"""Runs real vLLM engines for tests: one process that has imported vLLM and forks a child for each engine (an import costs 10 s).
+
+Run as a program with the number of a Unix socket. See engine_client.py for the side of the tests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+class Host:
+    """One engine and the commands on it. Each public method is a command."""
+
+    def __init__(self, engine: dict[str, Any], connector: dict[str, Any] | None) -> None:
+        from vllm import LLM
+        from vllm.config import KVTransferConfig
+
+        arguments: dict[str, Any] = {
+            "enforce_eager": True,
+            "max_model_len": 8192,
+            "dtype": "float32",
+            "seed": 0,
+            "max_num_batched_tokens": 8192,
+            "skip_tokenizer_init": True,
+            "disable_log_stats": False,
+        } | engine
+        if connector is not None:
+            arguments["kv_transfer_config"] = KVTransferConfig(**connector)
+        self.llm = LLM(**arguments)
+        self.blocks: dict[str, list[int]] = {}
+        self._watch_blocks()
+
+    def _core(self) -> Any:
+        return getattr(self.llm.llm_engine.engine_core, "engine_core", None)
+
+    def _watch_blocks(self) -> None:
+        """Remember the block table of each request as it ends, so that a test can read its KV."""
+        core = self._core()
+        connector = core.scheduler.connector if core is not None else None
+        if connector is None:
+            return
+        inner = connector.request_finished_all_groups
+
+        def finished(request: Any, block_ids: tuple[list[int], ...]) -> Any:
+            self.blocks[request.request_id] = list(block_ids[0]) if block_ids else []
+            return inner(request, block_ids)
+
+        connector.request_finished_all_groups = finished
+
+    def generate(
+        self, prompts: list[dict[str, Any]], max_tokens: int = 1, logprobs: int | None = None, **sampling: Any
+    ) -> list[dict[str, Any]]:
+        """Greedy tokens, their logprobs and the number of cached tokens of each prompt, all submitted at once."""
+        from vllm import SamplingParams
+        from vllm.lora.request import LoRARequest
+
+        loras = [LoRARequest(*prompt["lora"]) if "lora" in prompt else None for prompt in prompts]
+        extra = [prompt.get("kv_transfer_params") for prompt in prompts]
+        parameters = [
+            SamplingParams(
+                temperature=0,
+                max_tokens=max_tokens,
+                ignore_eos=True,
+                detokenize=False,
+                logprobs=logprobs,
+                extra_args={"kv_transfer_params": params} if params else None,
+                **sampling,
+            )
+            for params in extra
+        ]
+        inputs = [self._input(prompt) for prompt in prompts]
+        outputs = self.llm.generate(inputs, parameters, use_tqdm=False, lora_request=loras if any(loras) else None)
+        return [
+            {
+                "id": output.request_id,
+                "tokens": list(output.outputs[0].token_ids),
+                "cached": output.num_cached_tokens,
+                "logprobs": [
+                    {token: item.logprob for token, item in position.items()}
+                    for position in output.outputs[0].logprobs or []
+                ],
+                "prompt_logprobs": [
+                    {token: item.logprob for token, item in (position or {}).items()}
+                    for position in output.prompt_logprobs or []
+                ],
+            }
+            for output in outputs
+        ]
+
+    def _input(self, prompt: dict[str, Any]) -> Any:
+        if "embeds" in prompt:
+            import torch
+
+            generator = torch.Generator().manual_seed(prompt["embeds"])
+            return {"prompt_embeds": torch.randn(prompt["length"], prompt["width"], generator=generator)}
+        fields: dict[str, Any] = {"prompt_token_ids": list(prompt["ids"])}
+        if "salt" in prompt:
+            fields["cache_salt"] = prompt["salt"]
+        if "image" in prompt:
+            import numpy
+
+            random = numpy.random.default_rng(prompt["image"])
+            fields["multi_modal_data"] = {"image": random.integers(0, 255, (56, 56, 3), dtype=numpy.uint8)}
+            if "image_id" in prompt:
+                fields["multi_modal_uuids"] = {"image": [prompt["image_id"]]}
+        return fields
+
+    def reset(self, connector: bool = False) -> bool:
+        """Forget the engine's own prefix cache; with the connector, begin a new generation."""
+        return bool(self.llm.reset_prefix_cache(reset_connector=connector))
+
+    def settle(self) -> None:
+        """Run a step or two, so that what workers report arrives."""
+        self.generate([{"ids": [3, 4, 5]}], max_tokens=2)
+
+    def kv(self, request_id: str, first_block: int, last_block: int) -> list[str]:
+        """SHA-256 of each layer's bytes in a finished request's blocks, as they are now."""
+        blocks = self.blocks[next(name for name in self.blocks if name.split("-")[0] == request_id)][
+            first_block:last_block
+        ]
+        runner = self._core().model_executor.driver_worker.worker.model_runner
+        return [hashlib.sha256(layer[blocks].contiguous().numpy().tobytes()).hexdigest() for layer in runner.kv_caches]
+
+    def describe(self) -> dict[str, Any]:
+        """What the connector made of this model."""
+        side = self._core().scheduler.connector._scheduler
+        report = next(iter(side._reports.values()), None)
+        return {
+            "reason": side._reason,
+            "fingerprint": report.fingerprint if report else b"",
+            "shards": report.shards if report else (),
+            "block": self.llm.llm_engine.vllm_config.cache_config.block_size,
+            "beside": side.core is not None and not side.core._geometry.asynchronous,
+            "private_pid": side._private.pid if side._private else 0,
+        }
+
+    def metrics(self) -> dict[str, float]:
+        """The connector's counters as they stand on /metrics: name{reason or status} -> value."""
+        self.settle()
+        found: dict[str, float] = {}
+        for metric in self.llm.get_metrics():
+            if metric.name.startswith("kvcommons_connector_"):
+                labels = [text for name, text in metric.labels.items() if name in ("reason", "status")]
+                key = metric.name.removeprefix("kvcommons_connector_") + (f"|{labels[0]}" if labels else "")
+                found[key] = found.get(key, 0) + metric.value
+        return found
+
+    def pids(self) -> list[int]:
+        """This process and those below it."""
+        return [os.getpid(), *_children(os.getpid())]
+
+
+def _children(pid: int) -> list[int]:
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        direct = [int(text) for text in file.read().split()]
+    return direct + [grandchild for child in direct for grandchild in _children(child)]
+
+
+def serve(connection: Connection, request: dict[str, Any]) -> None:
+    """Be one engine: build it, then obey until the other side hangs up."""
+    try:
+        host = Host(request["engine"], request["connector"])
+        connection.send(("ok", os.getpid()))
+    except BaseException:
+        connection.send(("error", traceback.format_exc()))
+        raise
+    while True:
+        try:
+            name, arguments = connection.recv()
+        except EOFError:
+            return
+        command: Callable[..., Any] = getattr(host, name)
+        try:
+            connection.send(("ok", command(**arguments)))
+        except Exception:  # noqa: BLE001 - whatever it is, the test must see it
+            connection.send(("error", traceback.format_exc()))
+
+
+def fork_engine(control: socket.socket, request: dict[str, Any], fd: int, log: int) -> int:
+    """Fork a child that serves an engine on `fd` and writes what it says to `log`."""
+    pid = os.fork()
+    if pid:
+        os.close(fd)
+        os.close(log)
+        return pid
+    control.close()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.setsid()
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ.update(request["environment"])
+    status = 1
+    try:
+        serve(Connection(fd), request)
+        status = 0
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def main() -> None:
+    """Import vLLM once, then fork on demand until the tests hang up."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    os.environ.update(ENVIRONMENT)
+    import torch
+    import vllm
+    import vllm.entrypoints.llm
+
+    torch.set_num_threads(1)
+    assert vllm.__version__
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    import json
+
+    while True:
+        message, fds, _, _ = socket.recv_fds(control, 1 << 16, 2)
+        if not message:
+            return
+        pid = fork_engine(control, json.loads(message), fds[0], fds[1])
+        control.sendall(pid.to_bytes(8, "little"))
+
+
+if __name__ == "__main__":
+    main()
