@@ -28,6 +28,9 @@ def cpu_features() -> dict[str, bool]: ...
 def copy_bytes(dst: int, src: int, nbytes: int, *, kernel: str = ..., threads: int = ...) -> None:
     """Copy raw memory by the named kernel ("memcpy", "nt", "auto"), GIL released. Addresses are the caller's to get right."""
 
+def copy_runs(runs: object, *, kernel: str = ..., threads: int = ...) -> None:
+    """The same for many runs: a buffer of u64 triples (source, destination, bytes)."""
+
 # node ------------------------------------------------------------------------------------------------------------------
 class NodeCore:
     """The store with its socket server and threads. No thread of it takes the GIL."""

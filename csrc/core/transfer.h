@@ -9,12 +9,14 @@
 #include <vector>
 
 #include "client.h"
+#include "lease_port.h"
 
 namespace kvcommons {
 
-// One layer's paged KV as registered by the engine. A block is `runs` equally long pieces of `run_bytes`, `run_stride_bytes`
-// apart, the first at base + block_id * block_stride_bytes (+ second plane at plane_stride_bytes for layouts that keep
-// K and V apart: planes = 2). A chunk's bytes in a slot are, layer by layer, block by block, plane by plane, run by run.
+// One layer's paged KV as registered by the engine. A block is `runs` equally long pieces of `run_bytes`,
+// `run_stride_bytes` apart, the first at base + block_id * block_stride_bytes (+ second plane at plane_stride_bytes for
+// layouts that keep K and V apart: planes = 2). A chunk's bytes in a slot are, layer by layer, block by block, plane by
+// plane, run by run.
 struct LayerLayout {
   std::uintptr_t base = 0;
   std::uint64_t blocks = 0;
@@ -24,7 +26,7 @@ struct LayerLayout {
   std::uint32_t runs = 1;
   std::uint64_t run_stride_bytes = 0;
   std::uint64_t run_bytes = 0;
-  [[nodiscard]] std::uint64_t block_bytes() const noexcept { return planes * runs * run_bytes; }
+  [[nodiscard]] std::uint64_t block_bytes() const noexcept { return std::uint64_t{planes} * runs * run_bytes; }
 };
 
 struct TransferConfig {
@@ -38,15 +40,15 @@ struct StoreJob {
   std::uint64_t job = 0;
   std::uint64_t tenant = 0;
   Key parent;
-  std::vector<Key> keys;                   // consecutive complete chunks
-  std::vector<std::uint32_t> block_ids;    // keys.size() * blocks_per_chunk
+  std::vector<Key> keys;                              // consecutive complete chunks
+  std::vector<std::uint32_t> block_ids;               // keys.size() * blocks_per_chunk
   std::vector<std::vector<std::uint64_t>> text_keys;  // empty, or one list a key
 };
 
 struct LoadJob {
   std::uint64_t job = 0;
   LeaseId lease = 0;
-  std::uint32_t first_block = 0;         // in blocks from the first leased chunk: what the engine has already is skipped
+  std::uint32_t first_block = 0;  // in blocks from the first leased chunk: what the engine has already is skipped
   std::vector<std::uint32_t> block_ids;  // destination of blocks first_block, first_block + 1, ...
 };
 
@@ -59,15 +61,20 @@ struct JobResult {
 
 class Transfer {
  public:
-  Transfer(std::shared_ptr<Client> client, TransferConfig config);  // throws std::invalid_argument on a bad layout
+  // Throws std::invalid_argument on a bad layout, or one whose slots are not those that the client declared.
+  Transfer(std::shared_ptr<Client> client, TransferConfig config);
+  Transfer(std::shared_ptr<LeasePort> port, TransferConfig config);
   ~Transfer();  // waits for copies in flight, drops what is queued
   Transfer(const Transfer&) = delete;
 
   // Begins the lease on the caller's thread (so that a refusal is known at once), then copies in the background.
-  // Not Ok: nothing was touched, the caller reports a failed load.
+  // Not Ok: nothing was touched, the caller reports a failed load. Block ids that no layer has are the caller's error:
+  // std::invalid_argument. TooLarge: more blocks than the lease covers.
   Status load(LoadJob job);
-  // Blocks until every load submitted so far has finished `layer`, or failed. GIL-free in the binding.
+  // Blocks until every load submitted so far has finished `layer`, or failed. GIL-free in the binding. TimedOut after
+  // ms_max: the copies go on, and wait_load tells when they have ended.
   Status wait_layer(std::uint32_t layer, std::uint32_t ms_max);
+  // The load's own status once it has ended, also after it was taken (the last 1,024 are remembered); Gone if unknown.
   Status wait_load(std::uint64_t job, std::uint32_t ms_max);
 
   Status store(StoreJob job);  // Full when jobs_max is reached: dropped and counted
@@ -79,8 +86,8 @@ class Transfer {
   std::vector<JobResult> take_finished_stores();
 
   struct Stats {
-    std::uint64_t load_bytes, load_ns, loads, loads_failed, store_bytes, store_ns, stores, stores_failed, stores_dropped,
-        store_chunks, store_exists, store_full, store_busy, queued;
+    std::uint64_t load_bytes, load_ns, loads, loads_failed, store_bytes, store_ns, stores, stores_failed,
+        stores_dropped, store_chunks, store_exists, store_full, store_busy, queued;
   };
   [[nodiscard]] Stats stats() const;
 

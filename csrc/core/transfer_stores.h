@@ -1,0 +1,77 @@
+// The store half of a transfer. Life of a store: submit() checks and queues it; the thread reserves a batch of chunks,
+// copies each granted slot and hashes it while it is in the cache, and commits the batch with its text keys. Chunks
+// that exist or that another writer fills are skipped; a chunk that gets no slot ends the chain, for no later one could
+// be hit. What was granted and is not committed is aborted, when nothing touches it any more.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "kernels/cpu/copy.h"
+#include "lease_port.h"
+#include "transfer.h"
+#include "transfer_gate.h"
+#include "transfer_layout.h"
+
+namespace kvcommons {
+
+class StoreQueue {
+ public:
+  StoreQueue(LeasePort& port, const SlotLayout& layout, TransferGate& gate, std::uint32_t jobs_max);
+  ~StoreQueue();
+  StoreQueue(const StoreQueue&) = delete;  // owns its thread
+
+  Status submit(StoreJob job);
+  void wait(std::span<const std::uint64_t> jobs);
+  void wait_all();
+  std::vector<JobResult> take_finished();
+  void add_stats(Transfer::Stats* stats) const;
+
+ private:
+  // Chunks [first, first + count) of a job, on their way.
+  struct Batch {
+    std::size_t first = 0, count = 0;
+    LeasePort::Attachment attached;
+    std::vector<std::size_t> granted;  // indices into the job's keys
+    std::vector<CommitItem> items;     // one per granted
+    std::vector<SlotRef> unused;       // granted behind the chain's end
+    Status chain_end = Status::Ok;     // why no later chunk can follow, if none can
+  };
+
+  void check(const StoreJob& job) const;
+  template <typename Ready>
+  void wait_until(Ready ready);
+  void thread_main();
+  void run(const StoreJob& job);
+  Status store(const StoreJob& job, Batch* batch, JobResult* result);
+  Status reserve(const StoreJob& job, Batch* batch);
+  Status reserve_once(const StoreJob& job, Batch* batch, bool* moved);
+  Status sort_out(const std::vector<Reservation>& reservations, Batch* batch);
+  bool copy(const StoreJob& job, Batch* batch);
+  std::uint64_t copy_chunk(const StoreJob& job, std::size_t chunk, std::byte* slot);
+  Status commit(const Batch& batch, JobResult* result);
+  void abort(const Batch& batch, bool all);
+  void source_read(std::uint64_t job);
+  bool stopping() const;
+
+  LeasePort& port_;
+  const SlotLayout& layout_;
+  TransferGate& gate_;
+  kernels::RunList runs_;  // the thread's own
+  const std::uint32_t jobs_max_;
+  const std::size_t chunks_per_batch_;
+
+  mutable std::mutex mutex_;  // guards what follows; not held while copying or calling the node
+  std::condition_variable work_, progress_;
+  std::deque<StoreJob> queue_;
+  std::vector<std::uint64_t> reading_;  // jobs whose source is still to be read, the queued ones included
+  std::deque<JobResult> finished_;
+  Transfer::Stats stats_{};
+  bool stop_ = false;
+  std::thread thread_;
+};
+
+}  // namespace kvcommons
