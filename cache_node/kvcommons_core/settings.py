@@ -136,7 +136,6 @@ class NodeSection(Section):
     huge_pages: bool = False
     allowed_uids: Numbers = ()
     """Who may connect besides the node's own user."""
-    server_threads: int = Field(default=2, ge=1, le=64)
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
     log_json: bool = False
     """One JSON object a line instead of text."""

@@ -34,7 +34,7 @@ class NoIndex:
     def begin_epoch(self, reason: str) -> None: ...
 
     def status(self) -> models.IndexStatus:
-        return models.IndexStatus(state="off", detail="no redis_url is set")
+        return models.IndexStatus(state="off", detail="no index.url is set")
 
 
 class Control:

@@ -31,7 +31,7 @@ def ensure(socket_path: Path, idle_seconds: int, log_path: Path, sleep: Callable
     :raises StartRefusedError: if it does not come up in START_SECONDS_MAX."""
     if answers(socket_path):
         return False
-    command = [sys.executable, "-m", "kvcommons_node.holder", "--socket", str(socket_path)]
+    command = [sys.executable, "-P", "-m", "kvcommons_node.holder", "--socket", str(socket_path)]
     with open(log_path, "ab") as log:
         process = subprocess.Popen(
             [*command, "--idle-seconds", str(idle_seconds)],

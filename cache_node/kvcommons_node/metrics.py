@@ -92,6 +92,12 @@ FAMILIES: tuple[Family, ...] = (
         {"evicted": "evicted", "cleared": "cleared"},
         "reason",
     ),
+    Family("kvcommons_node_connections", "Open connections", {"": "connections"}, gauge=True),
+    Family("kvcommons_node_connections_refused", "Connections refused", {"": "connections_refused"}),
+    Family("kvcommons_node_bad_frames", "Frames that were malformed; each ended its connection", {"": "bad_frames"}),
+    Family(
+        "kvcommons_node_holder_connected", "1 while the arena would survive this daemon", {"": "holder_connected"}, gauge=True
+    ),
     Family("kvcommons_node_leases_revoked", "Leases that nobody began in time", {"": "leases_revoked"}),
     Family("kvcommons_node_checksum_failures", "Chunks whose bytes had changed", {"": "checksum_failures"}),
     Family("kvcommons_node_events_dropped", "Events lost because the daemon was late", {"": "events_dropped"}),

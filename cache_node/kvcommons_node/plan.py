@@ -76,7 +76,6 @@ def make_plan(settings: NodeSettings, version: str, memory_bytes: int | None = N
             "populate": node.populate,
             "huge_pages": node.huge_pages,
             "allowed_uids": list(node.allowed_uids),
-            "server_threads": node.server_threads,
         },
         address=node.address,
         zone=node.zone,

@@ -1,0 +1,304 @@
+"""The node as a process with its real core: a native client stores and reads, the node is killed, and its arena survives."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from kvcommons_core import _native
+from kvcommons_core.keys import namespace_root, token_keys
+from kvcommons_core.redis_server import free_port
+
+SECONDS_MAX = 30.0
+POLL_SECONDS = 0.01
+FINGERPRINT = bytes(range(32))
+SLOT_BYTES = 8_192
+ARENA = "16MiB"
+SHARDS = [((0, 2, 0, 1), SLOT_BYTES)]
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for what another process is about to do; it has no way to call back."""
+    deadline = time.monotonic() + SECONDS_MAX
+    while not condition():
+        assert time.monotonic() < deadline, what
+        select.select([], [], [], POLL_SECONDS)
+
+
+class NodeProcess:
+    """A node's process and its addresses."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.socket_path = folder / "n.sock"
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *more: str) -> None:
+        words = ["--arena-bytes", ARENA, "--socket-path", str(self.socket_path), "--state-dir", str(self.folder / "s")]
+        words += ["--control-port", str(self.port), "--node-id", "under-test", "--holder-idle-seconds", "20", *more]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "kvcommons_node", *words], stdout=log, stderr=log
+            )
+        until(self.serves, self.log())
+
+    def serves(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, self.log()
+        try:
+            return self.get("/readyz")[0] == 200
+        except urllib.error.URLError:
+            return False
+
+    def get(self, path: str) -> tuple[int, dict[str, Any]]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as response:
+            return response.status, json.load(response)
+
+    def stats(self) -> dict[str, Any]:
+        return self.get("/v1/stats")[1]
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(SECONDS_MAX)
+
+    def stop(self) -> int:
+        assert self.process is not None
+        self.process.terminate()
+        return self.process.wait(SECONDS_MAX)
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def holders(self) -> list[int]:
+        """Pids of holders of this node's socket."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"kvcommons_node.holder" in words and os.fsencode(f"{self.socket_path}.hold") in words:
+                found.append(int(entry.name))
+        return found
+
+
+@contextmanager
+def node_in(folder: Path) -> Iterator[NodeProcess]:
+    node = NodeProcess(folder)
+    try:
+        yield node
+    finally:
+        if node.process is not None and node.process.poll() is None:
+            node.stop()
+        for pid in node.holders():
+            os.kill(pid, signal.SIGTERM)
+
+
+@pytest.fixture
+def node() -> Iterator[NodeProcess]:
+    with TemporaryDirectory(prefix="kvn-") as folder, node_in(Path(folder)) as made:
+        yield made
+
+
+def connect(node: NodeProcess, role: str) -> _native.Client:
+    own = 0 if role == "worker" else -1
+    client = _native.Client(
+        socket_path=str(node.socket_path),
+        role=role,
+        fingerprint=FINGERPRINT,
+        chunk_tokens=256,
+        shards=SHARDS,
+        own_shard=own,
+        reconnect_ms_min=1,
+        reconnect_ms_max=20,
+    )
+    until(client.ensure_connected, client.last_error)
+    return client
+
+
+def store(client: _native.Client, keys: bytes, payloads: Sequence[bytes], text_keys: Sequence[int] = ()) -> None:
+    client.copy_started()
+    status, slots = client.reserve(0, bytes(32), keys)
+    assert status == "ok"
+    for (granted, offset, _generation), payload in zip(slots, payloads, strict=True):
+        assert granted == "granted"
+        client.write_arena(offset, payload)
+    items = [(offset, generation, 0, text_keys) for _granted, offset, generation in slots]
+    assert client.commit(items) == ("ok", len(items))
+    client.copy_finished()
+
+
+def read(scheduler: _native.Client, worker: _native.Client, keys: bytes) -> list[bytes]:
+    status, lease, hits, _pending = scheduler.lookup(keys, lease=True)
+    assert status == "ok"
+    if not hits:
+        return []
+    worker.copy_started()
+    status, slots = worker.begin(lease)
+    assert status == "ok"
+    content = [worker.read_arena(offset, SLOT_BYTES) for offset, _generation in slots]
+    worker.release(lease)
+    worker.copy_finished()
+    scheduler.release(lease)
+    return content
+
+
+def payload(number: int) -> bytes:
+    return bytes([number]) * SLOT_BYTES
+
+
+def keys_of(client: _native.Client, chunks: int) -> bytes:
+    root = namespace_root(FINGERPRINT, client.namespace_secret)
+    return token_keys(root, list(range(256 * chunks)), 256)
+
+
+def test_what_a_client_stores_the_control_api_finds(node: NodeProcess) -> None:
+    """Chunks stored over the socket are found by their tokens over HTTP, counted in stats, and gone after a clear."""
+    node.start()
+    worker = connect(node, "worker")
+    store(worker, keys_of(worker, 3), [payload(1), payload(2), payload(3)])
+    body = {"fingerprint": FINGERPRINT.hex(), "tokens": list(range(256 * 3 + 5))}
+    assert post(node, "/v1/lookup", body) == {"chunks": 3, "hit_chunks": 3, "hit_tokens": 768, "tier": "memory"}
+    assert node.stats()["core"]["chunks"] == 3
+    assert post(node, "/v1/clear", {"all": True}) == {"chunks": 3, "epoch": None}
+    assert post(node, "/v1/lookup", body)["hit_chunks"] == 0
+    worker.close()
+
+
+def test_kill_9_of_the_node_loses_no_chunk_and_no_client(node: NodeProcess) -> None:
+    """A restarted node adopts the arena: attached clients come back by themselves and read the same bytes."""
+    node.start()
+    scheduler, worker = connect(node, "scheduler"), connect(node, "worker")
+    keys = keys_of(worker, 3)
+    stored = [payload(number) for number in (7, 8, 9)]
+    store(worker, keys, stored)
+    node.kill()
+    assert scheduler.lookup(keys)[0] != "ok"
+    node.start()
+    assert node.stats()["adopted"] is True
+    until(lambda: scheduler.ensure_connected() and worker.ensure_connected(), scheduler.last_error)
+    assert read(scheduler, worker, keys) == stored
+    assert len(node.holders()) == 1
+    scheduler.close()
+    worker.close()
+
+
+def test_the_arena_is_held_once_over_a_restart(node: NodeProcess) -> None:
+    """The restarted node maps the arena that the holder kept; it does not make another."""
+    node.start()
+    before = arenas(node)
+    node.kill()
+    node.start()
+    assert arenas(node) == before
+
+
+def test_a_clean_stop_leaves_nothing(node: NodeProcess) -> None:
+    """SIGTERM ends the node with status 0, its holder and its socket with it."""
+    node.start()
+    holders = node.holders()
+    assert len(holders) == 1
+    assert node.stop() == 0
+    until(lambda: not node.holders(), "the holder is still there")
+    assert not node.socket_path.exists()
+
+
+def test_a_holder_without_a_node_ends_by_itself(node: NodeProcess) -> None:
+    """After a crash the holder waits for a node for its idle time, then gives the memory back."""
+    node.start("--holder-idle-seconds", "1")
+    node.kill()
+    until(lambda: not node.holders(), "the holder outlived its idle time")
+
+
+def test_an_external_holder_is_used_and_left_alone(node: NodeProcess) -> None:
+    """With holder_socket set the node starts no holder and ends none, and content survives even a clean restart."""
+    held = str(node.folder / "h.sock")
+    command = [sys.executable, "-P", "-m", "kvcommons_node.holder", "--socket", held, "--idle-seconds", "60"]
+    external = subprocess.Popen(command)
+    try:
+        until(Path(held).is_socket, "the holder does not serve")
+        node.start("--holder-socket", held)
+        worker = connect(node, "worker")
+        store(worker, keys_of(worker, 1), [payload(5)])
+        worker.close()
+        assert node.stop() == 0
+        assert external.poll() is None
+        node.start("--holder-socket", held)
+        assert (node.stats()["adopted"], node.stats()["core"]["chunks"]) == (True, 1)
+        assert node.holders() == []
+    finally:
+        external.terminate()
+        external.wait(SECONDS_MAX)
+
+
+def test_a_second_node_on_the_same_socket_is_refused(node: NodeProcess) -> None:
+    """The second one exits with 2 and one message; the first one serves on."""
+    node.start()
+    words = ["--socket-path", str(node.socket_path), "--state-dir", str(node.folder / "other"), "--control-port", "0"]
+    second = run_node(*words, "--arena-bytes", ARENA)
+    assert second.returncode == 2
+    assert "in use by a running node" in second.stderr
+    assert "Traceback" not in second.stderr
+    assert node.serves()
+
+
+def test_an_http_port_in_use_is_refused(node: NodeProcess) -> None:
+    """A control port that somebody else has is refused by name, before the arena is made."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        words = ["--socket-path", str(node.socket_path), "--state-dir", str(node.folder / "s")]
+        refused = run_node(*words, "--control-port", str(taken.getsockname()[1]), "--arena-bytes", ARENA)
+    assert refused.returncode == 2
+    assert "control_port" in refused.stderr
+    assert not node.socket_path.exists()
+
+
+def test_a_capacity_over_the_machine_s_memory_is_refused(node: NodeProcess) -> None:
+    """An impossible size exits with 2 and says what is possible."""
+    words = ["--socket-path", str(node.socket_path), "--state-dir", str(node.folder / "s")]
+    refused = run_node(*words, "--arena-bytes", "900TiB")
+    assert refused.returncode == 2
+    assert "set it to at most" in refused.stderr
+
+
+def run_node(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-m", "kvcommons_node", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_MAX, check=False)
+
+
+def post(node: NodeProcess, path: str, body: object) -> dict[str, Any]:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{node.port}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=5) as response:
+        answer: dict[str, Any] = json.load(response)
+        return answer
+
+
+def arenas(node: NodeProcess) -> set[tuple[int, int]]:
+    """(device, inode) of every anonymous file that the node and its holder hold open and that is as large as the arena."""
+    assert node.process is not None
+    found = set()
+    for pid in (node.process.pid, *node.holders()):
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            if os.readlink(entry).startswith("/memfd:") and entry.stat().st_size >= 16 << 20:
+                found.add((entry.stat().st_dev, entry.stat().st_ino))
+    return found
