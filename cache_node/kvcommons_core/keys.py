@@ -2,8 +2,8 @@
 
     root          = SHA256(fingerprint || HMAC-SHA256(secret, salt))
     token key i   = SHA256(token key i-1, or root || tokens as u32 little-endian || identity bytes)
-    segment key   = SHA256(segment root || tokens as u32 little-endian)
-    segment root  = SHA256("kvcommons/segment/1\\0" || root || identity bytes that hold for every token)
+    segment key   = SHA256("kvcommons.segment.v1" || segment root || tokens as u32 little-endian)
+    segment root  = root, or with an adapter SHA256("kvcommons.segment-identity.v1" || root || its identity record)
 
 Identity bytes are records, one after another: tag u8, length u16 little-endian, payload. They stand behind a fixed number of tokens, so
 no two (tokens, identity) pairs give the same bytes. Everything here needs the standard library alone; `_native` makes it fast.
@@ -31,14 +31,15 @@ else:
     HAVE_NATIVE = True
 
 Tokens: TypeAlias = object
-"""A list of ints in [0, 2**32), or a C-contiguous buffer of 4-byte integers (array, numpy, a torch CPU tensor's)."""
+"""A list of ints in [0, 2**32), or a C-contiguous buffer of 4- or 8-byte integers (array, numpy, a torch CPU tensor's)."""
 
 Identities: TypeAlias = Sequence[tuple[int, bytes]]
-"""(chunk index, identity bytes), ascending; a chunk that is not named has none."""
+"""(chunk index, identity bytes), ascending; a chunk that is not named has none, and what is named beyond the whole chunks has no effect."""
 
 TAG_LORA: Final = b"L"
 TAG_MULTIMODAL: Final = b"M"
-SEGMENT_DOMAIN: Final = b"kvcommons/segment/1\0"
+SEGMENT_DOMAIN: Final = b"kvcommons.segment.v1"
+SEGMENT_IDENTITY_DOMAIN: Final = b"kvcommons.segment-identity.v1"
 
 
 def namespace_root(fingerprint: bytes, secret: bytes, salt: str = "") -> bytes:
@@ -52,7 +53,7 @@ def namespace_root(fingerprint: bytes, secret: bytes, salt: str = "") -> bytes:
 def segment_root(root: bytes, identity: bytes = b"") -> bytes:
     """The namespace of chunks that are named without their prefix; `identity` is what holds for all (the LoRA record)."""
     _check_key("root", root)
-    return hashlib.sha256(SEGMENT_DOMAIN + root + identity).digest()
+    return hashlib.sha256(SEGMENT_IDENTITY_DOMAIN + root + identity).digest() if identity else root
 
 
 def token_keys(
@@ -85,7 +86,7 @@ def token_keys_reference(
     raw = _token_bytes(tokens, chunk_tokens)
     step = chunk_tokens * 4
     chunks = len(raw) // step
-    by_chunk = _identity_map(identities, chunks)
+    by_chunk = _identity_map(identities)
     previous = root if parent is None else parent
     keys = bytearray()
     for index in range(chunks):
@@ -100,7 +101,8 @@ def segment_keys_reference(root: bytes, tokens: Tokens, chunk_tokens: int) -> by
     raw = _token_bytes(tokens, chunk_tokens)
     step = chunk_tokens * 4
     return b"".join(
-        hashlib.sha256(root + raw[begin : begin + step]).digest() for begin in range(0, len(raw) - step + 1, step)
+        hashlib.sha256(SEGMENT_DOMAIN + root + raw[begin : begin + step]).digest()
+        for begin in range(0, len(raw) - step + 1, step)
     )
 
 
@@ -191,14 +193,12 @@ def _check_key(name: str, value: bytes) -> None:
         raise ConfigurationError(name, f"{len(value)} bytes", f"give exactly {limits.KEY_BYTES} bytes")
 
 
-def _identity_map(identities: Identities, chunks: int) -> dict[int, bytes]:
+def _identity_map(identities: Identities) -> dict[int, bytes]:
     result: dict[int, bytes] = {}
     previous = -1
     for index, record in identities:
         if index <= previous:
             raise ConfigurationError("identities", index, "give each chunk once, in ascending order")
-        if index >= chunks:
-            raise ConfigurationError("identities", index, f"name only whole chunks; there are {chunks}")
         previous = index
         result[index] = bytes(record)
     return result
@@ -208,18 +208,11 @@ def _token_bytes(tokens: Tokens, chunk_tokens: int) -> bytes:
     """Little-endian u32 of all tokens, whatever they came in."""
     if not 0 < chunk_tokens <= limits.CHUNK_TOKENS_MAX:
         raise ConfigurationError("chunk_tokens", chunk_tokens, f"give 1 to {limits.CHUNK_TOKENS_MAX}")
-    if isinstance(tokens, list | tuple):
-        try:
-            packed = array("I", tokens)
-        except (OverflowError, TypeError) as error:
-            raise ConfigurationError("tokens", str(error), "give integers from 0 to 2**32 - 1") from error
-    else:
-        view = memoryview(tokens)  # type: ignore[arg-type]  # an object with the buffer protocol, which has no type before 3.12
-        if view.itemsize != 4 or view.ndim != 1 or not view.c_contiguous:
-            raise ConfigurationError(
-                "tokens", view.format, "give a contiguous one-dimensional buffer of 4-byte integers"
-            )
-        packed = array("I", view.tobytes())
+    values = tokens if isinstance(tokens, list | tuple) else _buffer_values(tokens)
+    try:
+        packed = array("I", values)
+    except (OverflowError, TypeError) as error:
+        raise ConfigurationError("tokens", str(error), "give integers from 0 to 2**32 - 1") from error
     if len(packed) // chunk_tokens > limits.CHUNKS_PER_REQUEST_MAX:
         raise LimitExceededError(
             "chunks",
@@ -230,3 +223,17 @@ def _token_bytes(tokens: Tokens, chunk_tokens: int) -> bytes:
     if sys.byteorder == "big":
         packed.byteswap()
     return packed.tobytes()
+
+
+def _buffer_values(tokens: Tokens) -> list[int]:
+    try:
+        view = memoryview(tokens)  # type: ignore[arg-type]  # the buffer protocol has no type before 3.12
+    except TypeError as error:
+        raise ConfigurationError(
+            "tokens", type(tokens).__name__, "give a list of integers or a buffer of them"
+        ) from error
+    if view.format not in set("iIlLqQ") or view.ndim != 1 or not view.c_contiguous:
+        raise ConfigurationError(
+            "tokens", view.format, "give a contiguous one-dimensional buffer of 4- or 8-byte integers"
+        )
+    return view.tolist()

@@ -9,6 +9,7 @@ text must still share the beginning. Keys chain over whole steps of 2,048 bytes:
 Frames (a chat: head, then each message; a completion: the prompt alone):
 
     FF 't' JSON of tools     FF 'k' JSON of what else changes the template     FF 'r' role     FF 'c' text     FF 'p' next part of a content
+    FF 'j' JSON of what stands where none of these was expected
     FF 'i' 16 bytes XXH3-128 of an image's, sound's or file's URL or data      FF 'x' JSON of the message's other fields
     FF 'P' prompt            FF 'T' token ids, u32 little-endian, ended by FF FF FF FF           FF 'E' end
 """
@@ -34,6 +35,7 @@ _CONTENT: Final = b"\xffc"
 _PART: Final = b"\xffp"
 _ITEM: Final = b"\xffi"
 _EXTRA: Final = b"\xffx"
+_OTHER: Final = b"\xffj"
 _PROMPT: Final = b"\xffP"
 _TOKENS: Final = b"\xffT"
 _TOKENS_END: Final = b"\xff\xff\xff\xff"
@@ -107,17 +109,17 @@ def _chat(request: Mapping[str, object], messages: Sequence[object]) -> bytes:
     _template(request, parts)
     for message in messages:
         if not isinstance(message, dict):
-            parts += (_EXTRA, _json(message))
+            parts += (_OTHER, _json(message))
             continue
         role = message.get("role")
-        parts += (_ROLE, _utf8(role) if isinstance(role, str) else _json(role))
+        parts += (_ROLE, _utf8(role) if isinstance(role, str) else _OTHER + _json(role))
         content = message.get("content")
         if isinstance(content, str):
             parts += (_CONTENT, _utf8(content))
         elif isinstance(content, list):
             _content_parts(content, parts)
         elif content is not None:
-            parts += (_CONTENT, _EXTRA, _json(content))
+            parts += (_CONTENT, _OTHER, _json(content))
         if len(message) > 2 or not message.keys() <= _MESSAGE_FIELDS:
             extra = {
                 name: value for name, value in message.items() if name not in _MESSAGE_FIELDS and value is not None
@@ -143,7 +145,7 @@ def _content_parts(content: Sequence[object], parts: list[bytes]) -> None:
         elif isinstance(part, dict) and any(name in part for name in _MEDIA_FIELDS):
             parts += (_ITEM, _media_digest(part))
         else:
-            parts += (_EXTRA, _json(part))
+            parts += (_OTHER, _json(part))
     if lead is _CONTENT:
         parts.append(lead)
 
@@ -175,7 +177,7 @@ def _prompt(prompt: object, parts: list[bytes]) -> None:
         if ids is not None:
             parts += (_TOKENS, ids, _TOKENS_END, _END)
             return
-    parts += (_EXTRA, _json(prompt), _END)
+    parts += (_OTHER, _json(prompt), _END)
 
 
 def _token_ids(prompt: list[object]) -> bytes | None:
