@@ -22,6 +22,7 @@ class TalkError(Exception):
     def __init__(self, url: str, status: int, message: str) -> None:
         super().__init__(f"{url}: {message}" if status == 0 else f"{url}: status {status}: {message}")
         self.status = status
+        self.detail = message
 
 
 @dataclass(frozen=True)

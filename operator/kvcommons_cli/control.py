@@ -1,0 +1,58 @@
+"""How the command speaks the control API of a node: the address, the token, and refusals as one message."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from kvcommons_cli import talk
+
+URL_DEFAULT = "http://127.0.0.1:9470"
+REFUSED_STATUS = 1
+SECONDS_MAX = 60.0
+
+
+def parser(command: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser with what every such command takes."""
+    made = argparse.ArgumentParser(prog=f"kvcommons {command}", description=description)
+    made.add_argument("--url", default=URL_DEFAULT, help=f"control API of the node (default {URL_DEFAULT})")
+    made.add_argument("--token-file", type=Path, help="file with the bearer token, where the node wants one")
+    return made
+
+
+def ask(options: argparse.Namespace, method: str, path: str, body: object = None) -> dict[str, object]:
+    """One call. :raises talk.TalkError: if it is refused or nobody answers."""
+    headers = {}
+    if options.token_file is not None:
+        headers["Authorization"] = f"Bearer {options.token_file.read_text().strip()}"
+    url = options.url.rstrip("/") + path
+    return talk.call_json(method, url, body, headers=headers, seconds_max=SECONDS_MAX)
+
+
+def show(answer: dict[str, object]) -> int:
+    sys.stdout.write(json.dumps(answer, indent=2) + "\n")
+    return 0
+
+
+def told(command: str, act: Callable[[], int]) -> int:
+    """Run a command; what is refused becomes one message on standard error."""
+    try:
+        return act()
+    except talk.TalkError as error:
+        sys.stderr.write(f"kvcommons {command}: {_explained(error)}\n")
+    except OSError as error:
+        sys.stderr.write(f"kvcommons {command}: {error.filename}: {error.strerror}\n")
+    return REFUSED_STATUS
+
+
+def _explained(error: talk.TalkError) -> str:
+    """The node's own words, where it gave any."""
+    try:
+        detail = json.loads(error.detail)["error"]
+        field = f"{detail['field']}: " if detail.get("field") else ""
+        return f"{field}{detail['message']}; {detail['remedy']}"
+    except (ValueError, KeyError, TypeError):
+        return f"{error}; is the node running? Its address is given by --url" if error.status == 0 else str(error)
