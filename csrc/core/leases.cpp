@@ -151,7 +151,8 @@ LeasePtr Leases::finished(const Copying& copying, SessionId session, bool revoke
   return end_if_done(it);
 }
 
-LeasePtr Leases::revoke(LeaseId id, SessionId session, std::optional<std::uint16_t> own_rect, bool* found) {
+LeasePtr Leases::revoke(LeaseId id, SessionId session, std::uint32_t fingerprint,
+                        std::optional<std::uint16_t> own_rect, bool* found) {
   const std::lock_guard lock(mutex_);
   const auto it = table_.find(id);
   *found = it != table_.end();
@@ -161,7 +162,7 @@ LeasePtr Leases::revoke(LeaseId id, SessionId session, std::optional<std::uint16
   Lease& l = *it->second;
   if (l.session == session) {
     revoke_pending(l);
-  } else if (own_rect) {
+  } else if (own_rect && l.fingerprint == fingerprint) {
     count(l, false);
     for (LeasePart& p : l.parts) {
       p.begins_left -= p.rect == *own_rect && p.begins_left != 0 ? 1 : 0;

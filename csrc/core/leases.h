@@ -63,7 +63,8 @@ class Leases {
   // Functions below return the leases that ended by them: out of the table, their held chunk to be let go.
   LeasePtr finished(const Copying& copying, SessionId session, bool revoke_rest);
   // Scheduler: revokes what nobody began. Worker: gives up its own part.
-  LeasePtr revoke(LeaseId id, SessionId session, std::optional<std::uint16_t> own_rect, bool* found);
+  LeasePtr revoke(LeaseId id, SessionId session, std::uint32_t fingerprint, std::optional<std::uint16_t> own_rect,
+                  bool* found);
   std::vector<LeasePtr> revoke_of(SessionId session);
   std::vector<LeasePtr> expire(std::uint64_t created_before_ms);
 

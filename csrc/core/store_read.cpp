@@ -258,7 +258,7 @@ Status Store::Impl::release(SessionId id, LeaseId lease_id) {
     }
   }
   bool in_table = false;
-  if (const LeasePtr ended = leases_.revoke(lease_id, id, s->own_rect, &in_table)) {
+  if (const LeasePtr ended = leases_.revoke(lease_id, id, s->fingerprint, s->own_rect, &in_table)) {
     end_lease(ended);
   }
   return found || in_table ? Status::Ok : Status::Gone;
