@@ -125,7 +125,6 @@ class App:
             self.recorder.refused("connections")
             return False
         self.connections.add(connection)
-        self.recorder.row[self.layout.connections] = len(self.connections)
         return True
 
     def closed(self, connection: ClientConnection) -> None:
@@ -133,7 +132,6 @@ class App:
         self.connections.discard(connection)
         if self.draining and not self.connections:
             self.emptied.set()
-        self.recorder.row[self.layout.connections] = len(self.connections)
 
     # Requests, while they are read.
 
@@ -146,7 +144,7 @@ class App:
         if path in RELAYED:
             if request.method != b"POST":
                 raise Refusal(405, f"{path.decode('latin-1')} takes POST.", param="POST")
-            self.auth.tenant(request.authorization)
+            self.auth.tenant(request.head.authorization)
             if length > self.settings.limits.body_bytes_max:
                 raise self._too_large()
             return
@@ -156,7 +154,7 @@ class App:
         if request.method not in (b"GET", b"HEAD"):
             raise Refusal(405, f"{path.decode('latin-1')[:200]} takes GET.", param="GET, HEAD")
         if path.startswith(b"/v1/"):
-            self.auth.tenant(request.authorization)
+            self.auth.tenant(request.head.authorization)
 
     def _too_large(self) -> Refusal:
         self.recorder.refused("body_bytes")
@@ -177,14 +175,12 @@ class App:
             self.recorder.refused("bodies_bytes")
             raise Refusal(503, "Too many request bodies are held now.", retry_after_seconds=1, close=True)
         self._bodies += count
-        self.recorder.row[self.layout.body_bytes] = self._bodies
 
     def release_body(self, request: Request) -> None:
         """A body is no longer held."""
         if request.refusal is None or request.pieces or request.body:
             self._bodies -= request.body_bytes
-            self.recorder.row[self.layout.body_bytes] = self._bodies
-        request.body_bytes = 0
+            request.body_bytes = 0
         request.pieces = []
         request.body = b""
 
@@ -206,7 +202,6 @@ class App:
             return
         connection.exchange = exchange
         self._requests += 1
-        self.recorder.row[self.layout.requests_now] = self._requests
         if len(exchange.group.usable) > 1 and exchange.text_keys and self.policy is Policy.COST:
             self.index.locate(exchange)
         else:
@@ -214,7 +209,7 @@ class App:
             exchange.located({})
 
     def _admit(self, connection: ClientConnection, request: Request, path: bytes, request_id: str) -> Exchange:
-        tenant = self.auth.tenant(request.authorization)
+        tenant = self.auth.tenant(request.head.authorization)
         fields = bodies.parse(request.body)
         bodies.check_nested(fields)
         group = self._group(fields)
@@ -282,6 +277,7 @@ class App:
             status, answer = self.health_report()
             connection.respond(request, status, answer)
         elif path == b"/metrics":
+            self._show()
             text = metrics.render(self.layout, self.cells, self._up())
             connection.respond(request, 200, text, b"text/plain; version=0.0.4; charset=utf-8")
         else:
@@ -346,7 +342,6 @@ class App:
         """A request is no longer under way."""
         self.release_body(exchange.request)
         self._requests -= 1
-        self.recorder.row[self.layout.requests_now] = self._requests
         name = exchange.tenant.name
         left = self._by_tenant.get(name, 1) - 1
         if left > 0:
@@ -389,10 +384,17 @@ class App:
             await asyncio.sleep(TICK_SECONDS)
             count += 1
             self.load.refresh()
+            self._show()
             if count % TICKS_PER_SWEEP == 0:
                 await self._sweep()
             elif self.settings.workers > 1 and count % 5 == 0:
                 self._refresh_health()
+
+    def _show(self) -> None:
+        row, layout = self.recorder.row, self.layout
+        row[layout.connections] = len(self.connections)
+        row[layout.requests_now] = self._requests
+        row[layout.body_bytes] = self._bodies
 
     def _refresh_health(self) -> None:
         now_ms = self.now_ms()

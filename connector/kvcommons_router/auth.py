@@ -103,6 +103,7 @@ class Authenticator:
         self._path = path
         self._secret = secret
         self._everyone = Tenant(DEFAULT_TENANT, None)
+        self.epoch = 0
         self._stamp = self._stat()
         self._keys: Mapping[bytes, Tenant] = read_keys(path, secret) if path is not None else {}
 
@@ -132,6 +133,7 @@ class Authenticator:
             return False
         self._stamp = stamp
         self._keys = read_keys(self._path, self._secret)
+        self.epoch += 1
         return True
 
     def tenant(self, authorization: bytes | None) -> Tenant:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kvcommons_router import picker
@@ -28,45 +29,41 @@ USAGE_TAIL_BYTES = 2048
 class Exchange:
     """From a request that is whole to the last byte of its answer."""
 
-    __slots__ = (
-        "app",
-        "attempts",
-        "chunk_client",
-        "conn",
-        "depth",
-        "depths",
-        "dispatched_at",
-        "done",
-        "first_byte_at",
-        "forwarded",
-        "group",
-        "head_bytes",
-        "hit",
-        "hits",
-        "instance",
-        "intended",
-        "keep",
-        "keys8",
-        "last_at",
-        "length",
-        "paused",
-        "pieces",
-        "relayed",
-        "request",
-        "request_id",
-        "sent_alone",
-        "shape",
-        "status",
-        "streaming",
-        "tail",
-        "tenant",
-        "text_bytes",
-        "text_keys",
-        "tokens",
-        "tried",
-        "upstream",
-        "was_reused",
-    )
+    request_id = ""
+    forwarded = b""  # the body as it is sent on
+    text_keys: Sequence[int] = ()
+    text_bytes = 0
+    length = 0
+    shape = Shape(0, 0)
+    streaming = False
+    # What the index says.
+    keys8: Sequence[bytes] = ()
+    depths: Depths | None = None
+    hits: Mapping[int, Hit] | None = None
+    # The attempt under way.
+    attempts = 0
+    instance: Instance | None = None
+    upstream: Upstream | None = None
+    depth: Depth | None = None
+    hit = NO_HIT
+    intended: Sequence[bytes] = ()
+    tokens = 0
+    was_reused = False
+    sent_alone = False
+    dispatched_at = 0.0
+    first_byte_at = 0.0
+    last_at = 0.0
+    # The answer.
+    status = 0
+    head_bytes = b""  # not sent yet: until the first byte of the body another instance may still be asked
+    chunk_client = False
+    keep = True
+    relayed = 0
+    pieces = 0
+    last = b""
+    before_last = b""
+    paused = False
+    done = False
 
     def __init__(self, app: App, conn: ClientConnection, request: Request, tenant: Tenant, group: Group) -> None:
         self.app = app
@@ -74,38 +71,12 @@ class Exchange:
         self.request = request
         self.tenant = tenant
         self.group = group
-        self.request_id = ""
-        self.forwarded = b""
-        self.text_keys: list[int] = []
-        self.keys8: list[bytes] = []
-        self.intended: list[bytes] = []  # recorded for this attempt
-        self.depths: Depths | None = None
-        self.depth: Depth | None = None  # of the chosen instance
-        self.text_bytes = 0
-        self.length = 0
-        self.shape = Shape(0, 0)
-        self.streaming = False
-        self.hits: dict[int, Hit] | None = None
-        self.hit = NO_HIT
-        self.instance: Instance | None = None
-        self.upstream: Upstream | None = None
         self.tried: list[Instance] = []
-        self.attempts = 0
-        self.tokens = 0
-        self.dispatched_at = 0.0
-        self.first_byte_at = 0.0
-        self.last_at = 0.0
-        self.status = 0
-        self.head_bytes = b""  # not sent yet: until the first byte of the body another instance may still be asked
-        self.chunk_client = False
-        self.keep = True
-        self.relayed = 0
-        self.pieces = 0
-        self.tail = b""
-        self.paused = False
-        self.done = False
-        self.was_reused = False
-        self.sent_alone = False
+
+    @property
+    def tail(self) -> bytes:
+        """The end of the answer, where the usage is."""
+        return (self.before_last + self.last)[-USAGE_TAIL_BYTES:]
 
     # Choosing.
 
@@ -163,7 +134,7 @@ class Exchange:
         candidate = instance.candidate
         self.sent_alone = candidate.requests == 0 and self.streaming
         app.load.dispatched(instance.index, self.tokens, candidate.prefill.seconds(uncached, self.length))
-        self.dispatched_at = self.last_at = app.now()
+        self.dispatched_at = self.last_at = app.loop_time()
         self.first_byte_at = 0.0
         if self.text_keys:
             app.index.dispatched(self, instance)
@@ -206,7 +177,7 @@ class Exchange:
                     request.target,
                     b" HTTP/1.1\r\n",
                     instance.host_lines,
-                    request.forwarded,
+                    request.head.forwarded,
                     b"Content-Length: %d\r\nX-Request-Id: %s\r\n\r\n" % (len(self.forwarded), self.request_id.encode()),
                     self.forwarded,
                 )
@@ -262,7 +233,8 @@ class Exchange:
         self.conn.transport.write(data)
         self.relayed += len(data)
         self.pieces += 1
-        self.tail = data if len(data) > 300 or not self.tail else self.tail[-USAGE_TAIL_BYTES:] + data
+        self.before_last = self.last
+        self.last = data
 
     def _first_byte(self, now: float) -> None:
         instance = self.instance
@@ -382,7 +354,7 @@ class Exchange:
         """The client caught up."""
         if self.paused:
             self.paused = False
-            self.last_at = self.app.now()
+            self.last_at = self.app.loop_time()
             if self.upstream is not None:
                 self.upstream.transport.resume_reading()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import orjson
@@ -30,7 +31,7 @@ class Expectation(NamedTuple):
     """What was expected of a request when it was sent."""
 
     instance: Instance
-    keys: list[bytes]
+    keys: Sequence[bytes]
     hit: Hit
     born: int
     """The dispatch, in the index's units: what was published later is not corrected by it."""
@@ -77,7 +78,7 @@ class Expectations:
         self._mark = app.id_prefix.encode()
         self.reports = False  # whether connectors report at all
 
-    def expect(self, exchange: Exchange, instance: Instance, keys: list[bytes]) -> None:
+    def expect(self, exchange: Exchange, instance: Instance, keys: Sequence[bytes]) -> None:
         """A request was sent."""
         found = self._open
         found[exchange.request_id] = Expectation(

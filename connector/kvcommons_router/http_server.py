@@ -45,18 +45,32 @@ NOT_FORWARDED: Final = frozenset(
 )
 
 
+class HeadLines:
+    """What the header lines of a request say, its length apart."""
+
+    __slots__ = ("authorization", "expect_continue", "forwarded", "http10")
+
+    def __init__(self) -> None:
+        self.authorization: bytes | None = None
+        self.expect_continue = False
+        self.forwarded = b""
+        self.http10 = False
+
+
+NO_LINES: Final = HeadLines()
+
+
 class Request:
     """One request as it came."""
 
     __slots__ = (
-        "authorization",
         "body",
         "body_bytes",
-        "expect_continue",
-        "forwarded",
+        "head",
         "http10",
         "keep_alive",
         "method",
+        "path",
         "pieces",
         "received",
         "refusal",
@@ -68,19 +82,13 @@ class Request:
         self.target = b""
         self.http10 = False
         self.keep_alive = True
-        self.authorization: bytes | None = None
-        self.forwarded = b""
-        self.expect_continue = False
+        self.path = b""
+        self.head = NO_LINES
         self.pieces: list[bytes] = []
         self.body = b""
         self.body_bytes = 0
         self.received = 0.0
         self.refusal: Refusal | None = None
-
-    @property
-    def path(self) -> bytes:
-        """The target without its query."""
-        return self.target.partition(b"?")[0]
 
 
 class ClientConnection(asyncio.Protocol):
@@ -97,6 +105,10 @@ class ClientConnection(asyncio.Protocol):
         self._queue: deque[Request] = deque()
         self._request: Request | None = None  # the one being read
         self._headers: list[tuple[bytes, bytes]] = []
+        self._length = b""
+        self._known_headers: list[tuple[bytes, bytes]] | None = None
+        self._known = NO_LINES
+        self._auth_epoch = 0
         self._header_bytes = 0
         self._in_head = False
         self._deaf = False  # what still comes is not read as requests
@@ -116,7 +128,7 @@ class ClientConnection(asyncio.Protocol):
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.deadline = self.app.now() + self.limits.idle_seconds
+        self.deadline = self.app.loop_time() + self.limits.idle_seconds
         if not self.app.opened(self):
             refusal = Refusal(503, "Too many connections.", retry_after_seconds=1, close=True)
             self._answer_and_close(render_refusal(refusal, request_id=b"", keep_alive=False))
@@ -163,7 +175,7 @@ class ClientConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The client takes its answer slowly: the engine's bytes wait in the engine's socket."""
-        self.stalled_since = self.app.now()
+        self.stalled_since = self.app.loop_time()
         if self.exchange is not None:
             self.exchange.pause()
 
@@ -179,10 +191,11 @@ class ClientConnection(asyncio.Protocol):
         """A head begins; it has so long to end."""
         self._request = Request()
         self._headers = []
+        self._length = b""
         self._header_bytes = 0
         self._in_head = True
         self._slow = True
-        self.deadline = self.app.now() + self.limits.header_seconds
+        self.deadline = self.app.loop_time() + self.limits.header_seconds
 
     def on_url(self, url: bytes) -> None:
         """The target, perhaps in pieces."""
@@ -190,11 +203,11 @@ class ClientConnection(asyncio.Protocol):
             self._request.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header line."""
-        headers = self._headers
-        if len(headers) < self.limits.headers_max + 1:
-            headers.append((name.lower(), value))
-        self._header_bytes += len(name) + len(value)
+        """One header line; the one that differs from request to request is kept apart."""
+        if len(name) == 14 and name.lower() == b"content-length":
+            self._length = value if not self._length else b"twice"
+        else:
+            self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """The head is there: what can be said now is said before the body comes."""
@@ -207,36 +220,51 @@ class ClientConnection(asyncio.Protocol):
         version = parser.get_http_version()
         request.http10 = version == "1.0"
         request.keep_alive = parser.should_keep_alive()
+        request.path = request.target.partition(b"?")[0]
         try:
             if version not in ("1.1", "1.0"):
                 raise Refusal(505, "Only HTTP/1.0 and HTTP/1.1 are spoken here.", close=True)
-            length = self._read_head(request)
+            if len(request.target) > TARGET_BYTES_MAX:
+                raise Refusal(431, "The target is too long.", close=True)
+            length = _content_length(self._length) if self._length else 0
+            # A client's requests differ in little but their bodies: what was read from the same lines holds.
+            if (
+                self._headers != self._known_headers
+                or self._known.http10 is not request.http10
+                or self._auth_epoch != self.app.auth.epoch
+            ):
+                self._known = self._read_head(request.http10)
+                self._known_headers = self._headers
+                self._auth_epoch = self.app.auth.epoch
+            request.head = self._known
             self.app.admit_head(request, length)
         except Refusal as refusal:
             self._refuse_head(request, refusal)
-        self.deadline = self.app.now() + self.limits.body_seconds
-        if request.expect_continue and request.refusal is None:
+        self.deadline = self.app.loop_time() + self.limits.body_seconds
+        if request.head.expect_continue and not request.http10 and request.refusal is None:
             self._expecting = True
 
-    def _read_head(self, request: Request) -> int:
-        """Takes what the router needs from the headers; the length of the body, 0 if none was said."""
-        if self._header_bytes > self.limits.header_bytes_max or len(self._headers) > self.limits.headers_max:
+    def _read_head(self, http10: bool) -> HeadLines:
+        """Takes what the router needs from the headers."""
+        limits = self.limits
+        if (
+            len(self._headers) > limits.headers_max
+            or sum([len(name) + len(value) for name, value in self._headers]) > limits.header_bytes_max
+        ):
             raise self._too_large_head()
-        if len(request.target) > TARGET_BYTES_MAX:
-            raise Refusal(431, "The target is too long.", close=True)
+        lines = HeadLines()
         kept: list[bytes] = []
-        length, hosts, chunked, named = 0, 0, False, b""
+        hosts, chunked, named = 0, False, b""
         for name, value in self._headers:
+            name = name.lower()
             if name not in NOT_FORWARDED:
                 if name == b"authorization":
-                    request.authorization = value
+                    lines.authorization = value
                     if self.app.auth.enabled:
                         continue
                 elif name == b"content-encoding" and value.strip().lower() not in (b"identity", b""):
                     raise Refusal(415, "Bodies must be sent without a content encoding.", close=True)
                 kept.append(b"%b: %b\r\n" % (name, value))
-            elif name == b"content-length":
-                length = _content_length(value)
             elif name == b"host":
                 hosts += 1
             elif name == b"transfer-encoding":
@@ -248,8 +276,8 @@ class ClientConnection(asyncio.Protocol):
             elif name == b"expect":
                 if value.lower() != b"100-continue":
                     raise Refusal(417, "Only the expectation `100-continue` can be met.", close=True)
-                request.expect_continue = not request.http10
-        if hosts != 1 and not (request.http10 and hosts == 0):
+                lines.expect_continue = True
+        if hosts != 1 and not (http10 and hosts == 0):
             raise Refusal(400, "A request needs exactly one Host header.", code="invalid_http", close=True)
         if named and named not in (b"keep-alive", b"close"):
             drop = {token.strip() for token in named.split(b",")}
@@ -257,8 +285,9 @@ class ClientConnection(asyncio.Protocol):
         forwarded = b"".join(kept)
         if forwarded.count(b"\n") != len(kept) or forwarded.count(b"\r") != len(kept) or b"\0" in forwarded:
             raise Refusal(400, "A header's value has a line break in it.", code="invalid_http", close=True)
-        request.forwarded = forwarded
-        return length
+        lines.forwarded = forwarded
+        lines.http10 = http10
+        return lines
 
     def _too_large_head(self) -> Refusal:
         self.app.recorder.refused("headers")
@@ -269,7 +298,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _refuse_head(self, request: Request, refusal: Refusal) -> None:
         request.refusal = refusal
-        if refusal.close or request.expect_continue:
+        if refusal.close or request.head.expect_continue:
             refusal.close = True
             self._deaf = True
             self._enqueue(request)
@@ -316,7 +345,7 @@ class ClientConnection(asyncio.Protocol):
         self._enqueue(request)
 
     def _enqueue(self, request: Request) -> None:
-        request.received = self.app.now()
+        request.received = self.app.loop_time()
         self._request = None
         self._queue.append(request)
 
@@ -330,7 +359,7 @@ class ClientConnection(asyncio.Protocol):
         request = self._request or Request()
         self._request = None
         request.refusal = refusal
-        request.received = self.app.now()
+        request.received = self.app.loop_time()
         self._queue.append(request)
 
     def _pump(self) -> None:
@@ -392,7 +421,7 @@ class ClientConnection(asyncio.Protocol):
     def _wait_for_next(self) -> None:
         if self._request is None and not self._queue:
             self._slow = False
-            self.deadline = self.app.now() + self.limits.idle_seconds
+            self.deadline = self.app.loop_time() + self.limits.idle_seconds
 
     def _answer_and_close(self, answer: bytes) -> None:
         """Sends the last answer; what the client still sends is read and dropped, lest a reset destroys the answer."""
@@ -401,7 +430,7 @@ class ClientConnection(asyncio.Protocol):
         self.transport.write(answer)
         if self._lingered < 0:
             self._lingered = 0
-            self.deadline = self.app.now() + LINGER_SECONDS
+            self.deadline = self.app.loop_time() + LINGER_SECONDS
             if self.transport.can_write_eof():
                 self.transport.write_eof()
         if self._paused:

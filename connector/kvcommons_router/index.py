@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from kvcommons_router.usage import usage_of
@@ -104,7 +104,7 @@ class OwnMemory:
             exchange.group.ratio.add(exchange.text_bytes, usage.prompt_tokens)
 
 
-def depths_of_masks(keys: list[int], mask_of: Callable[[int, int], int]) -> dict[int, Depth]:
+def depths_of_masks(keys: Sequence[int], mask_of: Callable[[int, int], int]) -> dict[int, Depth]:
     """The depth of every instance that holds a beginning of the text, by the bit of its index."""
     found: dict[int, Depth] = {}
     if not keys:

@@ -28,7 +28,7 @@ from kvcommons_router.index import Depth, Index, OwnMemory
 from kvcommons_router.usage import usage_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from kvcommons_core.index import Member
 
@@ -58,14 +58,14 @@ def member_name(instance: str) -> str:
 class Reader(IndexReader):
     """A reader that answers from its mirror without a task."""
 
-    def peek(self, keys: list[bytes]) -> Lookup | None:
+    def peek(self, keys: Sequence[bytes]) -> Lookup | None:
         """The whole answer, if the mirror has it or nothing else can be had."""
         probes, complete = self._from_mirror(keys)
         if complete:
             return self._answer(LookupStatus.MIRROR, probes)
         return None if self.view.reachable else self._answer(LookupStatus.AWAY, probes)
 
-    async def holders(self, keys: list[bytes]) -> list[bytes]:
+    async def holders(self, keys: Sequence[bytes]) -> list[bytes]:
         """What Redis holds now, past the mirror.
 
         :raises IndexUnavailableError: if Redis does not answer.
@@ -195,7 +195,7 @@ class RedisIndex:
         else:
             self._app.spawn(self._ask(exchange, keys))
 
-    async def _ask(self, exchange: Exchange, keys: list[bytes]) -> None:
+    async def _ask(self, exchange: Exchange, keys: Sequence[bytes]) -> None:
         begun = self._app.now()
         answer = await self.reader.lookup(keys)
         self._app.recorder.observe_lookup(self._app.now() - begun)
@@ -236,7 +236,7 @@ class RedisIndex:
         if usage is not None:
             self.expectations.take_usage(exchange.request_id, usage)
 
-    def disbelieve(self, instance: Instance, keys: list[bytes], dispatch_born: int) -> bool:
+    def disbelieve(self, instance: Instance, keys: Sequence[bytes], dispatch_born: int) -> bool:
         """Takes back that an instance's node holds these, where it was said before a request that did not find them."""
         slot = self._places.node_slot(instance.index)
         if slot is None or self._correcting >= CORRECTIONS_AT_ONCE_MAX:
@@ -245,7 +245,7 @@ class RedisIndex:
         self._app.spawn(self._take_back(slot, keys, dispatch_born))
         return True
 
-    async def _take_back(self, slot: int, keys: list[bytes], dispatch_born: int) -> None:
+    async def _take_back(self, slot: int, keys: Sequence[bytes], dispatch_born: int) -> None:
         try:
             held = await self.reader.holders(keys)
         except IndexUnavailableError:
@@ -259,7 +259,7 @@ class RedisIndex:
                     self.reader.note(Tenure(slot, holder.epoch), Tier(holder.tier), [key8], present=False)
 
 
-def keys8(keys: list[int]) -> list[bytes]:
+def keys8(keys: Sequence[int]) -> list[bytes]:
     """Text keys as the index names them."""
     count = len(keys)
     packed = struct.pack(f"<{count}Q", *keys)

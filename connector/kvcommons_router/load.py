@@ -68,62 +68,52 @@ class Load:
         self._decoding_column = layout.decoding
         self._requests_column = layout.dispatched
         self._work_column = layout.prefill_work
-        self._tokens = [0] * count
-        self._decoding = [0] * count
-        self._requests = [0] * count
         self._others: list[InstanceLoad] = [InstanceLoad(0, 0, 0)] * count
 
     def dispatched(self, index: int, tokens: int, work_seconds: float) -> None:
         """A request with this much to prefill went to an instance."""
-        self._tokens[index] += tokens
-        self._requests[index] += 1
-        self._row[self._work_column] += int(work_seconds * MICROSECONDS)
-        self._show(index)
+        row, candidate = self._row, self._candidates[index]
+        row[self._tokens_column + index] += tokens
+        row[self._requests_column + index] += 1
+        row[self._work_column] += int(work_seconds * MICROSECONDS)
+        candidate.waiting_tokens += tokens
+        candidate.requests += 1
 
     def prefilled(self, index: int, tokens: int) -> None:
         """Its first byte came: the prefill is done and decoding begins."""
-        self._tokens[index] -= tokens
-        self._decoding[index] += 1
-        self._show(index)
+        row, candidate = self._row, self._candidates[index]
+        row[self._tokens_column + index] -= tokens
+        row[self._decoding_column + index] += 1
+        candidate.waiting_tokens -= tokens
+        candidate.decoding += 1
 
     def finished(self, index: int, tokens: int, *, was_decoding: bool) -> None:
         """It ended, however it did."""
-        self._requests[index] -= 1
+        row, candidate = self._row, self._candidates[index]
+        row[self._requests_column + index] -= 1
+        candidate.requests -= 1
         if was_decoding:
-            self._decoding[index] -= 1
+            row[self._decoding_column + index] -= 1
+            candidate.decoding -= 1
         else:
-            self._tokens[index] -= tokens
-        self._show(index)
-
-    def own_requests(self, index: int) -> int:
-        """This worker's requests at an instance."""
-        return self._requests[index]
-
-    def _show(self, index: int) -> None:
-        tokens, decoding, requests = self._tokens[index], self._decoding[index], self._requests[index]
-        row = self._row
-        row[self._tokens_column + index] = tokens
-        row[self._decoding_column + index] = decoding
-        row[self._requests_column + index] = requests
-        others = self._others[index]
-        candidate = self._candidates[index]
-        candidate.wait_seconds = (tokens + others.waiting_tokens) * candidate.prefill.token_seconds
-        candidate.decoding = decoding + others.decoding
-        candidate.requests = requests + others.requests
+            row[self._tokens_column + index] -= tokens
+            candidate.waiting_tokens -= tokens
 
     def refresh(self) -> None:
         """Reads the others' load again; called every few ten milliseconds."""
         if not self._sources:
             return
         read = [source.read() for source in self._sources]
-        for index in range(len(self._candidates)):
+        for index, candidate in enumerate(self._candidates):
             loads = [source[index] for source in read]
-            self._others[index] = InstanceLoad(
-                sum([load.waiting_tokens for load in loads]),
-                sum([load.decoding for load in loads]),
-                sum([load.requests for load in loads]),
-            )
-            self._show(index)
+            tokens = sum([load.waiting_tokens for load in loads])
+            decoding = sum([load.decoding for load in loads])
+            requests = sum([load.requests for load in loads])
+            before = self._others[index]
+            candidate.waiting_tokens += tokens - before.waiting_tokens
+            candidate.decoding += decoding - before.decoding
+            candidate.requests += requests - before.requests
+            self._others[index] = InstanceLoad(tokens, decoding, requests)
 
 
 class Utilisation:

@@ -24,6 +24,9 @@ BOUNDED_LOAD_FACTOR: Final = 1.25
 TIE_SECONDS: Final = 0.0005
 
 
+_xxh64 = xxhash.xxh3_64_intdigest
+
+
 class Policy(enum.StrEnum):
     """How a replica is chosen."""
 
@@ -80,7 +83,7 @@ class Candidate:
     """One replica as the picker sees it."""
 
     name: bytes
-    wait_seconds: float = 0.0
+    waiting_tokens: int = 0  # sent there and not yet prefilled
     decoding: int = 0
     requests: int = 0  # dispatched and not finished
     prefill: Prefill = dataclasses.field(default_factory=Prefill)
@@ -106,7 +109,7 @@ def uncached_tokens(hit: Hit, length: int, credits: Credits) -> float:
     """Tokens of prefill work left after what each tier saves."""
     engine, memory, disk, peer = hit
     if peer == 0:
-        return float(length)
+        return length
     saved = (
         engine * credits.engine
         + (memory - engine) * credits.memory
@@ -120,13 +123,16 @@ def cost(candidate: Candidate, hit: Hit, shape: Shape, rho: float, weights: Weig
     """The score of one replica for one request."""
     rho = min(rho, RHO_MAX)
     uncached = uncached_tokens(hit, shape.length, weights.credits)
-    work = candidate.prefill.seconds(uncached, shape.length)
-    return candidate.wait_seconds + (1.0 + rho / (1.0 - rho)) * work + weights.decode_seconds * candidate.decoding
+    prefill = candidate.prefill
+    token_seconds = prefill.token_seconds
+    work = prefill.base_seconds + uncached * (token_seconds + prefill.pair_seconds * shape.length)
+    wait = candidate.waiting_tokens * token_seconds
+    return wait + (1.0 + rho / (1.0 - rho)) * work + weights.decode_seconds * candidate.decoding
 
 
 def rendezvous(affinity: int, name: bytes) -> int:
     """The weight of a replica for a text; the highest wins, and a replica that leaves moves only its own texts."""
-    return xxhash.xxh3_64_intdigest(name, affinity)
+    return _xxh64(name, affinity)
 
 
 def pick_cost(candidates: Sequence[Candidate], hits: Sequence[Hit], shape: Shape, rho: float, weights: Weights) -> int:
@@ -134,13 +140,14 @@ def pick_cost(candidates: Sequence[Candidate], hits: Sequence[Hit], shape: Shape
     costs = [cost(candidate, hit, shape, rho, weights) for candidate, hit in zip(candidates, hits, strict=True)]
     limit = min(costs) + TIE_SECONDS
     ties = [position for position, value in enumerate(costs) if value <= limit]
+    if len(ties) > 1:
+        fewest = min([candidates[position].decoding for position in ties])
+        ties = [position for position in ties if candidates[position].decoding == fewest]
     if len(ties) == 1:
         return ties[0]
-    fewest = min([candidates[position].decoding for position in ties])
-    return max(
-        [position for position in ties if candidates[position].decoding == fewest],
-        key=lambda position: rendezvous(shape.affinity, candidates[position].name),
-    )
+    affinity = shape.affinity
+    weighed = [_xxh64(candidates[position].name, affinity) for position in ties]
+    return ties[weighed.index(max(weighed))]
 
 
 def pick_bounded_hash(candidates: Sequence[Candidate], affinity: int) -> int:
@@ -162,7 +169,7 @@ def pick_least_load(candidates: Sequence[Candidate], affinity: int) -> int:
     return min(
         range(len(candidates)),
         key=lambda position: (
-            candidates[position].wait_seconds,
+            candidates[position].waiting_tokens * candidates[position].prefill.token_seconds,
             candidates[position].requests,
             -rendezvous(affinity, candidates[position].name),
         ),

@@ -21,6 +21,11 @@ _HOP_BY_HOP = frozenset(
 )
 
 
+KNOWN_HEADS_MAX: Final = 256
+KNOWN_HEAD_BYTES_MAX: Final = 2048
+_heads: dict[bytes, Head] = {}
+
+
 class BadResponse(Exception):
     """An engine's answer that is not HTTP as we can relay it."""
 
@@ -40,6 +45,21 @@ class Head:
 
 
 def parse_head(raw: bytes) -> Head:
+    """Reads a head, which is often the same as one before; nobody changes what this returns.
+
+    :raises BadResponse: see `read_head`.
+    """
+    head = _heads.get(raw)
+    if head is None:
+        head = read_head(raw)
+        if len(raw) <= KNOWN_HEAD_BYTES_MAX:
+            if len(_heads) >= KNOWN_HEADS_MAX:
+                _heads.clear()
+            _heads[raw] = head
+    return head
+
+
+def read_head(raw: bytes) -> Head:
     """Reads a head that ends before its empty line.
 
     :raises BadResponse: if its framing is contradictory or its status line is not HTTP/1.x.
@@ -94,6 +114,7 @@ def _finish(head: Head, kept: list[bytes], named: list[bytes]) -> None:
 
 
 # States of the chunk scanner.
+_HEX_DIGITS: Final = b"0123456789abcdefABCDEF"
 _SIZE, _DATA, _TRAILER = 0, 1, 2
 
 
@@ -114,6 +135,12 @@ class ChunkScanner:
         :raises BadResponse: if a size line is not one.
         """
         at, size = 0, len(data)
+        if self._state == _SIZE and self.payload is None and not self._line:
+            # Nearly always: one whole chunk, as the engine wrote it.
+            end = data.find(b"\r\n", 0, 18)
+            digits = data[:end]
+            if end > 0 and not digits.strip(_HEX_DIGITS) and 0 < int(digits, 16) == size - end - 4:
+                return -1
         while at < size:
             if self._state == _DATA:
                 take = min(self._left, size - at)
@@ -144,7 +171,7 @@ class ChunkScanner:
         if line[-1:] != b"\r":
             raise BadResponse("a chunk's size line does not end in CRLF")
         digits = line[:-1] if b";" not in line else line.partition(b";")[0].strip(b" \t")
-        if not digits or len(digits) > 12 or digits.strip(b"0123456789abcdefABCDEF"):
+        if not digits or len(digits) > 12 or digits.strip(_HEX_DIGITS):
             raise BadResponse("a chunk's size is not a hexadecimal number")
         length = int(digits, 16)
         if length == 0:
