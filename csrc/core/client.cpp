@@ -73,7 +73,10 @@ class Client::Impl {
   bool ensure_connected() {
     const auto deadline = Clock::now() + milliseconds(config_.call_ms_max);
     const std::unique_lock lock(io_mutex_, deadline);
-    return lock.owns_lock() && attach_if_due(deadline);
+    if (!lock.owns_lock()) return false;
+    // Found out now, not by the call that follows: what is begun on one connection must not be granted on another.
+    if (!in_child() && socket_.peer_closed()) drop("the node closed the connection");
+    return attach_if_due(deadline);
   }
 
   void copy_started() { copies_.fetch_add(1); }

@@ -16,6 +16,12 @@ bool would_block() { return errno == EAGAIN || errno == EWOULDBLOCK || errno == 
 
 }  // namespace
 
+bool ClientSocket::peer_closed() const noexcept {
+  if (!open()) return false;
+  pollfd entry{socket_.get(), POLLRDHUP, 0};
+  return ::poll(&entry, 1, 0) == 1 && (entry.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
+}
+
 bool ClientSocket::connect(const std::string& path) {
   close();
   socket_ = unix_connect(path, SOCK_STREAM);

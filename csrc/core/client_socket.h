@@ -15,6 +15,8 @@ class ClientSocket {
   using Clock = std::chrono::steady_clock;
 
   [[nodiscard]] bool open() const noexcept { return static_cast<bool>(socket_); }
+  // Whether the other side has ended an open connection, as far as the kernel knows at this moment.
+  [[nodiscard]] bool peer_closed() const noexcept;
   bool connect(const std::string& path);
   void close() noexcept;
 

@@ -201,6 +201,19 @@ def test_kill_9_of_the_node_loses_no_chunk_and_no_client(node: NodeProcess) -> N
     worker.close()
 
 
+def test_a_client_sees_a_dead_connection_before_it_uses_it(node: NodeProcess) -> None:
+    """After a restart of the node ensure_connected attaches anew, so that the first load is not refused as stale."""
+    node.start()
+    worker = connect(node, "worker")
+    assert worker.attach_count == 1
+    node.kill()
+    until(lambda: not worker.ensure_connected(), "the dead connection is not noticed")
+    node.start()
+    until(worker.ensure_connected, worker.last_error)
+    assert worker.attach_count == 2
+    worker.close()
+
+
 def test_the_arena_is_held_once_over_a_restart(node: NodeProcess) -> None:
     """The restarted node maps the arena that the holder kept; it does not make another."""
     node.start()
