@@ -134,9 +134,7 @@ struct Engine {
   std::uint32_t put(const std::vector<Key>& keys, const Key& parent = {}) const {
     return commit(reserve(keys, parent));
   }
-  [[nodiscard]] std::uint32_t hits(const std::vector<Key>& keys) const {
-    return store->lookup(id, keys, false).hit_chunks;
-  }
+  std::uint32_t hits(const std::vector<Key>& keys) const { return store->lookup(id, keys, false).hit_chunks; }
   [[nodiscard]] LookupResult lease(const std::vector<Key>& keys) const { return store->lookup(id, keys, true); }
   [[nodiscard]] Status begin(LeaseId lease_id, std::vector<SlotRef>* out = nullptr) const {
     std::vector<SlotRef> own;

@@ -69,19 +69,51 @@ class Run {
   void step() {
     forced_ = false;
     switch (pick(20)) {
-      case 0: open_session(); break;
-      case 1: if (pick(3) == 0) close_session(); break;
-      case 2: resolve(); break;
-      case 3: if (pick(4) == 0) clear(); break;
-      case 4: pin(); break;
-      case 5: if (pick(3) == 0) expire(); break;
-      case 6: if (pick(8) == 0) crash(); break;
-      case 7: abort(); break;
-      case 8: case 9: case 10: begin(); break;
-      case 11: case 12: release(); break;
-      case 13: case 14: case 15: lookup(); break;
-      case 16: case 17: commit(); break;
-      default: reserve(); break;
+      case 0:
+        open_session();
+        break;
+      case 1:
+        if (pick(3) == 0) close_session();
+        break;
+      case 2:
+        resolve();
+        break;
+      case 3:
+        if (pick(4) == 0) clear();
+        break;
+      case 4:
+        pin();
+        break;
+      case 5:
+        if (pick(3) == 0) expire();
+        break;
+      case 6:
+        if (pick(8) == 0) crash();
+        break;
+      case 7:
+        abort();
+        break;
+      case 8:
+      case 9:
+      case 10:
+        begin();
+        break;
+      case 11:
+      case 12:
+        release();
+        break;
+      case 13:
+      case 14:
+      case 15:
+        lookup();
+        break;
+      case 16:
+      case 17:
+        commit();
+        break;
+      default:
+        reserve();
+        break;
     }
     apply_events();
     check_stats();
@@ -406,7 +438,8 @@ class Run {
       pinned += c.announced && c.pinned ? 1 : 0;
     }
     for (const auto& f : fillings_) {
-      const auto owner = std::find_if(sessions_.begin(), sessions_.end(), [&](const auto& x) { return x.id == f.owner; });
+      const auto owner =
+          std::find_if(sessions_.begin(), sessions_.end(), [&](const auto& x) { return x.id == f.owner; });
       quarantined += owner->open ? 0 : 1;
     }
     CHECK_EQ(s.chunks, announced);
