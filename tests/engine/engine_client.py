@@ -107,12 +107,13 @@ class Forge:
         self._logs = logs
         self._count = 0
         self._control, theirs = socket.socketpair()
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", str(HERE / "engine_host.py"), str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            stdout=(logs / "forge.log").open("wb"),
-            stderr=subprocess.STDOUT,
-        )
+        with (logs / "forge.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", str(HERE / "engine_host.py"), str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
         theirs.close()
 
     def begin(

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import select
 import signal
 import socket
 import sys
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 ENVIRONMENT = {
@@ -24,6 +26,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+STEPS_MAX = 500
 
 
 class Host:
@@ -128,8 +131,15 @@ class Host:
         return bool(self.llm.reset_prefix_cache(reset_connector=connector))
 
     def settle(self) -> None:
-        """Run a step or two, so that what workers report arrives."""
-        self.generate([{"ids": [3, 4, 5]}], max_tokens=2)
+        """Run steps until the scheduler's side knows that every store has ended."""
+        core = self._core()
+        connector = core.scheduler.connector if core is not None else None
+        scheduler = connector._scheduler.core if connector is not None else None
+        for _ in range(STEPS_MAX):
+            self.generate([{"ids": [3, 4, 5]}], max_tokens=2)
+            if scheduler is None or not scheduler._stores:
+                return
+        raise AssertionError("stores do not end")
 
     def kv(self, request_id: str, first_block: int, last_block: int) -> list[str]:
         """SHA-256 of each layer's bytes in a finished request's blocks, as they are now."""
@@ -163,9 +173,59 @@ class Host:
                 found[key] = found.get(key, 0) + metric.value
         return found
 
-    def pids(self) -> list[int]:
-        """This process and those below it."""
-        return [os.getpid(), *_children(os.getpid())]
+    def arm(self, where: str, pid: int = 0) -> None:
+        """Once, at the next load or store: kill -9 the node `pid` before or right after it is submitted ("before_load", ...), or hold
+        what was begun for ever ("hold_load", "hold_store")."""
+        from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+        core = get_kv_transfer_group()._worker.core
+        core._transfer = FaultyTransfer(core._transfer, core._session, where, pid)
+
+    def worker_pids(self) -> list[int]:
+        """vLLM's worker processes below this one."""
+        return [pid for pid in _children(os.getpid()) if "Worker" in Path(f"/proc/{pid}/comm").read_text()]
+
+
+class FaultyTransfer:
+    """The native transfer, with one fault at a named point."""
+
+    def __init__(self, inner: Any, client: Any, where: str, pid: int) -> None:
+        self._inner, self._client, self._where, self._pid = inner, client, where, pid
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def load(self, job: int, lease: int, first_block: int, block_ids: Any) -> str:
+        """Submit a load."""
+        if self._where == "hold_load":
+            self._hold(self._client.begin(lease)[0])
+        self._reach("before_load")
+        status: str = self._inner.load(job, lease, first_block, block_ids)
+        self._reach("after_load")
+        return status
+
+    def store(self, job: int, tenant: int, parent: bytes, keys: bytes, *rest: Any) -> str:
+        """Submit a store."""
+        if self._where == "hold_store":
+            self._hold(self._client.reserve(tenant, parent, keys)[0])
+        self._reach("before_store")
+        status: str = self._inner.store(job, tenant, parent, keys, *rest)
+        self._reach("after_store")
+        return status
+
+    def _hold(self, status: str) -> None:
+        assert status == "ok", status
+        while True:
+            signal.pause()
+
+    def _reach(self, point: str) -> None:
+        if point != self._where:
+            return
+        self._where = ""
+        pidfd = os.pidfd_open(self._pid)
+        os.kill(self._pid, signal.SIGKILL)
+        select.select([pidfd], [], [], 30)
+        os.close(pidfd)
 
 
 def _children(pid: int) -> list[int]:

@@ -1,0 +1,133 @@
+"""Tiny random models of each kind, and a LoRA adapter. Made once, with fixed seeds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+COMMON: dict[str, Any] = {
+    "vocab_size": 4096,
+    "max_position_embeddings": 16_384,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+    "tie_word_embeddings": False,
+    "initializer_range": 0.2,
+}
+SMALL: dict[str, Any] = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+}
+
+
+def saved(model_class: Any, config: Any, folder: Path, seed: int = 0) -> str:
+    """Weights as transformers makes them for this seed."""
+    import torch
+
+    if not (folder / "config.json").exists():
+        torch.manual_seed(seed)
+        model_class(config).to(torch.float32).save_pretrained(folder)
+    return str(folder)
+
+
+def sliding_window(folder: Path) -> str:
+    """Every layer sees 512 tokens only."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    return saved(MistralForCausalLM, MistralConfig(**COMMON, **SMALL, sliding_window=512), folder)
+
+
+def mixed_windows(folder: Path) -> str:
+    """Layers with a window beside layers without."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    config = Gemma3TextConfig(
+        **COMMON,
+        **SMALL,
+        sliding_window=512,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        query_pre_attn_scalar=32,
+    )
+    return saved(Gemma3ForCausalLM, config, folder)
+
+
+def hybrid_mamba(folder: Path) -> str:
+    """Attention beside recurrent layers."""
+    from transformers import BambaConfig, BambaForCausalLM
+
+    config = BambaConfig(
+        **COMMON,
+        **(SMALL | {"num_hidden_layers": 3}),
+        attn_layer_indices=[1],
+        mamba_n_heads=8,
+        mamba_d_head=32,
+        mamba_d_state=32,
+        mamba_n_groups=1,
+        mamba_expand=2,
+        mamba_chunk_size=64,
+    )
+    return saved(BambaForCausalLM, config, folder)
+
+
+def latent_attention(folder: Path) -> str:
+    """DeepSeek's MLA: one latent a token, for all heads."""
+    from transformers import DeepseekV2Config, DeepseekV2ForCausalLM
+
+    config = DeepseekV2Config(
+        **COMMON,
+        **{key: value for key, value in SMALL.items() if key not in ("head_dim", "num_key_value_heads")},
+        num_key_value_heads=4,
+        kv_lora_rank=64,
+        q_lora_rank=None,
+        qk_nope_head_dim=32,
+        qk_rope_head_dim=16,
+        v_head_dim=32,
+        n_routed_experts=8,
+        first_k_dense_replace=4,
+        moe_intermediate_size=64,
+        num_experts_per_tok=2,
+        n_shared_experts=1,
+        topk_method="greedy",
+        n_group=1,
+        topk_group=1,
+    )
+    return saved(DeepseekV2ForCausalLM, config, folder)
+
+
+def lora(folder: Path, model: str, seed: int) -> str:
+    """An adapter of rank 8 on the attention of every layer, with weights large enough to change what is said."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = json.loads((Path(model) / "config.json").read_text())
+    hidden, head = config["hidden_size"], config["head_dim"]
+    outputs = {"q_proj": config["num_attention_heads"] * head, "v_proj": config["num_key_value_heads"] * head}
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for layer in range(config["num_hidden_layers"]):
+        for name, width in outputs.items():
+            base = f"base_model.model.model.layers.{layer}.self_attn.{name}"
+            tensors[f"{base}.lora_A.weight"] = torch.randn(8, hidden, generator=generator) * 0.3
+            tensors[f"{base}.lora_B.weight"] = torch.randn(width, 8, generator=generator) * 0.3
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(
+        json.dumps(
+            {
+                "peft_type": "LORA",
+                "task_type": "CAUSAL_LM",
+                "base_model_name_or_path": model,
+                "r": 8,
+                "lora_alpha": 8,
+                "lora_dropout": 0.0,
+                "bias": "none",
+                "target_modules": sorted(outputs),
+            }
+        )
+    )
+    return str(folder)
