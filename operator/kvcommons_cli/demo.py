@@ -16,11 +16,11 @@ from kvcommons_core.errors import KvCommonsError
 
 from kvcommons_cli import demo_report, talk
 from kvcommons_cli.demo_report import Row
-from kvcommons_cli.demo_steps import Answers, Scenario, chat_prompts, document_prompts, node_counter
+from kvcommons_cli.demo_steps import Answers, Reports, Scenario, chat_prompts, document_prompts, node_counter
 from kvcommons_cli.demo_texts import CHAT_OPENING, HARBOUR, ISLAND, Message
 from kvcommons_cli.processes import StackError
 from kvcommons_cli.progress import Progress
-from kvcommons_cli.stack import Stack, StackOptions
+from kvcommons_cli.stack import INDEX_PREFIX, Stack, StackOptions
 
 INTERRUPTED_STATUS = 130
 FAILED_STATUS = 1
@@ -78,19 +78,22 @@ def ask_everything(stack: Stack, progress: Progress) -> tuple[list[Row], list[st
     turns = chat_prompts(CHAT_OPENING, answers)
     stack.stop_reference()
 
-    def scenario(name: str) -> Scenario:
-        return Scenario(name, answers, stack.engines, stack.router_url, stack.node_url, progress)
+    with Reports(stack.redis_url, INDEX_PREFIX) as reports:
 
-    document = scenario("a long document")
-    ask_document(document, prompts[HARBOUR.title], stack)
-    chat = scenario("a chat of several turns")
-    ask_chat(chat, turns[:CHAT_TURNS_BEFORE_THE_CRASH])
-    crash = scenario("the cache node killed and restarted")
-    others = ask_through_a_crash(crash, prompts[ISLAND.title], stack, progress)
-    last = chat.rows[-1].replica
-    chat.ask("one more turn, after the restart", turns[-1], "reused", chat.other_than(last))
+        def scenario(name: str) -> Scenario:
+            return Scenario(name, answers, reports, stack, progress)
+
+        document = scenario("a long document")
+        ask_document(document, prompts[HARBOUR.title], stack)
+        chat = scenario("a chat of several turns")
+        ask_chat(chat, turns[:CHAT_TURNS_BEFORE_THE_CRASH])
+        before_the_crash = list(chat.rows)
+        crash = scenario("the cache node killed and restarted")
+        others = ask_through_a_crash(crash, prompts[ISLAND.title], stack, progress)
+        other = chat.other_than(chat.rows[-1].replica)
+        after = chat.ask("one more turn, after the restart, of the other replica", turns[-1], "reused", other)
     stack.check_alive()
-    return [*document.rows, *chat.rows, *crash.rows], others
+    return [*document.rows, *before_the_crash, *crash.rows, after], others
 
 
 def ask_document(scenario: Scenario, prompts: list[list[Message]], stack: Stack) -> None:
@@ -98,9 +101,8 @@ def ask_document(scenario: Scenario, prompts: list[list[Message]], stack: Stack)
     before = node_counter(stack.node_url, "chunks")
     cold = scenario.ask("first question, by the router", prompts[0], "cold")
     scenario.wait_stored(cold.prompt_tokens, before)
-    warm = scenario.ask("second question, by the router", prompts[1], "reused")
-    for replica in {cold.replica, warm.replica}:
-        scenario.reset_own_cache(replica)
+    scenario.ask("second question, by the router", prompts[1], "reused")
+    reset_all(scenario)
     third = scenario.ask("third, own caches reset, by the router", prompts[2], "commons")
     scenario.ask("fourth, of the other replica", prompts[3], "commons", scenario.other_than(third.replica))
 
@@ -127,11 +129,17 @@ def ask_through_a_crash(
     others = [] if adopted.get("adopted") is True else ["the restarted node did not adopt the arena"]
     kept = node_counter(stack.node_url, "chunks")
     progress.say(f"the restarted node still holds {kept} of {held} chunks")
-    scenario.ask("third, of the replica that never saw it", prompts[2], "commons", scenario.other_than(cold.replica))
-    for replica in stack.engines:
-        scenario.reset_own_cache(replica)
+    reset_all(scenario)
+    scenario.ask("third, of the other replica", prompts[2], "commons", scenario.other_than(cold.replica))
+    reset_all(scenario)
     scenario.ask("fourth, own caches reset, by the router", prompts[3], "commons")
     return others
+
+
+def reset_all(scenario: Scenario) -> None:
+    """Whoever has answered in this scenario forgets its own cache."""
+    for replica in scenario.answered_by:
+        scenario.reset_own_cache(replica)
 
 
 def _engine_version() -> str:

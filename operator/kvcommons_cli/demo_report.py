@@ -13,7 +13,7 @@ WARM_OVER_COLD_MAX: Final = 0.4
 
 Expected = Literal["cold", "reused", "commons", "served"]
 """cold: nothing can be reused. reused: from whichever cache. commons: from the commons, because this replica's own cache
-has it not. served: only that it is answered, and rightly (the node is dead)."""
+does not have it. served: only that it is answered, and rightly (the node is dead)."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Row:
     """Of this scenario's cold request; of this one, if it is that."""
     text: str
     reference_text: str
+    reported: dict[str, object] | None = None
+    """What the connector told the routers about this request; None where nothing came (the node was dead)."""
 
     @property
     def reuse_ratio(self) -> float | None:
@@ -62,7 +64,8 @@ class Row:
                 f"not {100 * REUSE_RATIO_MIN:.0f} %"
             )
         warm = self.warm_over_cold
-        if self.expected == "commons" and warm is not None and warm > WARM_OVER_COLD_MAX:
+        from_commons = self.expected != "served" and self.commons_tokens > self.own_tokens
+        if from_commons and warm is not None and warm > WARM_OVER_COLD_MAX:
             found.append(f"{where}: first token after {warm:.2f} of the cold time, over {WARM_OVER_COLD_MAX}")
         return found
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Self
 
 from kvcommons_cli import talk
 from kvcommons_cli.demo_report import CHUNK_TOKENS, Expected, Row, reusable_tokens
@@ -13,10 +14,13 @@ from kvcommons_cli.demo_texts import Document, Message
 from kvcommons_cli.engines import MODEL_NAME, EngineSpec
 from kvcommons_cli.processes import StackError
 from kvcommons_cli.progress import Progress
+from kvcommons_cli.stack import Stack
 
 ANSWER_TOKENS_MAX: Final = 20
 SETTLE_SECONDS_MAX: Final = 15.0
 POLL_SECONDS: Final = 0.05
+REPORT_SECONDS_MAX: Final = 3.0
+REPORTS_WAITING_MAX: Final = 1_000
 SOURCES: Final = {"own": "local_cache_hit", "commons": "external_kv_transfer", "computed": "local_compute"}
 SOURCE_COUNTER: Final = 'vllm:prompt_tokens_by_source_total{source="%s"}'
 
@@ -116,34 +120,62 @@ class Watch:
         return counters.get(SOURCE_COUNTER % label, 0.0)
 
 
+class Reports:
+    """What connectors tell the routers about each request, heard on the pool's channel."""
+
+    def __init__(self, redis_url: str, prefix: str) -> None:
+        import redis  # imported here: the other subcommands need no client of Redis
+
+        self._client = redis.Redis.from_url(redis_url)
+        self._channel = self._client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]  # redis-py's
+        self._channel.subscribe(f"{prefix}fb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_reason: object) -> None:
+        self._channel.close()
+        self._client.close()
+
+    def skip(self) -> None:
+        """Forget what has come so far."""
+        for _ in range(REPORTS_WAITING_MAX):
+            if self._channel.get_message() is None:
+                return
+
+    def take(self, prompt_tokens: int) -> dict[str, object] | None:
+        """The report of the request just answered; None if none comes in REPORT_SECONDS_MAX."""
+        deadline = time.monotonic() + REPORT_SECONDS_MAX
+        while (left := deadline - time.monotonic()) > 0:
+            message = self._channel.get_message(timeout=left)
+            if message is None or message["type"] != "message":
+                continue
+            report = json.loads(message["data"])
+            if isinstance(report, dict) and report.get("prompt_tokens") == prompt_tokens:
+                return report
+        return None
+
+
 class Scenario:
     """One scenario's requests, in order; remembers what was asked, so that what can be reused is known."""
 
-    def __init__(
-        self,
-        name: str,
-        answers: Answers,
-        engines: dict[str, EngineSpec],
-        router_url: str,
-        node_url: str,
-        progress: Progress,
-    ) -> None:
+    def __init__(self, name: str, answers: Answers, reports: Reports, stack: Stack, progress: Progress) -> None:
         self.name = name
         self.rows: list[Row] = []
         self._answers = answers
-        self._engines = engines
-        self._router_url = router_url
-        self._node_url = node_url
+        self._reports = reports
+        self._stack = stack
         self._progress = progress
         self._earlier: list[list[int]] = []
         self._cold_seconds = 0.0
 
     def ask(self, step: str, messages: list[Message], expected: Expected, replica: str | None = None) -> Row:
         """One request, by the router, or of one replica by name."""
-        url = self._router_url if replica is None else self._engines[replica].url
+        url = self._stack.router_url if replica is None else self._stack.engines[replica].url
         tokens = self._answers.tokens(messages)
-        watch = Watch(self._engines)
+        watch = Watch(self._stack.engines)
         watch.start()
+        self._reports.skip()
         done = talk.complete(url, "/v1/chat/completions", request_body(messages))
         reuse = watch.finish(len(tokens))
         if expected == "cold":
@@ -162,6 +194,7 @@ class Scenario:
             cold_ttft_seconds=self._cold_seconds,
             text=done.text,
             reference_text=self._answers.text(messages),
+            reported=None if expected == "served" else self._reports.take(len(tokens)),
         )
         self._earlier.append(tokens)
         self.rows.append(row)
@@ -171,29 +204,31 @@ class Scenario:
         )
         return row
 
+    @property
+    def answered_by(self) -> list[str]:
+        """Replicas that have answered in this scenario, and so have its prefix in their own caches."""
+        return sorted({row.replica for row in self.rows})
+
     def wait_stored(self, prompt_tokens: int, chunks_before: int) -> None:
         """Until the node has the prompt's whole chunks: storing goes on behind the answer."""
         wanted = chunks_before + prompt_tokens // CHUNK_TOKENS
-        await_that(lambda: node_counter(self._node_url, "chunks") >= wanted, f"the node never held {wanted} chunks")
+        await_that(
+            lambda: node_counter(self._stack.node_url, "chunks") >= wanted, f"the node never held {wanted} chunks"
+        )
 
     def reset_own_cache(self, replica: str) -> None:
         """Make one replica forget its own prefix cache, as an eviction or a restart would."""
-        url = self._engines[replica].url + "/reset_prefix_cache"
+        url = self._stack.engines[replica].url + "/reset_prefix_cache"
 
+        # False while a block is in use: a store may still read it.
         def is_reset() -> bool:
-            try:
-                talk.call("POST", url)
-            except talk.TalkError as error:
-                if error.status == 404:
-                    raise
-                return False  # a block is still in use: a store reads it
-            return True
+            return talk.call_json("POST", url).get("success") is True
 
         await_that(is_reset, f"{replica} does not reset its prefix cache")
         self._progress.say(f"{self.name}: reset the own prefix cache of {replica}")
 
     def other_than(self, replica: str) -> str:
-        return next(name for name in self._engines if name != replica)
+        return next(name for name in self._stack.engines if name != replica)
 
 
 def node_counter(node_url: str, name: str) -> int:

@@ -81,7 +81,7 @@ def _rule(choose: random.Random) -> str:
 
 HARBOUR: Final = Document(
     "Handbook of the harbour of Merrow",
-    handbook("Handbook of the harbour of Merrow", seed=7, sections=14, rules_each=6),
+    handbook("Handbook of the harbour of Merrow", seed=7, sections=12, rules_each=6),
     (
         "Who keeps the book of cargoes?",
         "What happens in fog?",
@@ -92,7 +92,7 @@ HARBOUR: Final = Document(
 
 ISLAND: Final = Document(
     "Handbook of the harbour of Saint Olm",
-    handbook("Handbook of the harbour of Saint Olm", seed=11, sections=14, rules_each=6),
+    handbook("Handbook of the harbour of Saint Olm", seed=11, sections=12, rules_each=6),
     (
         "Where does the key hang?",
         "How many carts may stand there?",
