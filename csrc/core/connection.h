@@ -55,6 +55,7 @@ class Connection {
   bool greeted = false;  // HELLO was answered with Ok
   bool closing = false;  // closed once what waits is sent
   std::uint32_t watched = 0;
+  std::size_t accounted_bytes = 0;  // of its buffers, in the server's sum
   Clock::time_point last_progress = Clock::now();
 
  private:

@@ -162,9 +162,7 @@ class Server::Impl {
   void on_connection(Connection* connection, std::uint32_t events) {
     const std::uint64_t id = connection->id();
     if ((events & EPOLLIN) != 0 && !connection->paused() && !connection->closing) {
-      const std::size_t before = connection->buffered_bytes();
-      if (connection->read() == Io::Ended) return close(id);
-      if (!account(connection, before)) return close(id);
+      if (connection->read() == Io::Ended || !account(connection)) return close(id);
     } else if ((events & (EPOLLHUP | EPOLLERR)) != 0) {
       return close(id);
     }
@@ -173,14 +171,13 @@ class Server::Impl {
 
   // Answers what has come in whole, sends what can be sent, and waits for what is missing.
   void advance(Connection* connection) {
-    const std::size_t before = connection->buffered_bytes();
     for (;;) {
       const bool all = serve_frames(connection);
       if (connection->flush() == Io::Ended) return close(connection->id());
       if (all || connection->paused()) break;
     }
     if (connection->closing && !connection->sending()) return close(connection->id());
-    if (!account(connection, before)) return close(connection->id());
+    if (!account(connection)) return close(connection->id());
     const std::uint32_t wanted = (connection->paused() || connection->closing ? 0u : std::uint32_t{EPOLLIN}) |
                                  (connection->sending() ? std::uint32_t{EPOLLOUT} : 0u);
     if (wanted == connection->watched) return;
@@ -226,8 +223,10 @@ class Server::Impl {
   }
 
   // Keeps the sum of all buffers; false when this connection made it too much.
-  bool account(Connection* connection, std::size_t before) {
-    buffered_ = buffered_ + connection->buffered_bytes() - before;
+  bool account(Connection* connection) {
+    buffered_ -= connection->accounted_bytes;
+    connection->accounted_bytes = connection->buffered_bytes();
+    buffered_ += connection->accounted_bytes;
     if (buffered_ <= config_.buffers_bytes_max) return true;
     stats_.overloaded.fetch_add(1);
     return false;
@@ -238,7 +237,7 @@ class Server::Impl {
     if (found == connections_.end()) return;
     const std::unique_ptr<Connection> connection = std::move(found->second);
     connections_.erase(found);
-    buffered_ -= connection->buffered_bytes();
+    buffered_ -= connection->accounted_bytes;
     if (connection->session != 0) ledger_.connection_ended(connection->session);
     stats_.connections.store(connections_.size());
   }
@@ -259,8 +258,8 @@ class Server::Impl {
       const bool stuck = connection->unfinished() && still > milliseconds(config_.stalled_ms_max);
       if (silent || stuck) stalled.push_back(id);
     }
-    for (const std::uint64_t id : stalled) close(id);
     stats_.stalled.fetch_add(stalled.size());
+    for (const std::uint64_t id : stalled) close(id);
   }
 
   // A holder that was restarted, or came after the node, gets everything again.
