@@ -21,6 +21,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from kvcommons_core.errors import ConfigurationError, IndexUnavailableError
 from kvcommons_core.index.scripts import ALL, Script
+from kvcommons_core.index.tasks import reraise_swallowed_cancellation
 from kvcommons_core.settings import IndexSettings
 
 _Sentinel: Any = redis_sentinel.Sentinel  # its constructor has no annotations
@@ -112,7 +113,9 @@ class IndexConnection:
             for command in commands:
                 pipe.execute_command(*command)
             replies = await pipe.execute(raise_on_error=False)
+            reraise_swallowed_cancellation()
         except (RedisError, OSError) as error:
+            reraise_swallowed_cancellation()
             raise IndexUnavailableError(f"Redis at {_without_password(self._settings.url)}: {error}") from error
         return [_checked(reply) for reply in replies]
 

@@ -12,6 +12,7 @@ from kvcommons_core import limits
 from kvcommons_core.errors import IndexUnavailableError
 from kvcommons_core.index.connection import IndexConnection
 from kvcommons_core.index.schema import Names
+from kvcommons_core.index.tasks import reraise_swallowed_cancellation
 from kvcommons_core.settings import IndexSettings
 
 RETRY_SECONDS: Final = 0.5
@@ -34,6 +35,7 @@ class FeedbackListener:
             try:
                 await self._listen()
             except (RedisError, OSError, IndexUnavailableError):  # away: routing goes on without feedback
+                reraise_swallowed_cancellation()
                 self.subscribed.clear()
                 await self._connection.close()
                 await asyncio.sleep(RETRY_SECONDS)
@@ -47,6 +49,7 @@ class FeedbackListener:
             await subscriber.subscribe(self._channel)
             while True:
                 message = await subscriber.get_message(timeout=POLL_SECONDS)
+                reraise_swallowed_cancellation()
                 if message is None:
                     continue
                 if message["type"] == "subscribe":

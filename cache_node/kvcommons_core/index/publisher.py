@@ -18,6 +18,7 @@ from kvcommons_core.index.connection import IndexConnection
 from kvcommons_core.index.membership import MembershipKeeper, MemberState
 from kvcommons_core.index.schema import Holder, MemberInfo, Tier
 from kvcommons_core.index.stream import ADD, REMOVE, OpStream
+from kvcommons_core.index.tasks import end_tasks
 from kvcommons_core.settings import IndexSettings
 
 PAGE_ITEMS_MAX: Final = 512
@@ -82,9 +83,7 @@ class NodeIndex:
                 await asyncio.wait_for(self.stream.flushed(), flush_seconds_max)
             except TimeoutError:  # what was not told is found by nobody, which is no harm
                 self.stream.clear()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(self._tasks)
         if self.member in self.keeper.members:
             await self.keeper.remove(self.member, leave=leave)
         await self._keeper_connection.close()

@@ -15,6 +15,7 @@ from kvcommons_core.index import schema, scripts
 from kvcommons_core.index.connection import Command, CommandError, IndexConnection, evalsha
 from kvcommons_core.index.gallop import Hit, Probe, fold, gallop
 from kvcommons_core.index.schema import Holder, Names, Tenure
+from kvcommons_core.index.tasks import end_tasks
 from kvcommons_core.index.view import MembersView
 from kvcommons_core.settings import IndexSettings
 
@@ -119,9 +120,7 @@ class IndexReader:
         ]
 
     async def stop(self) -> None:
-        for task in [*self._tasks, *self._cluster_lookups]:
-            task.cancel()
-        await asyncio.gather(*self._tasks, *self._cluster_lookups, return_exceptions=True)
+        await end_tasks([*self._tasks, *self._cluster_lookups])
         for _, future in self._waiting:
             future.cancel()
         await self._connection.close()

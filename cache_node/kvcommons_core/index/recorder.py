@@ -15,6 +15,7 @@ from kvcommons_core.index.membership import Membership, MembershipKeeper
 from kvcommons_core.index.reader import IndexReader
 from kvcommons_core.index.schema import Holder, MemberInfo, MemberKind, Tier
 from kvcommons_core.index.stream import ADD, KEEP, REMOVE, OpStream
+from kvcommons_core.index.tasks import end_tasks
 from kvcommons_core.settings import IndexSettings
 
 
@@ -39,9 +40,7 @@ class EngineRecorder:
 
     async def stop(self) -> None:
         """The engines live on, and other routers keep them; if there is none, their leases run out."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(self._tasks)
         await self._keeper_connection.close()
         await self._stream_connection.close()
 

@@ -1,0 +1,35 @@
+"""Ending background tasks for good. A client library may swallow a cancellation in the middle of a timeout, and a task that then goes on
+would keep its owner waiting for ever."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Final
+
+ATTEMPTS_MAX: Final = 100
+ATTEMPT_SECONDS: Final = 0.05
+
+
+def reraise_swallowed_cancellation() -> None:
+    """To be called after awaiting what may have swallowed a cancellation of the present task.
+
+    :raises asyncio.CancelledError: if the task was asked to end.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+async def end_tasks(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancels until all have ended; what they end with is dropped."""
+    pending = set(tasks)
+    for _ in range(ATTEMPTS_MAX):
+        if not pending:
+            return
+        for task in pending:
+            task.cancel()
+        done, pending = await asyncio.wait(pending, timeout=ATTEMPT_SECONDS)
+        for task in done:
+            if not task.cancelled():
+                task.exception()
