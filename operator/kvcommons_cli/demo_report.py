@@ -73,7 +73,7 @@ class Row:
 def reusable_tokens(prompt: Sequence[int], earlier: Sequence[Sequence[int]], block_tokens: int = 128) -> int:
     """Tokens in whole chunks of the longest prefix that some earlier prompt had; an engine computes its last block anew."""
     longest = max((_common(prompt, other) for other in earlier), default=0)
-    usable = min(longest, (len(prompt) - 1) // block_tokens * block_tokens)
+    usable = max(0, min(longest, (len(prompt) - 1) // block_tokens * block_tokens))
     return usable // CHUNK_TOKENS * CHUNK_TOKENS
 
 

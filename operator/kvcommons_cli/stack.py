@@ -29,6 +29,7 @@ INDEX_PREFIX = "kvc:local:"
 ENGINE_SECONDS_MAX = 300.0
 PART_SECONDS_MAX = 60.0
 MEMORY_SPARE_BYTES = 2 << 30
+REPLICAS = ("replica-a", "replica-b")
 REFERENCE = "reference"
 
 
@@ -43,6 +44,10 @@ class StackOptions:
     with_reference: bool = False
     """One more engine, without us, to compare with."""
     developer_calls: bool = False
+    model: Path | None = None
+    """Folder of the model; None: SmolLM2, made from its package."""
+    engine_command: Callable[[EngineSpec, bool], list[str]] = engines.command
+    engine_bytes: int = engines.ENGINE_BYTES
 
 
 class Stack:
@@ -85,10 +90,9 @@ class Stack:
 
     def start(self) -> None:
         """Start everything and wait until it is ready. :raises StackError: with the end of the failing part's log."""
-        engines.require_engine()
-        check_memory(2 + self._options.with_reference, self._options.arena_bytes)
-        self._progress.say("making the model (once; later it is there)")
-        model = make_smollm2()
+        count = len(REPLICAS) + self._options.with_reference
+        check_memory(count, self._options.engine_bytes, self._options.arena_bytes)
+        model = self._options.model or self._make_model()
         self._start_redis()
         self._start_holder()
         self._control_port = free_port()
@@ -105,7 +109,7 @@ class Stack:
             self._redis.stop()
             self._redis = None
         if self._lock is not None:
-            shutil.rmtree(self._sockets(), ignore_errors=True)
+            shutil.rmtree(self.socket_folder, ignore_errors=True)
             self._lock.close()
             self._lock = None
 
@@ -133,6 +137,11 @@ class Stack:
             if not process.alive():
                 raise process.failure("ended by itself")
 
+    def _make_model(self) -> Path:
+        engines.require_engine()
+        self._progress.say("making the model (once; later it is there)")
+        return make_smollm2()
+
     def _take_home(self) -> None:
         home = self._options.home
         home.mkdir(parents=True, exist_ok=True)
@@ -145,18 +154,20 @@ class Stack:
             raise StackError(f"another stack is running in {home}; end that one, or give --home") from error
         for left in ("logs", "node", "redis", "router"):
             shutil.rmtree(home / left, ignore_errors=True)
-        private_folder(self._sockets())
+        private_folder(self.socket_folder)
 
-    def _sockets(self) -> Path:
+    @property
+    def socket_folder(self) -> Path:
+        """Where the Unix sockets are."""
         # Not below home: its path may be too long for a Unix socket. The same for one home, so that none pile up.
         name = hashlib.sha256(str(self._options.home.resolve()).encode()).hexdigest()[:8]
         return Path(f"/tmp/kvcommons-{os.geteuid()}-{name}")
 
     def _node_socket(self) -> Path:
-        return self._sockets() / "node.sock"
+        return self.socket_folder / "node.sock"
 
     def _holder_socket(self) -> Path:
-        return self._sockets() / "holder.sock"
+        return self.socket_folder / "holder.sock"
 
     def _spawn(self, name: str, command: Sequence[str], variables: dict[str, str] | None = None) -> Guarded:
         process = processes.spawn(name, command, self.logs / f"{name}.log", variables)
@@ -174,17 +185,16 @@ class Stack:
         wait_ready(self._progress, {"holder": (holder, self._holder_socket().is_socket)}, PART_SECONDS_MAX)
 
     def _start_engines(self, model: Path) -> None:
-        names = ["replica-a", "replica-b"]
         specs = [
             EngineSpec(name, index, free_port(), model, self._node_socket(), self._options.developer_calls)
-            for index, name in enumerate(names)
+            for index, name in enumerate(REPLICAS)
         ]
         self.engines = {spec.name: spec for spec in specs}
         if self._options.with_reference:
-            self.reference = EngineSpec(REFERENCE, len(names), free_port(), model, None)
+            self.reference = EngineSpec(REFERENCE, len(REPLICAS), free_port(), model, None)
             specs.append(self.reference)
         for spec in specs:
-            self._spawn(spec.name, engines.command(spec, self._gpu), engines.environment(spec, self._gpu))
+            self._spawn(spec.name, self._options.engine_command(spec, self._gpu), engines.environment(spec, self._gpu))
         self._progress.say(f"starting {len(specs)} vLLM engines ({'GPU' if self._gpu else 'CPU'}), about a minute")
 
     def _wait_for_engines(self) -> None:
@@ -209,9 +219,9 @@ class Stack:
         return isinstance(index, dict) and index.get("state") == "connected"
 
 
-def check_memory(engine_count: int, arena_bytes: int) -> None:
+def check_memory(engine_count: int, engine_bytes: int, arena_bytes: int) -> None:
     """:raises StackError: if the machine has not what so many engines need."""
-    need = engine_count * engines.ENGINE_BYTES + arena_bytes + MEMORY_SPARE_BYTES
+    need = engine_count * engine_bytes + arena_bytes + MEMORY_SPARE_BYTES
     have = available_bytes()
     if have < need:
         raise StackError(
