@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.models import VOCABULARY, small_llama
+from bench.raw_load import load_over_memcpy
 
 ARENA_BYTES = 3 << 30
 POOL_TOKENS = 16_384
@@ -209,14 +210,17 @@ def main() -> int:
         node = Child(run_node, socket)
         try:
             node.ready()
+            raw = load_over_memcpy(socket, 15)
             medians, counters = engines_on(model, connector(socket), lengths, options.rounds)
         finally:
             node.close()
-        report(medians, counters, options)
+        report(medians, raw, counters, options)
     return 0
 
 
-def report(medians: dict[int, dict[str, float]], counters: dict[str, float], options: argparse.Namespace) -> None:
+def report(
+    medians: dict[int, dict[str, float]], raw: dict[str, float], counters: dict[str, float], options: argparse.Namespace
+) -> None:
     """The one line."""
     ratios = {f"pool_over_native_{n}": round(kinds["commons"] / kinds["native"], 3) for n, kinds in medians.items()}
     ratios |= {f"cold_over_pool_{n}": round(kinds["cold"] / kinds["commons"], 1) for n, kinds in medians.items()}

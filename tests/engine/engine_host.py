@@ -162,15 +162,20 @@ class Host:
             "private_pid": side._private.pid if side._private else 0,
         }
 
-    def metrics(self) -> dict[str, float]:
-        """The connector's counters as they stand on /metrics: name{reason or status} -> value."""
+    def metrics(self, prefix: str = "kvcommons_connector_") -> dict[str, float]:
+        """The counters as they stand on /metrics, by default the connector's: name|reason or status -> value."""
         self.settle()
+        from prometheus_client import REGISTRY
+
         found: dict[str, float] = {}
-        for metric in self.llm.get_metrics():
-            if metric.name.startswith("kvcommons_connector_"):
-                labels = [text for name, text in metric.labels.items() if name in ("reason", "status")]
-                key = metric.name.removeprefix("kvcommons_connector_") + (f"|{labels[0]}" if labels else "")
-                found[key] = found.get(key, 0) + metric.value
+        for family in REGISTRY.collect():
+            if not family.name.startswith(prefix):
+                continue
+            for sample in family.samples:
+                if sample.name.endswith("_total"):
+                    labels = [text for name, text in sample.labels.items() if name in ("reason", "status")]
+                    key = family.name.removeprefix(prefix) + (f"|{labels[0]}" if labels else "")
+                    found[key] = found.get(key, 0) + sample.value
         return found
 
     def arm(self, where: str, pid: int = 0) -> None:

@@ -57,21 +57,75 @@ def mixed_windows(folder: Path) -> str:
 
 
 def hybrid_mamba(folder: Path) -> str:
-    """Attention beside recurrent layers."""
-    from transformers import BambaConfig, BambaForCausalLM
+    """Attention beside recurrent (Mamba) layers."""
+    from transformers import JambaConfig, JambaForCausalLM
 
-    config = BambaConfig(
+    config = JambaConfig(
         **COMMON,
-        **(SMALL | {"num_hidden_layers": 3}),
-        attn_layer_indices=[1],
+        **{key: value for key, value in SMALL.items() if key != "head_dim"},
+        attn_layer_period=4,
+        attn_layer_offset=1,
+        expert_layer_period=2,
+        expert_layer_offset=8,
+        num_experts=1,
+        num_experts_per_tok=1,
+        mamba_d_state=16,
+        mamba_d_conv=4,
+        mamba_expand=2,
+        mamba_dt_rank=16,
+        use_mamba_kernels=False,
+    )
+    return saved(JambaForCausalLM, config, folder)
+
+
+def hybrid_falcon(folder: Path) -> str:
+    """Attention and Mamba 2 side by side in every layer."""
+    from transformers import FalconH1Config, FalconH1ForCausalLM
+
+    config = FalconH1Config(
+        **COMMON,
+        **SMALL,
+        mamba_d_ssm=256,
         mamba_n_heads=8,
         mamba_d_head=32,
         mamba_d_state=32,
         mamba_n_groups=1,
-        mamba_expand=2,
         mamba_chunk_size=64,
     )
-    return saved(BambaForCausalLM, config, folder)
+    return saved(FalconH1ForCausalLM, config, folder)
+
+
+def hybrid_convolution(folder: Path) -> str:
+    """Attention beside layers with a short convolution, whose state is recurrent as Mamba's is."""
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    config = Lfm2Config(
+        **COMMON,
+        **{key: value for key, value in SMALL.items() if key != "head_dim"},
+        layer_types=["conv", "full_attention", "conv", "full_attention"],
+        block_ff_dim=256,
+        conv_L_cache=3,
+    )
+    return saved(Lfm2ForCausalLM, config, folder)
+
+
+def hybrid_delta(folder: Path) -> str:
+    """Attention beside gated delta nets."""
+    from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
+
+    config = Qwen3NextConfig(
+        **COMMON,
+        **SMALL,
+        layer_types=["linear_attention", "linear_attention", "linear_attention", "full_attention"],
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=32,
+        linear_value_head_dim=32,
+        num_experts=0,
+        num_experts_per_tok=0,
+        mlp_only_layers=[0, 1, 2, 3],
+    )
+    return saved(Qwen3NextForCausalLM, config, folder)
 
 
 def latent_attention(folder: Path) -> str:

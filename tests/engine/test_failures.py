@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -287,3 +288,41 @@ def test_a_worker_that_is_killed_takes_its_engine_and_nothing_else_down(
     )
     engine.call("reset")
     assert engine.generate([text])[0]["cached"] == 1024
+
+
+def test_the_router_hears_what_was_stored_and_what_was_reused(
+    engine: Engine, socket: Socket, prompt: Callable[..., Prompt]
+) -> None:
+    """A request's text keys are published with the chunks that hold its text; its feedback has the router's id and the truth."""
+    socket.stop()
+    node = _native.NodeCore(
+        socket_path=socket.path,
+        arena_bytes=64 << 20,
+        slab_bytes=8 << 20,
+        node_id="events",
+        namespace_secret=bytes(range(32)),
+        populate=False,
+    )
+    node.start()
+    try:
+        await_attached(engine)
+        keys = [f"{number:016x}" for number in range(1, 5)]
+        hints = {"kvcommons": {"v": 1, "request_id": "router-1", "text_keys": keys, "text_bytes": 4 * 2048}}
+        text = prompt(1024) | {"kv_transfer_params": hints}
+        node.drain_events(10_000)
+        engine.generate([text])
+        engine.call("settle")
+        engine.call("reset")
+        engine.generate([text])
+        events, gap = node.drain_events(10_000)
+    finally:
+        node.stop()
+    assert not gap
+    committed = [event[3] for event in events if event[0] == "committed"]
+    assert committed == [(1,), (2,), (3,), (4,)]
+    feedbacks = [json.loads(event[4]) for event in events if event[0] == "feedback"]
+    ours = [feedback for feedback in feedbacks if feedback["request_id"] == "router-1"]
+    assert [(item["own_tokens"], item["commons_tokens"], item["computed_tokens"]) for item in ours] == [
+        (0, 0, 1024),
+        (0, 896, 128),
+    ]
