@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +16,7 @@ from kvcommons_connector.config import ConnectorConfig
 from kvcommons_connector.layout import LayoutError
 from kvcommons_connector.metadata import RankReport, WorkerReport
 from kvcommons_connector.stats import Counters
-from kvcommons_connector.vllm_model import RankView, Unsupported, describe_rank
+from kvcommons_connector.vllm_model import RankView, Unsupported, check_model, describe_rank
 from kvcommons_connector.worker import WorkerCore
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ class WorkerSide:
         self._client: _native.Client | None = None
         self._transfer: _native.Transfer | None = None
         self._told = False
+        self._said = ""
         self.core: WorkerCore | None = None
         self.report: RankReport | None = None
 
@@ -48,6 +52,7 @@ class WorkerSide:
         tp_rank = parallel.rank % parallel.tensor_parallel_size
         pp_rank = parallel.rank // parallel.tensor_parallel_size % parallel.pipeline_parallel_size
         try:
+            check_model(self._vllm_config, self._kv_cache_config)
             view = describe_rank(
                 self._vllm_config,
                 self._kv_cache_config,
@@ -78,12 +83,13 @@ class WorkerSide:
             own_shard=view.own_shard,
             call_ms_max=config.call_ms_max,
         )
-        self._transfer = _native.Transfer(
-            self._client,
-            blocks_per_chunk=config.chunk_tokens // view.identity.groups[0].block_tokens,
-            layers=view.layers,
-            copy_threads=config.copy_threads,
-        )
+        with _every_core():
+            self._transfer = _native.Transfer(
+                self._client,
+                blocks_per_chunk=config.chunk_tokens // view.identity.groups[0].block_tokens,
+                layers=view.layers,
+                copy_threads=config.copy_threads,
+            )
         self.core = WorkerCore(
             self._client,
             self._transfer,
@@ -110,9 +116,18 @@ class WorkerSide:
 
     def take_counters(self) -> dict[str, float]:
         """For vLLM's statistics."""
-        if self.core is not None:
+        if self.core is not None and self._client is not None:
             self.core.count()
+            self._say_why()
         return self._counters.take()
+
+    def _say_why(self) -> None:
+        """One line for each new reason why the node is not there, and none while it is."""
+        assert self._client is not None
+        error = "" if self._client.connected else self._client.last_error
+        if error != self._said:
+            self._said = error
+            logger.warning("kvcommons: node at %s: %s", self._socket, error or "attached")
 
     def close(self) -> None:
         """Let running stores end, then leave."""
@@ -122,6 +137,21 @@ class WorkerSide:
         if self._client is not None:
             self._client.close()
             self._client = None
+
+
+@contextlib.contextmanager
+def _every_core() -> Iterator[None]:
+    """Threads started here may run on any core that the process may use: vLLM binds this thread to those it computes on."""
+    bound = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))  # the kernel leaves out what the container may not use
+    except OSError:  # not allowed here: then the copies share the cores of the forward
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, bound)
 
 
 def _platform(config: VllmConfig, kv_caches: dict[str, torch.Tensor]) -> str:

@@ -66,7 +66,7 @@ def hybrid_mamba(folder: Path) -> str:
         attn_layer_period=4,
         attn_layer_offset=1,
         expert_layer_period=2,
-        expert_layer_offset=8,
+        expert_layer_offset=1,
         num_experts=1,
         num_experts_per_tok=1,
         mamba_d_state=16,
