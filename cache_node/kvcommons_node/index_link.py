@@ -3,16 +3,42 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
 
 from kvcommons_core.errors import LimitExceededError
 from kvcommons_core.index.publisher import NodeIndex, Published
 from kvcommons_core.index.schema import MemberInfo, MemberKind
+
 from kvcommons_node.api.models import IndexStatus
 from kvcommons_node.plan import StartPlan
 from kvcommons_node.seam import INVENTORY_PAGE_ITEMS_MAX, Core
 
+MARK_SECONDS = 0.1
+MARKS_MAX = 1_024
+
 logger = logging.getLogger(__name__)
+
+
+class Lag:
+    """How long the oldest waiting word has waited: a mark every 0.1 s says how many words had been put by then."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._marks: deque[tuple[int, float]] = deque(maxlen=MARKS_MAX)
+
+    def put(self, words: int) -> None:
+        """:param words: how many have been put so far, with the one that is put now."""
+        now = self._clock()
+        if not self._marks or now - self._marks[-1][1] >= MARK_SECONDS:
+            self._marks.append((words, now))
+
+    def seconds(self, words: int, waiting: int) -> float:
+        """:param words: how many have been put so far, of which so many wait."""
+        while self._marks and (not waiting or self._marks[0][0] <= words - waiting):
+            self._marks.popleft()
+        return self._clock() - self._marks[0][1] if self._marks else 0.0
 
 
 class RedisIndex:
@@ -22,6 +48,8 @@ class RedisIndex:
         self._core = core
         self._published = 0
         self._unpublished = 0
+        self._words = 0
+        self._lag = Lag()
         address = plan.address or f"{plan.control_host}:{plan.control_port}"
         info = MemberInfo(
             name=plan.node_id,
@@ -42,10 +70,12 @@ class RedisIndex:
     def committed(self, key: bytes, fingerprint: bytes, text_keys: tuple[int, ...]) -> None:
         self._published += 1
         self._index.publish(key, text_keys)
+        self._count(1 + len(text_keys))
 
     def freed(self, key: bytes, fingerprint: bytes, text_keys: tuple[int, ...]) -> None:
         self._unpublished += 1
         self._index.unpublish(key, text_keys)
+        self._count(1 + len(text_keys))
 
     def feedback(self, report: str) -> None:
         try:
@@ -59,7 +89,9 @@ class RedisIndex:
     def status(self) -> IndexStatus:
         member, keeper = self._index.member, self._index.keeper
         connected = self._index.joined and keeper.reachable
-        detail = f"{member.info.name}: {member.state.value}" if connected or not keeper.last_error else keeper.last_error
+        detail = (
+            f"{member.info.name}: {member.state.value}" if connected or not keeper.last_error else keeper.last_error
+        )
         return IndexStatus(
             state="connected" if connected else "disconnected",
             detail=detail,
@@ -68,7 +100,14 @@ class RedisIndex:
             published=self._published,
             unpublished=self._unpublished,
             pending=len(self._index.stream),
+            lag_seconds=round(self._lag.seconds(self._words, len(self._index.stream)), 3),
+            lost=self._index.stream.stats.lost,
+            epochs=dict(member.epochs),
         )
+
+    def _count(self, words: int) -> None:
+        self._words += words
+        self._lag.put(self._words)
 
     def _inventory(self, cursor: int, items_max: int) -> tuple[Sequence[Published], int]:
         items, following = self._core.inventory(cursor, min(items_max, INVENTORY_PAGE_ITEMS_MAX))

@@ -96,7 +96,10 @@ FAMILIES: tuple[Family, ...] = (
     Family("kvcommons_node_connections_refused", "Connections refused", {"": "connections_refused"}),
     Family("kvcommons_node_bad_frames", "Frames that were malformed; each ended its connection", {"": "bad_frames"}),
     Family(
-        "kvcommons_node_holder_connected", "1 while the arena would survive this daemon", {"": "holder_connected"}, gauge=True
+        "kvcommons_node_holder_connected",
+        "1 while the arena would survive this daemon",
+        {"": "holder_connected"},
+        gauge=True,
     ),
     Family("kvcommons_node_leases_revoked", "Leases that nobody began in time", {"": "leases_revoked"}),
     Family("kvcommons_node_checksum_failures", "Chunks whose bytes had changed", {"": "checksum_failures"}),
@@ -124,6 +127,20 @@ class CoreCollector(Collector):
         pending = GaugeMetricFamily("kvcommons_node_index_pending", "Publications that wait for Redis")
         pending.add_metric([], float(index.pending))
         yield pending
+        lag = GaugeMetricFamily(
+            "kvcommons_node_index_lag_seconds", "For how long the oldest waiting publication has waited"
+        )
+        lag.add_metric([], index.lag_seconds)
+        yield lag
+        lost = CounterMetricFamily("kvcommons_node_index_lost", "Publications given up because too many waited")
+        lost.add_metric([], float(index.lost))
+        yield lost
+        epochs = CounterMetricFamily(
+            "kvcommons_node_index_epochs", "Epochs begun: each voids what was published before", labels=["reason"]
+        )
+        for reason, count in index.epochs.items():
+            epochs.add_metric([reason], float(count))
+        yield epochs
         sent = CounterMetricFamily(
             "kvcommons_node_index_publications", "Chunks published to and removed from the index", labels=["change"]
         )

@@ -16,7 +16,7 @@ from kvcommons_cli.processes import StackError
 from kvcommons_cli.progress import Progress
 from kvcommons_cli.stack import Stack
 
-ANSWER_TOKENS_MAX: Final = 20
+ANSWER_TOKENS_MAX: Final = 16
 SETTLE_SECONDS_MAX: Final = 15.0
 POLL_SECONDS: Final = 0.05
 REPORT_SECONDS_MAX: Final = 3.0

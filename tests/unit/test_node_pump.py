@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from kvcommons_node.control import Control
+from kvcommons_node.index_link import Lag
 from kvcommons_node.pump import EventPump
 from node_fakes import FakeCore, FakeIndex, committed, feedback, freed, key
 
@@ -76,3 +77,17 @@ async def test_the_event_loop_wakes_the_pump(pumped: Pumped) -> None:
     pumped.core.emit(committed(2))
     pumped.pump.stop(loop)
     assert len(pumped.index.told) == 2
+
+
+def test_the_lag_is_that_of_the_oldest_waiting_word() -> None:
+    """Lag grows while Redis takes nothing, falls to the age of what still waits, and is nothing when nothing waits."""
+    now = [100.0]
+    lag = Lag(clock=lambda: now[0])
+    for words in (1, 2, 3):
+        lag.put(words)
+        now[0] += 1.0
+    assert lag.seconds(3, waiting=3) == 3.0
+    assert lag.seconds(3, waiting=1) == 1.0
+    assert lag.seconds(3, waiting=0) == 0.0
+    lag.put(4)
+    assert lag.seconds(4, waiting=1) == 0.0

@@ -83,6 +83,9 @@ class IndexStatus(Model):
     published: int = Field(default=0, description="Chunks published since the start.")
     unpublished: int = Field(default=0, description="Chunks unpublished since the start.")
     pending: int = Field(default=0, description="Publications that wait for Redis.")
+    lag_seconds: float = Field(default=0.0, description="For how long the oldest of them has waited, to within 0.1 s.")
+    lost: int = Field(default=0, description="Publications given up because too many waited; a new epoch followed.")
+    epochs: dict[str, int] = Field(default={}, description="How often a new epoch was begun, by reason.")
 
 
 class StatsAnswer(Model):
