@@ -157,6 +157,7 @@ class Exchange:
                 self.app.health_failed(instance)
                 self._attempt_failed("connect_failed", f"{instance.name} can't be reached: {error or 'timed out'}")
             return
+        upstream.last_at = self.app.loop_time()
         if self.done or self.instance is not instance:
             instance.pool.give_back(upstream)
             return
@@ -221,6 +222,8 @@ class Exchange:
         """The next piece of the answer."""
         app = self.app
         self.last_at = now = app.loop_time()
+        if self.upstream is not None:
+            self.upstream.last_at = now
         if not self.first_byte_at:
             self._first_byte(now)
         if payload is not None:

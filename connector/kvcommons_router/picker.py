@@ -137,7 +137,16 @@ def rendezvous(affinity: int, name: bytes) -> int:
 
 def pick_cost(candidates: Sequence[Candidate], hits: Sequence[Hit], shape: Shape, rho: float, weights: Weights) -> int:
     """The position of the cheapest; of equals the one decoding least, then by rendezvous hash."""
-    costs = [cost(candidate, hit, shape, rho, weights) for candidate, hit in zip(candidates, hits, strict=True)]
+    rho = min(rho, RHO_MAX)
+    price = 1.0 + rho / (1.0 - rho)
+    length, decode_seconds = shape.length, weights.decode_seconds
+    costs: list[float] = []
+    for candidate, hit in zip(candidates, hits, strict=True):  # `cost`, without its calls: this runs for each request
+        uncached = length if hit is NO_HIT else uncached_tokens(hit, length, weights.credits)
+        prefill = candidate.prefill
+        token_seconds = prefill.token_seconds
+        work = prefill.base_seconds + uncached * (token_seconds + prefill.pair_seconds * length)
+        costs.append(candidate.waiting_tokens * token_seconds + price * work + decode_seconds * candidate.decoding)
     limit = min(costs) + TIE_SECONDS
     ties = [position for position, value in enumerate(costs) if value <= limit]
     if len(ties) > 1:

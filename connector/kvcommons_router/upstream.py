@@ -38,6 +38,7 @@ class Upstream(asyncio.Protocol):
         self.reused = False
         self.dechunk = False
         self.idle_since = 0.0
+        self.last_at = 0.0  # kept by the receiver, who knows the time
         self._buffer = b""
         self._scanner: ChunkScanner | None = None
         self._left = -1  # -1: the head has not come; -2: chunked or until the end of the connection
@@ -227,7 +228,7 @@ class Pool:
         if len(self._idle) >= self._idle_max:
             upstream.transport.close()
             return
-        upstream.idle_since = asyncio.get_running_loop().time()
+        upstream.idle_since = upstream.last_at
         self._idle.append(upstream)
 
     def lost(self, upstream: Upstream) -> None:

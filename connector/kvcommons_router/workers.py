@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -26,6 +27,7 @@ from kvcommons_router.settings import RouterSection, RouterSettings, secret_path
 logger = logging.getLogger(__name__)
 
 BACKLOG: Final = 2048
+GC_THRESHOLDS: Final = (50_000, 20, 100)
 RESTART_SECONDS_MIN: Final = 0.2
 RESTART_SECONDS_MAX: Final = 10.0
 
@@ -72,6 +74,10 @@ class Worker:
     async def run(self, listener: socket.socket, *, announce: bool) -> None:
         """Serves until SIGTERM or SIGINT, then drains."""
         app, settings = self.app, self._settings
+        # What was made until now stays; requests make next to no cycles, so looking for some is rarely worth it.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
         loop = asyncio.get_running_loop()
         app.attach(loop)
         self._stop = stop = asyncio.Event()
