@@ -277,7 +277,7 @@ class App:
             status, answer = self.health_report()
             connection.respond(request, status, answer)
         elif path == b"/metrics":
-            self._show()
+            self.show()
             text = metrics.render(self.layout, self.cells, self._up())
             connection.respond(request, 200, text, b"text/plain; version=0.0.4; charset=utf-8")
         else:
@@ -384,13 +384,14 @@ class App:
             await asyncio.sleep(TICK_SECONDS)
             count += 1
             self.load.refresh()
-            self._show()
+            self.show()
             if count % TICKS_PER_SWEEP == 0:
                 await self._sweep()
             elif self.settings.workers > 1 and count % 5 == 0:
                 self._refresh_health()
 
-    def _show(self) -> None:
+    def show(self) -> None:
+        """Brings the gauges up to date."""
         row, layout = self.recorder.row, self.layout
         row[layout.connections] = len(self.connections)
         row[layout.requests_now] = self._requests

@@ -224,6 +224,8 @@ class ClientConnection(asyncio.Protocol):
         try:
             if version not in ("1.1", "1.0"):
                 raise Refusal(505, "Only HTTP/1.0 and HTTP/1.1 are spoken here.", close=True)
+            if parser.should_upgrade() or request.method == b"CONNECT":
+                raise Refusal(400, "Only HTTP/1.x is spoken here; there is nothing to upgrade to.", close=True)
             if len(request.target) > TARGET_BYTES_MAX:
                 raise Refusal(431, "The target is too long.", close=True)
             length = _content_length(self._length) if self._length else 0

@@ -62,7 +62,10 @@ class Layout:
             "requests_total", "Requests answered, by model and status.", model=self.models, status=statuses
         )
         self.request_seconds = self._histogram(
-            "request_seconds", "Seconds from a request's last byte to its answer's.", SECONDS_BUCKETS, model=self.models
+            "request_seconds",
+            "Seconds from a request's last byte to its answer's.",
+            SECONDS_BUCKETS,
+            model=self.models[:-1],
         )
         self.first_byte_seconds = self._histogram(
             "first_byte_seconds",
