@@ -144,7 +144,7 @@ def start(
     attempts = 1 if port or unix_socket else PORT_ATTEMPTS_MAX
     for attempt in range(attempts):
         server = _launch(chosen, home, owns, unix_socket, port, list(options), maxmemory_bytes, die_with_parent, tls)
-        if _wait_ready(server, tls):
+        if wait_ready(server, tls):
             return server
         log = server.log()
         last = attempt == attempts - 1 or "Address already in use" not in log
@@ -165,6 +165,17 @@ def running(binary: ServerBinary | None = None, **arguments: object) -> Iterator
         yield server
     finally:
         server.stop()
+
+
+def has_tls(binary: ServerBinary) -> bool:
+    """Whether a server was built with TLS. Asked for it without a certificate, it ends at once and says which of the two it lacks."""
+    command = [str(binary.path), "--port", "0", "--tls-port", str(free_port()), "--save", ""]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    said = done.stdout + done.stderr
+    return b"Bad directive" not in said and b"Failed finding TLS support" not in said
 
 
 def free_port() -> int:
@@ -216,7 +227,8 @@ def _die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
-def _wait_ready(server: RedisServer, tls: bool) -> bool:
+def wait_ready(server: RedisServer, tls: bool = False) -> bool:
+    """Whether the server answers before it ends or its time is up."""
     deadline = time.monotonic() + READY_SECONDS_MAX
     while time.monotonic() < deadline and server.alive():
         if _answers(server, tls):

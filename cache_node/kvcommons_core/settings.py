@@ -374,7 +374,10 @@ def _model_in(annotation: object) -> type[BaseModel] | None:
 
 def _unknown(shown: str, path: str, known: Iterable[str], name: Any) -> UnknownSettingError:
     names = sorted(known)
-    near = difflib.get_close_matches(path, names, n=1, cutoff=0.5)
+    parent, _, leaf = path.rpartition(".")
+    siblings = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == parent}
+    near = [siblings[found] for found in difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.5)]
+    near = near or difflib.get_close_matches(path, names, n=1, cutoff=0.75)
     remedy = (
         f"there is no such setting; did you mean {name(near[0])}?"
         if near

@@ -271,8 +271,8 @@ async def test_whatever_happens_routers_end_up_with_what_the_nodes_hold(
                 nodes[name].fence("cleared")
             elif act == "flush":
                 raw("FLUSHALL")
-            elif act == "lease" and nodes[name].member.tenure is not None:
-                raw("DEL", names.lease(nodes[name].member.tenure.slot))
+            elif act == "lease" and (tenure := nodes[name].member.tenure) is not None:
+                raw("DEL", names.lease(tenure.slot))
             elif act == "time":
                 clock.forward(rng.choice((1, 16, 1_000)))
             await asyncio.sleep(0)

@@ -7,6 +7,7 @@ CommandError in the place of one reply.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -60,6 +61,7 @@ class IndexConnection:
         self.is_cluster = scheme.endswith("+cluster")
         self._settings = settings
         self._client: Any = None
+        self._companions: list[Any] = []  # Sentinel's own clients
         self._scripts_loaded = False
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
@@ -99,12 +101,11 @@ class IndexConnection:
         return self._open().pubsub()
 
     async def close(self) -> None:
-        client, self._client = self._client, None
-        if client is not None:
-            try:
-                await client.aclose()
-            except (RedisError, OSError):
-                return  # it was gone already
+        clients, self._client, self._companions = [self._client, *self._companions], None, []
+        for client in clients:
+            if client is not None:
+                with suppress(RedisError, OSError):  # it was gone already
+                    await client.aclose()
 
     async def _once(self, commands: Sequence[Command]) -> list[Any]:
         client = self._open()
@@ -137,17 +138,17 @@ class IndexConnection:
 
     def _open(self) -> Any:
         if self._client is None:
-            self._client = _make_client(self._settings)
+            self._client, self._companions = _make_client(self._settings)
         return self._client
 
 
-def _make_client(settings: IndexSettings) -> Any:
-    """The client library's client for a URL."""
+def _make_client(settings: IndexSettings) -> tuple[Any, list[Any]]:
+    """The client library's client for a URL, and what is to be closed with it."""
     scheme, _, rest = settings.url.partition("://")
     common = _common_options(settings)
     tls = _tls_options(settings) if scheme.startswith("rediss") else {}
     if scheme in ("redis", "rediss", "unix"):
-        return redis_asyncio.Redis.from_url(settings.url, **common, **tls)
+        return redis_asyncio.Redis.from_url(settings.url, **common, **tls), []
     if tls:
         tls["ssl"] = True
     authority, _, path = rest.partition("/")
@@ -159,7 +160,7 @@ def _make_client(settings: IndexSettings) -> Any:
     if scheme.endswith("+cluster"):
         del common["retry"]
         nodes = [ClusterNode(host, port) for host, port in addresses]
-        return RedisCluster(startup_nodes=nodes, **common, **tls)
+        return RedisCluster(startup_nodes=nodes, **common, **tls), []
     service, _, database = path.partition("/")
     if not service:
         raise ConfigurationError(
@@ -167,7 +168,7 @@ def _make_client(settings: IndexSettings) -> Any:
         )
     sentinel_options = {key: value for key, value in common.items() if key not in ("username", "password")} | tls
     sentinel: Any = _Sentinel(addresses, sentinel_kwargs=sentinel_options, db=int(database or 0), **common, **tls)
-    return sentinel.master_for(service)
+    return sentinel.master_for(service), list(sentinel.sentinels)
 
 
 def _common_options(settings: IndexSettings) -> dict[str, Any]:

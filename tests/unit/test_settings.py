@@ -1,0 +1,186 @@
+"""Settings: sources and their order, units, and errors that name the field, its value and the remedy."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kvcommons_core.errors import ConfigurationError, UnknownSettingError
+from kvcommons_core.settings import (
+    IndexSettings,
+    NodeSettings,
+    RouterSettings,
+    describe,
+    flags_of,
+    load_settings,
+    parse_bytes,
+    read_secret_file,
+)
+
+
+def write(folder: Path, text: str, name: str = "kvcommons.toml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_later_sources_win(tmp_path: Path) -> None:
+    """Defaults, then the file, then the environment, then flags."""
+    file = write(tmp_path, '[node]\nzone = "file"\nnode_id = "file"\naddress = "file"\n')
+    environ = {"KVCOMMONS_NODE__ZONE": "environment", "KVCOMMONS_NODE__NODE_ID": "environment", "HOME": "/"}
+    loaded = load_settings(NodeSettings, file=file, environ=environ, flags={"node.zone": "flag"}).node
+    assert (loaded.zone, loaded.node_id, loaded.address) == ("flag", "environment", "file")
+    assert loaded.control_port == 9470
+
+
+def test_a_file_may_serve_several_processes(tmp_path: Path) -> None:
+    """A section of another process is left alone, even where it is wrong for us; an unknown one is refused."""
+    file = write(tmp_path, '[router]\nport = "not ours to judge"\n[index]\nprefix = "p:"\n')
+    assert load_settings(NodeSettings, file=file, environ={}).index.prefix == "p:"
+    with pytest.raises(UnknownSettingError, match="did you mean router"):
+        load_settings(NodeSettings, file=write(tmp_path, "[ruoter]\nport = 1\n"), environ={})
+
+
+def test_json_files_are_read_too(tmp_path: Path) -> None:
+    """The operator writes JSON."""
+    document = {"router": {"instances": [{"name": "e1", "url": "http://e1", "model": "m"}]}}
+    loaded = load_settings(RouterSettings, file=write(tmp_path, json.dumps(document), "c.json"), environ={})
+    assert loaded.router.instances[0].name == "e1"
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({"KVCOMMONS_NODE__ARENA_BITES": "1"}, "did you mean node.arena_bytes"),
+        ({"KVCOMMONS_NODES__ARENA_BYTES": "1"}, "KVCOMMONS_NODES__ARENA_BYTES: .*did you mean node"),
+        ({"KVCOMMONS_INDEX__URI": "x"}, "did you mean index.url"),
+        ({"KVCOMMONS_NODE__ZZZZZ": "x"}, "known: .*node.arena_bytes"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest_known_one(environ: dict[str, str], message: str) -> None:
+    """A typo never passes silently."""
+    with pytest.raises(UnknownSettingError, match=message):
+        load_settings(NodeSettings, environ=environ)
+
+
+def test_an_unknown_name_deep_in_a_list_is_found(tmp_path: Path) -> None:
+    """The place of the typo is named with its index."""
+    file = write(tmp_path, '[[router.instances]]\nname = "a"\nurll = "http://x"\nmodel = "m"\n')
+    with pytest.raises(UnknownSettingError, match=r"router.instances.0.urll: .*did you mean router.instances.0.url\?"):
+        load_settings(RouterSettings, file=file, environ={})
+
+
+def test_variables_that_are_no_settings_are_left_alone() -> None:
+    """Only names with a section (two underscores) are settings."""
+    load_settings(NodeSettings, environ={"KVCOMMONS_CACHE_DIR": "/x", "KVCOMMONS_NO_SKIP": "1", "OTHER__X": "1"})
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"node.arena_bytes": "lots"}, "node.arena_bytes: 'lots'"),
+        ({"node.arena_bytes": "1KiB"}, "node.arena_bytes: .*greater than or equal to 1048576"),
+        ({"node.control_port": "70000"}, "node.control_port: '70000'"),
+        ({"node.log_level": "loud"}, "node.log_level: 'loud'"),
+        ({"index.holder_ttl_seconds": "30000"}, "must not exceed holder_age_seconds_max"),
+        ({"index.prefix": ""}, "index.prefix"),
+    ],
+)
+def test_a_wrong_value_names_the_field_and_the_bound(flags: dict[str, str], message: str) -> None:
+    """The error says which field, which value, and what would do."""
+    with pytest.raises(ConfigurationError, match=message):
+        load_settings(NodeSettings, environ={}, flags=flags)
+
+
+def test_a_secret_in_a_wrong_setting_is_not_shown(tmp_path: Path) -> None:
+    """An error message may be logged, so it holds no key."""
+    for keys in (
+        'key = "hunter2-hunter2"\nkey_sha256 = "abc"',
+        'key = "hunter2-hunter2"\nkey_sha256 = "' + "0" * 64 + '"',
+    ):
+        file = write(tmp_path, f'[[router.api_keys]]\ntenant = "t"\n{keys}\n')
+        with pytest.raises(ConfigurationError) as caught:
+            load_settings(RouterSettings, file=file, environ={})
+        assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("4GiB", 4 << 30),
+        ("512Mi", 512 << 20),
+        ("2GB", 2 * 10**9),
+        ("1.5KiB", 1536),
+        ("77", 77),
+        ("1 TiB", 1 << 40),
+        ("3k", 3000),
+    ],
+)
+def test_sizes_take_suffixes(text: str, size: int) -> None:
+    """Powers of two with an i, of ten without."""
+    assert parse_bytes(text) == size
+
+
+@given(text=st.text(max_size=12))
+def test_any_text_is_a_size_or_left_to_be_refused(text: str) -> None:
+    """Nothing makes the parser itself fail."""
+    assert isinstance(parse_bytes(text), int | str)
+
+
+def test_lists_come_with_commas_or_as_json() -> None:
+    """Both spellings of a list are read from the environment."""
+    for text in ("1,2", "[1, 2]", " 1 , 2 ,"):
+        assert load_settings(NodeSettings, environ={"KVCOMMONS_NODE__ALLOWED_UIDS": text}).node.allowed_uids == (1, 2)
+
+
+def test_flags_belong_to_the_own_section_unless_they_say_another() -> None:
+    """--arena-bytes is the node's; --index.url names its section; a boolean needs no value; the rest is handed back."""
+    flags, rest = flags_of(
+        NodeSettings, ["--arena-bytes", "3GiB", "--populate", "--index.url=redis://x", "file"], "node"
+    )
+    assert flags == {"node.arena_bytes": "3GiB", "node.populate": "true", "index.url": "redis://x"}
+    assert rest == ["file"]
+    assert load_settings(NodeSettings, environ={}, flags=flags).node.arena_bytes == 3 << 30
+
+
+def test_an_unknown_flag_names_the_nearest_one_as_a_flag() -> None:
+    """The remedy can be typed as it stands."""
+    with pytest.raises(UnknownSettingError, match=r"did you mean --arena-bytes\?"):
+        flags_of(NodeSettings, ["--arena-byte", "1"], "node")
+    with pytest.raises(UnknownSettingError, match=r"did you mean --index.url\?"):
+        flags_of(NodeSettings, ["--index.uri", "1"], "node")
+    with pytest.raises(ConfigurationError, match="--arena-bytes: '': give it a value"):
+        flags_of(NodeSettings, ["--arena-bytes"], "node")
+
+
+def test_every_setting_has_a_unit_or_needs_none_and_shows_in_the_help() -> None:
+    """The help lists every flag with its default; bounded sizes and times carry their unit last."""
+    text = describe(NodeSettings, "node")
+    for name in ("--arena-bytes", "--index.holder-ttl-seconds", "--multi-tenant"):
+        assert name in text
+
+
+def test_files_that_cannot_be_read_say_what_to_mend(tmp_path: Path) -> None:
+    """A missing file, broken syntax and a document that is no table are refused by the file's name."""
+    with pytest.raises(ConfigurationError, match="make the file readable"):
+        load_settings(NodeSettings, file=tmp_path / "none.toml", environ={})
+    with pytest.raises(ConfigurationError, match="mend its syntax"):
+        load_settings(NodeSettings, file=write(tmp_path, "[node\n"), environ={})
+    with pytest.raises(ConfigurationError, match="put settings in tables"):
+        load_settings(NodeSettings, file=write(tmp_path, "[1]", "x.json"), environ={})
+
+
+def test_settings_do_not_change_after_they_were_read() -> None:
+    """Whoever holds settings may rely on them."""
+    with pytest.raises(ValueError, match="frozen"):
+        IndexSettings().prefix = "x"
+
+
+def test_a_secrets_file_must_hold_a_secret(tmp_path: Path) -> None:
+    """Unreadable or too short is refused by the setting's name; the line's end is no part of the secret."""
+    with pytest.raises(ConfigurationError, match=r"node\.namespace_secret_file"):
+        read_secret_file("node.namespace_secret_file", str(tmp_path / "none"))
+    with pytest.raises(ConfigurationError, match="it holds 5 bytes"):
+        read_secret_file("x", str(write(tmp_path, "short\n")))
+    assert read_secret_file("x", str(write(tmp_path, "0123456789abcdef\n"))) == b"0123456789abcdef"
