@@ -72,13 +72,10 @@ def configure(folder: Path, *options: str) -> None:
 
 
 def build_module(werror: bool) -> Path:
-    folder = ROOT / "build" / f"native-{sysconfig.get_config_var('SOABI')}{'-werror' if werror else ''}"
-    configure(
-        folder,
-        f"-DPython_EXECUTABLE={sys.executable}",
-        "-DCMAKE_BUILD_TYPE=Release",
-        f"-DKVCOMMONS_WERROR={'ON' if werror else 'OFF'}",
-    )
+    """The module as it is used; or, to see every warning as an error and nothing else, without optimising."""
+    folder = ROOT / "build" / f"{'check' if werror else 'native'}-{sysconfig.get_config_var('SOABI')}"
+    flags = ["-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O0", "-DKVCOMMONS_WERROR=ON"]
+    configure(folder, f"-DPython_EXECUTABLE={sys.executable}", *(flags if werror else ["-DCMAKE_BUILD_TYPE=Release"]))
     run_quietly("cmake", "--build", folder, "--", "--quiet")
     return next(folder.glob("_native*.so"))
 
@@ -98,7 +95,7 @@ def run_tests(sanitizer: str, only: str) -> None:
     configure(
         folder,
         "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
-        "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1 -g",
+        "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1 -g1",
         "-DKVCOMMONS_TESTS=ON",
         "-DKVCOMMONS_WERROR=ON",
         f"-DKVCOMMONS_SANITIZE={SANITIZERS[sanitizer]}",
