@@ -1,6 +1,7 @@
 #include "transfer_stores.h"
 
 #include <algorithm>
+#include <chrono>
 #include <stdexcept>
 #include <string>
 
@@ -13,6 +14,7 @@ namespace {
 constexpr std::size_t kFinishedMax = 65'536;      // results that nobody takes: the oldest go
 constexpr std::uint64_t kBatchBytes = 64u << 20;  // reserved at once: more would evict more than is filled soon
 constexpr std::size_t kBatchChunksMax = 64;
+constexpr std::chrono::seconds kWarmEvery{1};
 constexpr std::size_t kHotBytes = 128u << 10;  // copied, then hashed from the source while that is in the cache
 static_assert(kBatchChunksMax <= kChunksPerReserveMax);
 
@@ -150,10 +152,22 @@ void StoreQueue::source_read(std::uint64_t job) {
   progress_.notify_all();
 }
 
+// With nothing to do the arena is mapped page by page; a client that attaches anew is noticed by looking now and then.
+void StoreQueue::warm_until_work(std::unique_lock<std::mutex>* lock) {
+  const auto busy = [&] { return stop_ || !queue_.empty(); };
+  while (!busy()) {
+    lock->unlock();
+    gate_.yield();
+    const bool more = warmer_.step(port_);
+    lock->lock();
+    if (!more) work_.wait_for(*lock, kWarmEvery, busy);
+  }
+}
+
 void StoreQueue::thread_main() {
   std::unique_lock lock(mutex_);
   for (;;) {
-    work_.wait(lock, [&] { return stop_ || !queue_.empty(); });
+    warm_until_work(&lock);
     if (stop_) break;
     const StoreJob job = std::move(queue_.front());
     queue_.pop_front();
@@ -257,17 +271,17 @@ Status StoreQueue::sort_out(const std::vector<Reservation>& reservations, Batch*
 }
 
 bool StoreQueue::copy(const StoreJob& job, Batch* batch) {
+  const auto stores = kernels::stores_for(batch->granted.size() * layout_.slot_bytes());
   for (std::size_t i = 0; i < batch->granted.size(); ++i) {
     if (stopping()) return false;
     CommitItem& item = batch->items[i];
-    item.checksum = copy_chunk(job, batch->granted[i], batch->attached.arena.get() + item.slot.offset_bytes);
+    item.checksum = copy_chunk(job, batch->granted[i], stores, batch->attached.arena.get() + item.slot.offset_bytes);
   }
   return true;
 }
 
-std::uint64_t StoreQueue::copy_chunk(const StoreJob& job, std::size_t chunk, std::byte* slot) {
+std::uint64_t StoreQueue::copy_chunk(const StoreJob& job, std::size_t chunk, kernels::Stores stores, std::byte* slot) {
   Xxh3Stream hash;
-  const auto stores = kernels::stores_for(layout_.slot_bytes());
   const auto ids = std::span(job.block_ids).subspan(chunk * layout_.blocks_per_chunk(), layout_.blocks_per_chunk());
   std::uint64_t ns = 0;
   for (std::uint32_t layer = 0; layer < layout_.layers(); ++layer) {

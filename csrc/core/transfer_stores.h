@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "arena_warmer.h"
 #include "kernels/cpu/copy.h"
 #include "lease_port.h"
 #include "transfer.h"
@@ -45,13 +46,14 @@ class StoreQueue {
   template <typename Ready>
   void wait_until(Ready ready);
   void thread_main();
+  void warm_until_work(std::unique_lock<std::mutex>* lock);
   void run(const StoreJob& job);
   Status store(const StoreJob& job, Batch* batch, JobResult* result);
   Status reserve(const StoreJob& job, Batch* batch);
   Status reserve_once(const StoreJob& job, Batch* batch, bool* moved);
   Status sort_out(const std::vector<Reservation>& reservations, Batch* batch);
   bool copy(const StoreJob& job, Batch* batch);
-  std::uint64_t copy_chunk(const StoreJob& job, std::size_t chunk, std::byte* slot);
+  std::uint64_t copy_chunk(const StoreJob& job, std::size_t chunk, kernels::Stores stores, std::byte* slot);
   Status commit(const Batch& batch, JobResult* result);
   void abort(const Batch& batch, bool all);
   void source_read(std::uint64_t job);
@@ -60,7 +62,8 @@ class StoreQueue {
   LeasePort& port_;
   const SlotLayout& layout_;
   TransferGate& gate_;
-  kernels::RunList runs_;  // the thread's own
+  kernels::RunList runs_;  // this and the next: the thread's own
+  ArenaWarmer warmer_;
   const std::uint32_t jobs_max_;
   const std::size_t chunks_per_batch_;
 

@@ -4,6 +4,7 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +44,28 @@ class PagedKv:
         return np.stack([layer[ids] for layer in self.layers])
 
 
-@pytest.fixture(scope="module")
-def socket_path() -> Iterator[str]:
-    """A node with a small arena, for all tests of this file."""
+@contextmanager
+def running_node(*, populate: bool) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="kvc") as folder:
         path = str(Path(folder) / "node.sock")
         node = _native.NodeCore(
-            socket_path=path, arena_bytes=ARENA_BYTES, node_id="test", namespace_secret=bytes(32), verify_one_in=1
+            socket_path=path,
+            arena_bytes=ARENA_BYTES,
+            node_id="test",
+            namespace_secret=bytes(32),
+            verify_one_in=1,
+            populate=populate,
         )
         node.start()
         yield path
         node.stop()
+
+
+@pytest.fixture(scope="module")
+def socket_path() -> Iterator[str]:
+    """A node with a small arena, for all tests of this file."""
+    with running_node(populate=True) as path:
+        yield path
 
 
 def connect(path: str, kv: PagedKv, fingerprint: bytes = FINGERPRINT, **options: int) -> _native.Client:
@@ -174,6 +186,31 @@ def test_a_lease_is_released_after_its_last_byte(socket_path: str) -> None:
     assert transfer.load(3, lease, 0, [21]) == "gone"
     assert transfer.load(4, 12_345, 0, [21]) == "gone"
     assert transfer.stats()["loads_failed"] == 2
+
+
+def resident_arenas() -> list[int]:
+    """Bytes in memory of each of this process' mappings of an arena of the size used here."""
+    entries = Path("/proc/self/smaps").read_text().split("\nVmFlags:")
+    arenas = [entry for entry in entries if "memfd:kvcommons-arena" in entry]
+    numbers = [
+        {line.split(":")[0]: line.split()[1] for line in entry.splitlines() if " kB" in line} for entry in arenas
+    ]
+    return [int(entry["Rss"]) << 10 for entry in numbers if int(entry["Size"]) << 10 == ARENA_BYTES]
+
+
+@pytest.mark.parametrize("populate", [True, False])
+def test_an_arena_in_memory_is_mapped_before_it_is_needed_and_no_other(populate: bool) -> None:
+    """The pages that the node has populated are mapped unasked; those that it has not would be charged to this process."""
+    with running_node(populate=populate) as path:
+        kv = PagedKv(8)
+        client = connect(path, kv)
+        before = resident_arenas().count(ARENA_BYTES)
+        transfer = transfer_of(client, kv)
+        if populate:
+            until(lambda: resident_arenas().count(ARENA_BYTES) == before + 1)
+        assert transfer.store(1, 0, b"", keys_of("warm", 1), list(range(BLOCKS_PER_CHUNK))) == "ok"
+        assert finished_store(transfer)[1] == "ok"
+        assert resident_arenas().count(ARENA_BYTES) == before + populate
 
 
 def test_a_lost_node_fails_the_job_and_harms_nothing(socket_path: str) -> None:
