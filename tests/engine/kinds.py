@@ -15,6 +15,7 @@ COMMON: dict[str, Any] = {
     "tie_word_embeddings": False,
     "initializer_range": 0.2,
 }
+IMAGE_TOKEN = 5
 SMALL: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 256,
@@ -106,6 +107,7 @@ def hybrid_convolution(folder: Path) -> str:
         block_ff_dim=256,
         conv_L_cache=3,
     )
+    config.conv_dim = SMALL["hidden_size"]
     return saved(Lfm2ForCausalLM, config, folder)
 
 
@@ -121,9 +123,10 @@ def hybrid_delta(folder: Path) -> str:
         linear_num_value_heads=4,
         linear_key_head_dim=32,
         linear_value_head_dim=32,
-        num_experts=0,
-        num_experts_per_tok=0,
-        mlp_only_layers=[0, 1, 2, 3],
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=64,
+        shared_expert_intermediate_size=64,
     )
     return saved(Qwen3NextForCausalLM, config, folder)
 
@@ -136,10 +139,10 @@ def latent_attention(folder: Path) -> str:
         **COMMON,
         **{key: value for key, value in SMALL.items() if key not in ("head_dim", "num_key_value_heads")},
         num_key_value_heads=4,
-        kv_lora_rank=64,
+        kv_lora_rank=512,  # the only size that vLLM's CPU kernel has
         q_lora_rank=None,
         qk_nope_head_dim=32,
-        qk_rope_head_dim=16,
+        qk_rope_head_dim=64,
         v_head_dim=32,
         n_routed_experts=8,
         first_k_dense_replace=4,
@@ -151,6 +154,62 @@ def latent_attention(folder: Path) -> str:
         topk_group=1,
     )
     return saved(DeepseekV2ForCausalLM, config, folder)
+
+
+def multimodal(folder: Path) -> str:
+    """LLaVA: an image of 56 x 56 becomes 16 tokens. With a processor and a tokenizer, for vLLM reads images by them."""
+    from tokenizers import Tokenizer, models
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+        PreTrainedTokenizerFast,
+    )
+
+    words = {"<s>": 0, "</s>": 1, "<pad>": 2, "<unk>": 3, "w4": 4, "<image>": IMAGE_TOKEN} | {
+        f"w{i}": i for i in range(6, 4096)
+    }
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")),
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        additional_special_tokens=["<image>"],
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=56,
+        patch_size=14,
+        projection_dim=64,
+        initializer_factor=8.0,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=LlamaConfig(**COMMON, **SMALL),
+        image_token_index=IMAGE_TOKEN,
+        image_seq_length=16,
+        vision_feature_select_strategy="default",
+        vision_feature_layer=-2,
+    )
+    config.initializer_range = COMMON["initializer_range"]
+    processor = LlavaProcessor(
+        image_processor=CLIPImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}),
+        tokenizer=tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token="<image>",
+    )
+    path = saved(LlavaForConditionalGeneration, config, folder)
+    processor.save_pretrained(path)
+    return path
 
 
 def lora(folder: Path, model: str, seed: int) -> str:

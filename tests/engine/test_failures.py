@@ -147,16 +147,18 @@ def read_slots(node: Node, engine: Engine, keys: bytes) -> tuple[_native.Client,
     return client, [offset for offset, _ in slots], shards[0][1]
 
 
-def swap_chunks(node: Node, engine: Engine, text: Prompt) -> None:
-    """Exchange the bytes of the second and the third chunk of a prompt in the arena."""
+def exchange_chunk(node: Node, engine: Engine, text: Prompt, other: Prompt) -> None:
+    """Put a chunk of another prompt in the place of the second chunk of `text`.
+
+    Exchanging two chunks of one prompt would not do: each key carries its own rotation, so attention behind both reads the same set.
+    """
     from kvcommons_core.keys import namespace_root, token_keys
 
     root = namespace_root(engine.call("describe")["fingerprint"], bytes(range(32)), "")
     client, offsets, size = read_slots(node, engine, token_keys(root, text["ids"], 256))
-    second, third = client.read_arena(offsets[1], size), client.read_arena(offsets[2], size)
-    assert second != third
-    client.write_arena(offsets[1], third)
-    client.write_arena(offsets[2], second)
+    source, others, _ = read_slots(node, engine, token_keys(root, other["ids"], 256))
+    client.write_arena(offsets[1], source.read_arena(others[1], size))
+    source.close()
     client.close()
 
 
@@ -166,12 +168,13 @@ def test_the_tests_would_see_a_chunk_that_stands_for_another(
     """Mutation: on a node that checks nothing, one chunk exchanged for another must change what these tests compare."""
     node = socket.start(verify_one_in=0)
     await_attached(engine)
-    text = prompt(1100)
+    text, other = prompt(1100), prompt(1100)
+    engine.generate([other])
     first = engine.generate([text], max_tokens=8, logprobs=3)[0]
     before = engine.call("kv", request_id=first["id"], first_block=0, last_block=8)
     engine.call("settle")
     engine.call("reset")
-    swap_chunks(node, engine, text)
+    exchange_chunk(node, engine, text, other)
     answers = engine.generate([text], max_tokens=8, logprobs=3)
     assert answers[0]["cached"] == 1024
     assert engine.call("kv", request_id=answers[0]["id"], first_block=0, last_block=8) != before
@@ -185,11 +188,11 @@ def test_a_chunk_that_was_overwritten_is_found_out_and_recomputed(
 ) -> None:
     """The same exchange on a node that checks every read: a failed load, the right words."""
     node = attached(engine, socket)
-    text = prompt(1100)
-    engine.generate([text])
+    text, other = prompt(1100), prompt(1100)
+    engine.generate([text, other])
     engine.call("settle")
     engine.call("reset")
-    swap_chunks(node, engine, text)
+    exchange_chunk(node, engine, text, other)
     same(engine.generate([text], max_tokens=8, logprobs=3), reference.generate([text], max_tokens=8, logprobs=3))
     assert node.stats()["checksum_failures"] > 0
 

@@ -66,6 +66,7 @@ def test_an_engine_that_forgot_finds_its_own_kv_in_the_commons(
     first, _ = pair
     text = prompt(1500)
     first.generate([text])
+    first.call("settle")
     assert first.call("reset")
     again = first.generate([text], max_tokens=4, logprobs=3)
     assert again[0]["cached"] == 1280
@@ -155,8 +156,10 @@ def test_after_a_reset_of_the_connector_nothing_old_is_found(
     _, second = pair
     text = prompt(600)
     second.generate([text])
+    second.call("settle")
     assert second.call("reset", connector=True)
     assert second.generate([text])[0]["cached"] == 0
+    second.call("settle")
     second.call("reset")
     assert second.generate([text])[0]["cached"] == 512
 
