@@ -9,6 +9,7 @@ import platform
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,7 +21,7 @@ from kvcommons_cli.demo_steps import Answers, Reports, Scenario, chat_prompts, d
 from kvcommons_cli.demo_texts import CHAT_OPENING, HARBOUR, ISLAND, Message
 from kvcommons_cli.processes import StackError
 from kvcommons_cli.progress import Progress
-from kvcommons_cli.stack import INDEX_PREFIX, Stack, StackOptions
+from kvcommons_cli.stack import INDEX_PREFIX, REPLICAS, Stack, StackOptions
 
 INTERRUPTED_STATUS = 130
 FAILED_STATUS = 1
@@ -46,10 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(home: Path, progress: Progress) -> int:
     """Start the stack, ask, judge. Returns the exit status."""
-    with Stack(StackOptions(home=home, with_reference=True, developer_calls=True), progress) as stack:
-        stack.start()
+    with Stack(StackOptions(home=home, developer_calls=True), progress) as stack:
+        stack.prepare()
+        words = start_and_learn(stack, progress)
         started_seconds = progress.seconds()
-        rows, others = ask_everything(stack, progress)
+        rows, others = ask_everything(stack, words, progress)
         about: dict[str, object] = {
             "start_seconds": round(started_seconds, 1),
             "total_seconds": round(progress.seconds(), 1),
@@ -67,31 +69,53 @@ def run(home: Path, progress: Progress) -> int:
     return FAILED_STATUS if found else 0
 
 
-def ask_everything(stack: Stack, progress: Progress) -> tuple[list[Row], list[str]]:
-    """All scenarios; their rows, and what else is not as promised."""
-    assert stack.reference is not None, "the demo starts an engine to compare with"
-    progress.say("asking an engine without us first: its words are what all others must equal")
-    answers = Answers(stack.reference.url)
-    prompts = {document.title: document_prompts(document) for document in (HARBOUR, ISLAND)}
-    for messages in [one for several in prompts.values() for one in several]:
+@dataclass(frozen=True)
+class Words:
+    """What is asked, and what an engine without us answered."""
+
+    answers: Answers
+    documents: dict[str, list[list[Message]]]
+    turns: list[list[Message]]
+
+
+def start_and_learn(stack: Stack, progress: Progress) -> Words:
+    """Start the engines, and ask the one without us while the others still start; where memory is short, before."""
+    together = stack.has_room_for(len(REPLICAS) + 1)
+    reference = stack.start_reference()
+    if together:
+        stack.start_replicas()
+    else:
+        progress.say("too little memory for three engines at one time: the one without us goes first")
+    stack.wait_reference(reference)
+    progress.say("asking the engine without us: its words are what all others must equal")
+    answers = Answers(reference.url)
+    documents = {document.title: document_prompts(document) for document in (HARBOUR, ISLAND)}
+    for messages in [one for several in documents.values() for one in several]:
         answers.learn(messages)
     turns = chat_prompts(CHAT_OPENING, answers)
     stack.stop_reference()
+    if not together:
+        stack.start_replicas()
+    stack.wait_replicas()
+    return Words(answers, documents, turns)
 
+
+def ask_everything(stack: Stack, words: Words, progress: Progress) -> tuple[list[Row], list[str]]:
+    """All scenarios; their rows, and what else is not as promised."""
     with Reports(stack.redis_url, INDEX_PREFIX) as reports:
 
         def scenario(name: str) -> Scenario:
-            return Scenario(name, answers, reports, stack, progress)
+            return Scenario(name, words.answers, reports, stack, progress)
 
         document = scenario("a long document")
-        ask_document(document, prompts[HARBOUR.title], stack)
+        ask_document(document, words.documents[HARBOUR.title], stack)
         chat = scenario("a chat of several turns")
-        ask_chat(chat, turns[:CHAT_TURNS_BEFORE_THE_CRASH])
+        ask_chat(chat, words.turns[:CHAT_TURNS_BEFORE_THE_CRASH])
         before_the_crash = list(chat.rows)
         crash = scenario("the cache node killed and restarted")
-        others = ask_through_a_crash(crash, prompts[ISLAND.title], stack, progress)
+        others = ask_through_a_crash(crash, words.documents[ISLAND.title], stack, progress)
         other = chat.other_than(chat.rows[-1].replica)
-        after = chat.ask("one more turn, after the restart, of the other replica", turns[-1], "reused", other)
+        after = chat.ask("one more turn, after the restart, of the other replica", words.turns[-1], "reused", other)
     stack.check_alive()
     return [*document.rows, *before_the_crash, *crash.rows, after], others
 

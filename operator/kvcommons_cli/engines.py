@@ -15,7 +15,7 @@ from kvcommons_cli.processes import StackError
 MODEL_NAME = "smollm2"
 MODEL_TOKENS_MAX = 8_192
 KV_GIB = 1
-ENGINE_BYTES = 5 << 30
+ENGINE_BYTES = 4 << 30
 """Of memory, with KV_GIB of KV: its three processes together, measured."""
 GPU_SHARE = 0.25
 CONNECTOR = {

@@ -41,8 +41,6 @@ class StackOptions:
     """Logs, state and the report."""
     router_port: int = 0
     arena_bytes: int = 2 << 30
-    with_reference: bool = False
-    """One more engine, without us, to compare with."""
     developer_calls: bool = False
     model: Path | None = None
     """Folder of the model; None: SmolLM2, made from its package."""
@@ -61,7 +59,7 @@ class Stack:
         self._redis: redis_server.RedisServer | None = None
         self._running: dict[str, Guarded] = {}
         self.engines: dict[str, EngineSpec] = {}
-        self.reference: EngineSpec | None = None
+        self._model: Path | None = None
         self._control_port = 0
         self._router_port = 0
 
@@ -90,16 +88,47 @@ class Stack:
 
     def start(self) -> None:
         """Start everything and wait until it is ready. :raises StackError: with the end of the failing part's log."""
-        count = len(REPLICAS) + self._options.with_reference
-        check_memory(count, self._options.engine_bytes, self._options.arena_bytes)
-        model = self._options.model or self._make_model()
+        self.prepare()
+        self.start_replicas()
+        self.wait_replicas()
+
+    def prepare(self) -> None:
+        """All but the engines and the router, ready to be used."""
+        check_memory(len(REPLICAS), self._options.engine_bytes, self._options.arena_bytes)
+        self._model = self._options.model or self._make_model()
         self._start_redis()
         self._start_holder()
         self._control_port = free_port()
         self.start_node()
-        self._start_engines(model)
+
+    def has_room_for(self, engine_count: int) -> bool:
+        """Whether so many engines may run at one time, now that the node has its memory."""
+        return available_bytes() >= engine_count * self._options.engine_bytes + MEMORY_SPARE_BYTES
+
+    def start_reference(self) -> EngineSpec:
+        """Begin to start one more engine, without us, to compare with."""
+        spec = EngineSpec(REFERENCE, len(REPLICAS), free_port(), self._prepared_model(), None)
+        self._start_engines([spec])
+        return spec
+
+    def wait_reference(self, spec: EngineSpec) -> None:
+        wait_ready(self._progress, self._waiting([spec]), ENGINE_SECONDS_MAX)
+
+    def start_replicas(self) -> None:
+        """Begin to start the replicas and the router."""
+        model, calls = self._prepared_model(), self._options.developer_calls
+        specs = [
+            EngineSpec(name, index, free_port(), model, self._node_socket(), calls)
+            for index, name in enumerate(REPLICAS)
+        ]
+        self.engines = {spec.name: spec for spec in specs}
+        self._start_engines(specs)
         self._start_router()
-        self._wait_for_engines()
+
+    def wait_replicas(self) -> None:
+        waiting = self._waiting(list(self.engines.values()))
+        waiting["router"] = (self._running["router"], _healthy(self.router_url + "/health"))
+        wait_ready(self._progress, waiting, ENGINE_SECONDS_MAX)
 
     def stop(self) -> None:
         """End everything, and come back when it is gone."""
@@ -184,24 +213,19 @@ class Stack:
         holder = self._spawn("holder", _module("kvcommons_node.holder", *words))
         wait_ready(self._progress, {"holder": (holder, self._holder_socket().is_socket)}, PART_SECONDS_MAX)
 
-    def _start_engines(self, model: Path) -> None:
-        specs = [
-            EngineSpec(name, index, free_port(), model, self._node_socket(), self._options.developer_calls)
-            for index, name in enumerate(REPLICAS)
-        ]
-        self.engines = {spec.name: spec for spec in specs}
-        if self._options.with_reference:
-            self.reference = EngineSpec(REFERENCE, len(REPLICAS), free_port(), model, None)
-            specs.append(self.reference)
+    def _prepared_model(self) -> Path:
+        if self._model is None:
+            raise StackError("engines are started after prepare()")
+        return self._model
+
+    def _start_engines(self, specs: Sequence[EngineSpec]) -> None:
         for spec in specs:
             self._spawn(spec.name, self._options.engine_command(spec, self._gpu), engines.environment(spec, self._gpu))
-        self._progress.say(f"starting {len(specs)} vLLM engines ({'GPU' if self._gpu else 'CPU'}), about a minute")
+        names = ", ".join(spec.name for spec in specs)
+        self._progress.say(f"starting vLLM on the {'GPU' if self._gpu else 'CPU'}: {names}; about a minute")
 
-    def _wait_for_engines(self) -> None:
-        specs = [*self.engines.values(), *([self.reference] if self.reference is not None else [])]
-        waiting = {spec.name: (self._running[spec.name], _healthy(spec.url + "/health")) for spec in specs}
-        waiting["router"] = (self._running["router"], _healthy(self.router_url + "/health"))
-        wait_ready(self._progress, waiting, ENGINE_SECONDS_MAX)
+    def _waiting(self, specs: Sequence[EngineSpec]) -> dict[str, tuple[Guarded, Callable[[], bool]]]:
+        return {spec.name: (self._running[spec.name], _healthy(spec.url + "/health")) for spec in specs}
 
     def _start_router(self) -> None:
         self._router_port = self._options.router_port or free_port()
