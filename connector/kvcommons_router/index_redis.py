@@ -145,7 +145,7 @@ class RedisIndex:
         self.expectations = Expectations(app, self)
         self._listener = FeedbackListener(settings, self.expectations.take)
         self._tasks: list[asyncio.Task[None]] = []
-        self._correcting = 0
+        self.corrections = 0  # under way
 
     async def start(self) -> None:
         """Begins; Redis may come later."""
@@ -174,6 +174,10 @@ class RedisIndex:
         await self._listener.close()
         await self.recorder.stop()
         await self.reader.stop()
+
+    def subscribed(self) -> bool:
+        """Whether reports of the connectors are heard."""
+        return self._listener.subscribed.is_set()
 
     def observe(self) -> None:
         """Shows how the index is, in the metrics."""
@@ -239,9 +243,9 @@ class RedisIndex:
     def disbelieve(self, instance: Instance, keys: Sequence[bytes], dispatch_born: int) -> bool:
         """Takes back that an instance's node holds these, where it was said before a request that did not find them."""
         slot = self._places.node_slot(instance.index)
-        if slot is None or self._correcting >= CORRECTIONS_AT_ONCE_MAX:
+        if slot is None or self.corrections >= CORRECTIONS_AT_ONCE_MAX:
             return False
-        self._correcting += 1
+        self.corrections += 1
         self._app.spawn(self._take_back(slot, keys, dispatch_born))
         return True
 
@@ -251,7 +255,7 @@ class RedisIndex:
         except IndexUnavailableError:
             return
         finally:
-            self._correcting -= 1
+            self.corrections -= 1
         for key8, packed in zip(keys, held, strict=True):
             for holder in schema.unpack_holders(packed):
                 if holder.slot == slot and schema.age_units(holder.born, dispatch_born) >= 1:

@@ -1,0 +1,144 @@
+"""Who asks: API keys, tenants, salts that nobody can forge, and texts that two tenants never share."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from kvcommons_core import textkeys
+from kvcommons_router.auth import KeysError, read_keys, read_or_make_secret, read_secret, salt_of
+from router_support import chat, engines_of, on_uvloop, running, settings_for, until
+
+SECRET = "s" * 32
+TEXT = "the same long document " * 400
+
+
+def write_keys(folder: Path, *entries: dict[str, str]) -> Path:
+    """A file of API keys."""
+    path = folder / "keys.json"
+    path.write_text(json.dumps({"keys": list(entries)}))
+    return path
+
+
+def bearer(key: str) -> dict[str, str]:
+    """The header of an API key."""
+    return {"Authorization": f"Bearer {key}"}
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    """The file of the router's secret."""
+    path = tmp_path / "secret"
+    path.write_text(SECRET)
+    return path
+
+
+@on_uvloop
+async def test_tenants_get_salts_of_their_own(tmp_path: Path, secret: Path) -> None:
+    """Two keys of one tenant share its salt and its text keys; another tenant's are others; forged ones are dropped."""
+    hashed = hashlib.sha256(b"key-of-b-1").hexdigest()
+    keys = write_keys(
+        tmp_path,
+        {"tenant": "a", "key": "key-of-a-1"},
+        {"tenant": "a", "key": "key-of-a-2"},
+        {"tenant": "b", "sha256": hashed},
+    )
+    async with engines_of("e") as engines:
+        async with running(settings_for(engines, api_keys=keys, salt_secret=secret)) as router:
+            forged = {"cache_salt": salt_of(SECRET.encode(), "b"), "kv_transfer_params": {"kvcommons": {"v": 1}}}
+            for key in ("key-of-a-1", "key-of-a-2", "key-of-b-1"):
+                assert (await router.ask(chat(TEXT, **forged), headers=bearer(key))).status == 200
+        one, two, other = [call.json for call in engines[0].calls]
+        assert one["cache_salt"] == two["cache_salt"] == salt_of(SECRET.encode(), "a")
+        assert other["cache_salt"] == salt_of(SECRET.encode(), "b") != one["cache_salt"]
+        keys_of = [body["kv_transfer_params"]["kvcommons"]["text_keys"] for body in (one, two, other)]
+        assert keys_of[0] == keys_of[1]
+        assert len(keys_of[0]) == 4
+        assert not set(keys_of[0]) & set(keys_of[2])
+        assert all("authorization" not in call.headers for call in engines[0].calls)
+
+
+@on_uvloop
+async def test_text_keys_are_the_documented_ones(tmp_path: Path) -> None:
+    """What goes to the connector is the chain over the canonical text, and that text's length."""
+    async with engines_of("e") as engines, running(settings_for(engines)) as router:
+        body = chat(TEXT)
+        await router.ask(body)
+        sent = engines[0].calls[0].json
+        assert "cache_salt" not in sent
+        expected = textkeys.text_keys(body, textkeys.text_seed("m", "", "default", ""))
+        assert sent["kv_transfer_params"]["kvcommons"]["text_keys"] == [f"{key:016x}" for key in expected.keys]
+        assert sent["kv_transfer_params"]["kvcommons"]["text_bytes"] == expected.total_bytes
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, bearer("nobody's key"), {"Authorization": "Basic key-of-a-1"}, {"Authorization": "Bearer"}]
+)
+@on_uvloop
+async def test_a_key_is_needed(tmp_path: Path, secret: Path, headers: dict[str, str]) -> None:
+    """401 in OpenAI's shape for no key and for a wrong one, before the body is read; nothing reaches an engine."""
+    keys = write_keys(tmp_path, {"tenant": "a", "key": "key-of-a-1"})
+    async with engines_of("e") as engines:
+        async with running(settings_for(engines, api_keys=keys, salt_secret=secret)) as router:
+            client = await router.client()
+            reply = await client.ask(chat(), headers=headers)
+            assert reply.status == 401
+            assert reply.error["code"] == "invalid_api_key"
+            assert (reply.header("www-authenticate") or "").startswith("Bearer")
+            assert (await client.ask(b"", path="/v1/models", method="GET", headers=headers)).status == 401
+            assert (await client.ask(b"", path="/health", method="GET", headers=headers)).status == 503
+            assert (await client.ask(chat(), headers=bearer("key-of-a-1"))).status == 200
+        assert len(engines[0].calls) == 1
+
+
+@on_uvloop
+async def test_changed_keys_are_read_again_and_broken_ones_are_not(tmp_path: Path, secret: Path) -> None:
+    """A new key works within seconds and a removed one stops, on open connections too; a broken file changes nothing."""
+    keys = write_keys(tmp_path, {"tenant": "a", "key": "key-of-a-1"})
+    async with (
+        engines_of("e") as engines,
+        running(settings_for(engines, api_keys=keys, salt_secret=secret)) as router,
+    ):
+        client = await router.client()
+        assert (await client.ask(chat(), headers=bearer("key-of-a-1"))).status == 200
+        keys.write_text("{broken")
+        await until(lambda: router.count("key_reloads_total", outcome="failed") == 1, "the broken file")
+        assert (await client.ask(chat(), headers=bearer("key-of-a-1"))).status == 200
+        write_keys(tmp_path, {"tenant": "b", "key": "key-of-b-1"})
+        await until(lambda: router.count("key_reloads_total", outcome="ok") == 1, "the new file")
+        assert (await client.ask(chat(), headers=bearer("key-of-b-1"))).status == 200
+        assert (await client.ask(chat(), headers=bearer("key-of-a-1"))).status == 401
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[", "not JSON"),
+        ('{"keys":[{"tenant":"a"}]}', "exactly one"),
+        ('{"keys":[{"tenant":"a","key":"short"}]}', "at least 8"),
+        ('{"keys":[{"tenant":"a","sha256":"xyz"}]}', "sha256"),
+        ('{"keys":[{"tenant":"a","key":"12345678"},{"tenant":"b","key":"12345678"}]}', "two tenants"),
+        ('{"keys":[{"tenant":"a","key":"12345678","salt":"x"}]}', "salt"),
+    ],
+)
+def test_a_keys_file_that_is_wrong_is_named(tmp_path: Path, text: str, words: str) -> None:
+    """The message says which entry is wrong and never shows a key."""
+    path = tmp_path / "keys.json"
+    path.write_text(text)
+    with pytest.raises(KeysError, match=words) as caught:
+        read_keys(path, SECRET.encode())
+    assert "12345678" not in str(caught.value)
+
+
+def test_the_secret_is_made_once_and_kept(tmp_path: Path) -> None:
+    """Salts must outlive a restart: the second start reads what the first one made, which only its owner may read."""
+    path = tmp_path / "state" / "salt.secret"
+    made = read_or_make_secret(path)
+    assert read_or_make_secret(path) == made
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [one.name for one in path.parent.iterdir()] == ["salt.secret"]
+    path.write_text("short")
+    with pytest.raises(KeysError, match="at least 16"):
+        read_secret(path)
+    with pytest.raises(KeysError, match="can't be read"):
+        read_secret(tmp_path / "absent")
