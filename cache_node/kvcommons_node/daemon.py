@@ -64,12 +64,9 @@ class Daemon:
                 namespace_secret=plan.namespace_secret,
             )
             await self._serve_http(control, stack)
+            await self._start_core(core)
             if plan.owns_holder and plan.holder_socket is not None:
-                await asyncio.to_thread(
-                    holder.ensure, plan.holder_socket, plan.holder_idle_seconds, plan.state_directory / "holder.log"
-                )
                 stack.callback(_stop_holder, plan.holder_socket)
-            await _start_core(core)
             stack.push_async_callback(asyncio.to_thread, core.stop)
             self._attach(control, core, index, stack)
             await index.start()
@@ -103,6 +100,21 @@ class Daemon:
             ) from error
         self.http_address = (host, int(runner.addresses[0][1]))
 
+    async def _start_core(self, core: Core) -> None:
+        plan = self._plan
+        started_holder = False
+        if plan.owns_holder and plan.holder_socket is not None:
+            log = plan.state_directory / "holder.log"
+            started_holder = await asyncio.to_thread(holder.ensure, plan.holder_socket, plan.holder_idle_seconds, log)
+        try:
+            # Populating gigabytes takes seconds: health checks are answered meanwhile.
+            await asyncio.to_thread(core.start)
+        except (ValueError, OSError) as error:
+            # A holder that was there before keeps what it has: a refused start must not cost the content.
+            if started_holder and plan.holder_socket is not None:
+                _stop_holder(plan.holder_socket)
+            raise StartRefusedError(str(error)) from error
+
     def _announce(self) -> None:
         """Leave a note for tools, and for whoever chose port 0."""
         host, port = self.http_address or ("", 0)
@@ -117,14 +129,6 @@ class Daemon:
         scratch.write_text(json.dumps(note) + "\n")
         scratch.replace(file)
         logger.info("serving", extra=note)
-
-
-async def _start_core(core: Core) -> None:
-    try:
-        # Populating gigabytes takes seconds: health checks are answered meanwhile.
-        await asyncio.to_thread(core.start)
-    except (ValueError, OSError) as error:
-        raise StartRefusedError(str(error)) from error
 
 
 async def _leave(index: IndexLink) -> None:
