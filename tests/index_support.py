@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ class RawClient:
     """Redis' protocol in forty lines: blocking, for tests alone, so that what it sees owes nothing to the product's client."""
 
     def __init__(self, server: RedisServer) -> None:
-        self._socket = socket.create_connection((server.host, server.port), timeout=10)
+        self.address = (server.host, server.port)
+        self._socket = socket.create_connection(self.address, timeout=10)
         self._file = self._socket.makefile("rb")
 
     def __enter__(self) -> Self:
@@ -139,9 +141,10 @@ def chunk_key(number: int) -> bytes:
 
 
 class Switch:
-    """A port that leads to one server or to another: what a failover looks like to a client."""
+    """A port that leads to one server or to another: what a failover looks like to a client. With TLS in front, if it is asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.port = 0
         self.target: tuple[str, int] | None = None
         self._server: asyncio.Server | None = None
@@ -149,7 +152,7 @@ class Switch:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 

@@ -128,13 +128,11 @@ def start(
     options: Sequence[str] = (),
     maxmemory_bytes: int = 0,
     die_with_parent: bool = True,
-    tls: bool = False,
 ) -> RedisServer:
     """Starts a server on a free loopback port (or a Unix socket) and returns when it answers.
 
     :param options: more of the server's own words ("--replicaof", "127.0.0.1 6379").
     :param die_with_parent: the kernel ends it when the thread that started it ends, even by a crash.
-    :param tls: `options` switch TLS on for the port; readiness is then told by the port alone, and the URL is rediss://.
     :raises StartRefusedError: if it does not come up; the message carries the end of its log.
     """
     chosen = binary or require_server()
@@ -143,8 +141,8 @@ def start(
     home.mkdir(parents=True, exist_ok=True)
     attempts = 1 if port or unix_socket else PORT_ATTEMPTS_MAX
     for attempt in range(attempts):
-        server = _launch(chosen, home, owns, unix_socket, port, list(options), maxmemory_bytes, die_with_parent, tls)
-        if wait_ready(server, tls):
+        server = _launch(chosen, home, owns, unix_socket, port, list(options), maxmemory_bytes, die_with_parent)
+        if wait_ready(server):
             return server
         log = server.log()
         last = attempt == attempts - 1 or "Address already in use" not in log
@@ -167,17 +165,6 @@ def running(binary: ServerBinary | None = None, **arguments: object) -> Iterator
         server.stop()
 
 
-def has_tls(binary: ServerBinary) -> bool:
-    """Whether a server was built with TLS. Asked for it without a certificate, it ends at once and says which of the two it lacks."""
-    command = [str(binary.path), "--port", "0", "--tls-port", str(free_port()), "--save", ""]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    said = done.stdout + done.stderr
-    return b"Bad directive" not in said and b"Failed finding TLS support" not in said
-
-
 def free_port() -> int:
     """A loopback port that was free a moment ago."""
     with socket.socket() as probe:
@@ -194,13 +181,12 @@ def _launch(
     options: list[str],
     maxmemory_bytes: int,
     die_with_parent: bool,
-    tls: bool,
 ) -> RedisServer:
     number = 0 if unix_socket else (port or free_port())
     path = str(home / "redis.sock") if unix_socket else ""
     command = [str(binary.path), "--save", "", "--appendonly", "no", "--dir", str(home), "--daemonize", "no"]
     command += ["--bind", "127.0.0.1", "--protected-mode", "yes", "--logfile", "", "--loglevel", "notice"]
-    command += ["--port", "0", "--tls-port", str(number)] if tls else ["--port", str(number)]
+    command += ["--port", str(number)]
     if unix_socket:
         command += ["--unixsocket", path, "--unixsocketperm", "700"]
     if maxmemory_bytes:
@@ -216,7 +202,7 @@ def _launch(
             # One system call, of a library that was loaded before the fork: safe beside threads.
             preexec_fn=_die_with_parent if die_with_parent else None,  # noqa: PLW1509
         )
-    url = f"unix://{path}" if unix_socket else f"{'rediss' if tls else 'redis'}://127.0.0.1:{number}/0"
+    url = f"unix://{path}" if unix_socket else f"redis://127.0.0.1:{number}/0"
     return RedisServer(binary, process, url, "127.0.0.1", number, path, home, owns)
 
 
@@ -227,25 +213,23 @@ def _die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
-def wait_ready(server: RedisServer, tls: bool = False) -> bool:
+def wait_ready(server: RedisServer) -> bool:
     """Whether the server answers before it ends or its time is up."""
     deadline = time.monotonic() + READY_SECONDS_MAX
     while time.monotonic() < deadline and server.alive():
-        if _answers(server, tls):
+        if _answers(server):
             return True
         time.sleep(POLL_SECONDS)
     return False
 
 
-def _answers(server: RedisServer, tls: bool) -> bool:
-    """A server that answers at all is up: one that wants a password says so to PING. The answer must be from *our* process."""
+def _answers(server: RedisServer) -> bool:
+    """A server that answers at all is up: one that wants a password says so to PING."""
     family = socket.AF_UNIX if server.socket_path else socket.AF_INET
     address: str | tuple[str, int] = server.socket_path or (server.host, server.port)
     with socket.socket(family) as client, suppress(OSError):
         client.settimeout(1.0)
         client.connect(address)
-        if tls:
-            return "Ready to accept connections" in server.log()
         client.sendall(b"PING\r\n")
         return client.recv(64).startswith((b"+PONG", b"-NOAUTH", b"-DENIED", b"-MASTERDOWN"))
     return False

@@ -1,11 +1,11 @@
 """The index over TLS and under an ACL that allows it its own keys and commands and nothing else."""
 
+import ssl
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from index_support import FakeStore, RawClient, engine, node, until
+from index_support import FakeStore, RawClient, Switch, engine, node, until
 from kvcommons_core import redis_server
 from kvcommons_core.index import EngineRecorder, IndexConnection, IndexReader, NodeIndex, text_key8
 from kvcommons_core.redis_server import RedisServer, ServerBinary
@@ -120,27 +120,24 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def tls_server(redis_binary: ServerBinary, certificates: Path) -> Iterator[RedisServer]:
-    if not redis_server.has_tls(redis_binary):
-        pytest.xfail("this server was built without TLS")
-    options = ["--tls-cert-file", "server.pem", "--tls-key-file", "server.key", "--tls-ca-cert-file", "ca.pem"]
-    absolute = [str(certificates / word) if word.endswith((".pem", ".key")) else word for word in options]
-    with redis_server.running(redis_binary, tls=True, options=[*absolute, "--tls-auth-clients", "no"]) as server:
-        yield server
-
-
-async def test_tls_with_a_private_authority(tls_server: RedisServer, certificates: Path) -> None:
+async def test_tls_with_a_private_authority(shared_redis: RedisServer, raw: RawClient, certificates: Path) -> None:
     """rediss:// with the authority's certificate works; without it the server is not believed."""
-    settings = IndexSettings(
-        url=tls_server.url, prefix="kvc:test:", tls_ca_file=str(certificates / "ca.pem"), lookup_ms_max=2_000
-    )
-    await works(settings)
-    doubting = IndexReader(settings.model_copy(update={"tls_ca_file": ""}))
-    await doubting.start()
-    assert not doubting.view.reachable
-    assert "certificate" in doubting.view.last_error.lower()
-    await doubting.stop()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
+    async with Switch(context) as front:
+        front.lead_to(shared_redis)
+        settings = IndexSettings(
+            url=f"rediss://127.0.0.1:{front.port}/0",
+            prefix="kvc:test:",
+            tls_ca_file=str(certificates / "ca.pem"),
+            lookup_ms_max=2_000,
+        )
+        await works(settings)
+        doubting = IndexReader(settings.model_copy(update={"tls_ca_file": ""}))
+        await doubting.start()
+        assert not doubting.view.reachable
+        assert "certificate" in doubting.view.last_error.lower()
+        await doubting.stop()
 
 
 def test_a_password_in_a_url_is_shown_nowhere() -> None:

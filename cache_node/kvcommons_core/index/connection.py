@@ -30,6 +30,8 @@ _Sentinel: Any = redis_sentinel.Sentinel  # its constructor has no annotations
 Argument = bytes | str | int | float
 Command = tuple[Argument, ...]
 
+# What the client library raises when a server is away; the KeyError is of its map of a Cluster that is not whole.
+AWAY: Final = (RedisError, OSError, KeyError)
 SCHEMES: Final = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 
 
@@ -96,15 +98,18 @@ class IndexConnection:
         reply = (await self.run([("INFO", "server")]))[0]
         return frozenset() if isinstance(reply, CommandError) else frozenset({_run_id(reply)})
 
-    def pubsub(self) -> Any:
+    async def pubsub(self) -> Any:
         """A subscriber of the client library; feedback.py is its one user."""
-        return self._open().pubsub()
+        client = self._open()
+        if self.is_cluster:
+            await client.initialize()  # a subscriber looks its node up without asking the cluster first
+        return client.pubsub()
 
     async def close(self) -> None:
         clients, self._client, self._companions = [self._client, *self._companions], None, []
         for client in clients:
             if client is not None:
-                with suppress(RedisError, OSError):  # it was gone already
+                with suppress(*AWAY):  # it was gone already
                     await client.aclose()
 
     async def _once(self, commands: Sequence[Command]) -> list[Any]:
@@ -115,7 +120,7 @@ class IndexConnection:
                 pipe.execute_command(*command)
             replies = await pipe.execute(raise_on_error=False)
             reraise_swallowed_cancellation()
-        except (RedisError, OSError) as error:
+        except AWAY as error:
             reraise_swallowed_cancellation()
             raise IndexUnavailableError(f"Redis at {_without_password(self._settings.url)}: {error}") from error
         return [_checked(reply) for reply in replies]
@@ -125,13 +130,13 @@ class IndexConnection:
             client = self._open()
             for script in ALL:
                 await client.script_load(script.text)
-        except (RedisError, OSError) as error:
+        except AWAY as error:
             raise IndexUnavailableError(f"Redis does not take our scripts: {error}") from error
 
     async def _cluster_run_ids(self) -> frozenset[str]:
         try:
             replies = await self._open().execute_command("INFO", "server", target_nodes=RedisCluster.PRIMARIES)
-        except (RedisError, OSError) as error:
+        except AWAY as error:
             raise IndexUnavailableError(f"Redis Cluster: {error}") from error
         answers = replies.values() if isinstance(replies, dict) and "run_id" not in replies else [replies]
         return frozenset(_run_id(answer) for answer in answers)

@@ -6,11 +6,9 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from redis.exceptions import RedisError
-
 from kvcommons_core import limits
 from kvcommons_core.errors import IndexUnavailableError
-from kvcommons_core.index.connection import IndexConnection
+from kvcommons_core.index.connection import AWAY, IndexConnection
 from kvcommons_core.index.schema import Names
 from kvcommons_core.index.tasks import reraise_swallowed_cancellation
 from kvcommons_core.settings import IndexSettings
@@ -34,7 +32,7 @@ class FeedbackListener:
         while True:
             try:
                 await self._listen()
-            except (RedisError, OSError, IndexUnavailableError):  # away: routing goes on without feedback
+            except (*AWAY, IndexUnavailableError):  # away: routing goes on without feedback
                 reraise_swallowed_cancellation()
                 self.subscribed.clear()
                 await self._connection.close()
@@ -44,7 +42,7 @@ class FeedbackListener:
         await self._connection.close()
 
     async def _listen(self) -> None:
-        subscriber = self._connection.pubsub()
+        subscriber = await self._connection.pubsub()
         try:
             await subscriber.subscribe(self._channel)
             while True:

@@ -18,7 +18,7 @@ from kvcommons_core.index.connection import IndexConnection
 from kvcommons_core.index.membership import MembershipKeeper, MemberState
 from kvcommons_core.index.schema import Holder, MemberInfo, Tier
 from kvcommons_core.index.stream import ADD, REMOVE, OpStream
-from kvcommons_core.index.tasks import end_tasks
+from kvcommons_core.index.tasks import end_tasks, spawn
 from kvcommons_core.settings import IndexSettings
 
 PAGE_ITEMS_MAX: Final = 512
@@ -71,9 +71,9 @@ class NodeIndex:
     async def start(self) -> None:
         """Begins in the background; Redis may be away."""
         self._tasks = [
-            asyncio.create_task(self.keeper.run(), name="index-membership"),
-            asyncio.create_task(self.stream.run(), name="index-stream"),
-            asyncio.create_task(self._republish_loop(), name="index-inventory"),
+            spawn(self.keeper.run(), name="index-membership"),
+            spawn(self.stream.run(), name="index-stream"),
+            spawn(self._republish_loop(), name="index-inventory"),
         ]
 
     async def stop(self, *, leave: bool = True, flush_seconds_max: float = 1.0) -> None:

@@ -15,7 +15,7 @@ from kvcommons_core.index import schema, scripts
 from kvcommons_core.index.connection import Command, CommandError, IndexConnection, evalsha
 from kvcommons_core.index.gallop import Hit, Probe, fold, gallop
 from kvcommons_core.index.schema import Holder, Names, Tenure
-from kvcommons_core.index.tasks import end_tasks
+from kvcommons_core.index.tasks import end_tasks, spawn
 from kvcommons_core.index.view import MembersView
 from kvcommons_core.settings import IndexSettings
 
@@ -115,8 +115,8 @@ class IndexReader:
         """Looks at the members once (bounded by the connection's timeouts), then goes on in the background."""
         await self.view.poll()
         self._tasks = [
-            asyncio.create_task(self.view.run(), name="index-members"),
-            asyncio.create_task(self._dispatch(), name="index-lookups"),
+            spawn(self.view.run(), name="index-members"),
+            spawn(self._dispatch(), name="index-lookups"),
         ]
 
     async def stop(self) -> None:
@@ -195,7 +195,7 @@ class IndexReader:
                 continue
             if self._connection.is_cluster:
                 for keys, future in batch:
-                    task = asyncio.create_task(self._cluster_lookup(keys, future))
+                    task = spawn(self._cluster_lookup(keys, future), "index-lookup")
                     self._cluster_lookups.add(task)
                     task.add_done_callback(self._cluster_lookups.discard)
                 continue

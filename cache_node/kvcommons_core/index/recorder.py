@@ -15,7 +15,7 @@ from kvcommons_core.index.membership import Membership, MembershipKeeper
 from kvcommons_core.index.reader import IndexReader
 from kvcommons_core.index.schema import Holder, MemberInfo, MemberKind, Tier
 from kvcommons_core.index.stream import ADD, KEEP, REMOVE, OpStream
-from kvcommons_core.index.tasks import end_tasks
+from kvcommons_core.index.tasks import end_tasks, spawn
 from kvcommons_core.settings import IndexSettings
 
 
@@ -34,8 +34,8 @@ class EngineRecorder:
 
     async def start(self) -> None:
         self._tasks = [
-            asyncio.create_task(self.keeper.run(), name="index-engines"),
-            asyncio.create_task(self.stream.run(), name="index-intents"),
+            spawn(self.keeper.run(), name="index-engines"),
+            spawn(self.stream.run(), name="index-intents"),
         ]
 
     async def stop(self) -> None:
