@@ -1,4 +1,4 @@
-"""Makes the models that the demo, the tests and the benchmarks run: SmolLM2-135M from its package, and small random ones."""
+"""Make a model that the demo, the tests and the benchmarks run: SmolLM2-135M, or a small random Llama."""
 
 import argparse
 import fcntl

@@ -16,6 +16,8 @@ FUNCTION_LINES_MAX = 80
 # What is longer, and why it stays in one piece.
 LONG_MODULES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
+# Tests that let a time pass, and why: nothing in them waits for a condition by it.
+DELAYS = {"csrc/tests/client_restart_test.cpp": "kills a node after a random delay: where in its work is the point"}
 
 # A file may speak of the project and of nothing of the machine that it was written on.
 FORBIDDEN = {
@@ -95,7 +97,7 @@ def sleeps(name: str, text: str) -> Iterator[int]:
 def test_no_test_sleeps() -> None:
     """A test waits for a condition, never for a time."""
     tests = [(name, text) for name, text in texts() if name.startswith(("tests/", "csrc/tests/"))]
-    assert not [f"{name}:{number}" for name, text in tests for number in sleeps(name, text)]
+    assert {name for name, text in tests if list(sleeps(name, text))} == set(DELAYS)
 
 
 def test_every_test_says_the_behaviour_that_it_proves() -> None:
