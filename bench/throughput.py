@@ -5,7 +5,10 @@ Two loads: questions about documents that come again and again (rag), and chats 
 clients take turns between the engines, as a plain service does; with us they ask the router. Everything else is the same: model,
 seeds, prompts, order, clients. `reuse_possible` is the share of prompt tokens that somebody had computed before.
 
-    python -m bench.throughput [--clients 4] [--rag-requests 48] [--chat-sessions 12] [--only rag|chat]
+    python -m bench.throughput [--clients 4] [--rag-requests 48] [--chat-sessions 12] [--only rag|chat] [--peers]
+
+--peers measures LMCache's multi-process server beside us, with clients that take turns; --peer-python names the interpreter of an
+environment that has vLLM and lmcache, where that is not this one.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import argparse
 import json
 import queue
 import random
+import socket
 import statistics
 import sys
 import tempfile
@@ -21,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -28,7 +33,7 @@ from typing import Any
 from kvcommons_cli import engines, talk
 from kvcommons_cli.engines import MODEL_NAME, EngineSpec
 from kvcommons_cli.model import make_random_llama
-from kvcommons_cli.processes import spawn, stop_all
+from kvcommons_cli.processes import Guarded, spawn, stop_all
 from kvcommons_cli.progress import Progress, wait_ready
 from kvcommons_cli.stack import ENGINE_SECONDS_MAX, Stack, StackOptions
 from kvcommons_core.redis_server import free_port
@@ -48,7 +53,11 @@ TURN_TOKENS = 288
 TURNS = 6
 SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
 
+PEER_SECONDS_MAX = 120.0
+PEER_ENVIRONMENT = {"LMCACHE_TRACK_USAGE": "false", "LMCACHE_DISABLE_BANNER": "1", "PYTHONHASHSEED": "0"}
+
 Prompt = list[int]
+Act = Callable[[Sequence[str], Sequence[EngineSpec]], None]
 
 
 @dataclass(frozen=True)
@@ -169,19 +178,20 @@ def command(spec: EngineSpec, gpu: bool) -> list[str]:
     return [*engines.command(spec, gpu), *more]
 
 
-def alone(
-    home: Path, model: Path, progress: Progress, act: Callable[[Sequence[str], Sequence[EngineSpec]], None]
+def two_engines(
+    home: Path, progress: Progress, model: Path, name: str, variant: Callable[[list[str]], list[str]], act: Act
 ) -> None:
-    """Two engines without us, and clients that take turns."""
-    specs = [EngineSpec(f"alone-{index}", index, free_port(), model, None) for index in range(2)]
+    """Two engines without us, by a variant of the same command line, and clients that take turns."""
+    specs = [EngineSpec(f"{name}-{index}", index, free_port(), model, None) for index in range(2)]
     gpu = engines.has_gpu()
-    running = [
-        spawn(spec.name, command(spec, gpu), home / "logs" / f"{spec.name}.log", engines.environment(spec, gpu))
-        for spec in specs
-    ]
+    running: list[Guarded] = []
     try:
+        for spec in specs:
+            words = variant(command(spec, gpu))
+            log = home / "logs" / f"{spec.name}.log"
+            running.append(spawn(spec.name, words, log, {**PEER_ENVIRONMENT, **engines.environment(spec, gpu)}))
         health = {
-            spec.name: (process, lambda url=spec.url: talk.answers(url + "/health"))
+            spec.name: (process, partial(talk.answers, spec.url + "/health"))
             for spec, process in zip(specs, running, strict=True)
         }
         wait_ready(progress, health, ENGINE_SECONDS_MAX)
@@ -190,9 +200,35 @@ def alone(
         stop_all(running)
 
 
-def with_us(
-    home: Path, model: Path, progress: Progress, act: Callable[[Sequence[str], Sequence[EngineSpec]], None]
-) -> None:
+def with_lmcache(home: Path, progress: Progress, model: Path, python: Path, act: Act) -> None:
+    """The same with LMCache's server between them."""
+    port = free_port()
+    words = [str(python.with_name("lmcache")), "server", "--host", "127.0.0.1", "--port", str(port)]
+    words += ["--http-port", str(free_port()), "--l1-size-gb", str(ARENA_BYTES >> 30), "--eviction-policy", "LRU"]
+    words += ["--chunk-size", "256", "--disable-observability", "--max-workers", "2"]
+    server = spawn("lmcache", words, home / "logs" / "lmcache.log", PEER_ENVIRONMENT)
+    extra = {"lmcache.mp.host": "tcp://127.0.0.1", "lmcache.mp.port": port}
+    transfer = {"kv_connector": "LMCacheMPConnector", "kv_role": "kv_both", "kv_connector_extra_config": extra}
+
+    def variant(command: list[str]) -> list[str]:
+        return [str(python), *command[1:], "--kv-transfer-config", json.dumps(transfer)]
+
+    try:
+        wait_ready(progress, {"lmcache": (server, partial(accepts, port))}, PEER_SECONDS_MAX)
+        two_engines(home, progress, model, "lmcache", variant, act)
+    finally:
+        stop_all([server])
+
+
+def accepts(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def with_us(home: Path, progress: Progress, model: Path, act: Act) -> None:
     """The same engines with the connector, a node and the router."""
     options = StackOptions(home=home, arena_bytes=ARENA_BYTES, model=model, engine_command=command)
     with Stack(options, progress) as stack:
@@ -200,42 +236,47 @@ def with_us(
         act([stack.router_url], list(stack.engines.values()))
 
 
-def main() -> int:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.throughput", description=__doc__)
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--rag-requests", type=int, default=48)
     parser.add_argument("--chat-sessions", type=int, default=12)
     parser.add_argument("--only", choices=["rag", "chat"])
-    options = parser.parse_args()
-    loads = [
-        load
-        for load in (rag_load(options.rag_requests), chat_load(options.chat_sessions))
-        if options.only in (None, load.name)
-    ]
+    parser.add_argument("--peers", action="store_true", help="also LMCache")
+    parser.add_argument("--peer-python", type=Path, default=Path(sys.executable), help="interpreter that has it")
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = arguments()
     progress = Progress()
     model = make_random_llama()
+    loads = [rag_load(options.rag_requests), chat_load(options.chat_sessions)]
+    loads = [load for load in loads if options.only in (None, load.name)]
     figures: dict[str, Any] = {
         load.name: {"reuse_possible": reuse_possible(load), "prompts": len(load.prompts)} for load in loads
     }
 
-    def act(who: str) -> Callable[[Sequence[str], Sequence[EngineSpec]], None]:
-        def run(urls: Sequence[str], specs: Sequence[EngineSpec]) -> None:
+    def measured(who: str) -> Act:
+        def act(urls: Sequence[str], specs: Sequence[EngineSpec]) -> None:
             for load in loads:
                 figures[load.name][who] = measure(load, urls, specs, options.clients)
                 progress.say(f"{load.name}, {who}: {figures[load.name][who]}")
 
-        return run
+        return act
 
     with tempfile.TemporaryDirectory(prefix="kvc-throughput-") as folder:
-        alone(Path(folder), model, progress, act("vllm"))
-        with_us(Path(folder) / "stack", model, progress, act("kvcommons"))
-    ratios = {
-        f"{load.name}_over_vllm": round(
-            figures[load.name]["kvcommons"]["requests_s"] / figures[load.name]["vllm"]["requests_s"], 2
-        )
-        for load in loads
-    }
-    limits = {name: LIMITS[name] for name in ratios}
+        home = Path(folder)
+        two_engines(home, progress, model, "alone", list, measured("vllm"))
+        with_us(home / "stack", progress, model, measured("kvcommons"))
+        if options.peers:
+            with_lmcache(home, progress, model, options.peer_python, measured("lmcache"))
+    ratios = {}
+    for load in loads:
+        rates = {who: found["requests_s"] for who, found in figures[load.name].items() if isinstance(found, dict)}
+        for peer in rates.keys() - {"kvcommons"}:
+            ratios[f"{load.name}_over_{peer}"] = round(rates["kvcommons"] / rates[peer], 2)
+    limits = {name: limit for name, limit in LIMITS.items() if name in ratios}
     print(json.dumps({"name": "throughput", "figures": figures, "limits": limits, "ratios": ratios}))
     return 0
 
