@@ -57,11 +57,14 @@ async def test_an_intent_is_seen_by_the_next_request_and_by_other_routers(
         await two.knows("e1", "e2")
         assert (await one.reader.lookup(CHAIN)).hits == {}
         assert one.recorder.record("e1", CHAIN[:12])
-        mirrored = await one.reader.lookup(CHAIN[:1])
+        mirrored = one.reader.peek(CHAIN[:1])
+        assert mirrored is not None
         assert mirrored.status is LookupStatus.MIRROR
         assert [hit.by_tier for hit in mirrored.hits.values()] == [[1, 0, 0, 0]]
         await one.recorder.stream.flushed()
+        assert two.reader.peek(CHAIN) is None, "it has read nothing yet"
         assert await two.depth("e1", CHAIN) == 12
+        assert [len(packed) for packed in await two.reader.holders(CHAIN[11:13])] == [8, 0]
         assert await two.depth("e2", CHAIN) == 0
 
 

@@ -145,6 +145,21 @@ class IndexReader:
             return self._answer(LookupStatus.AWAY, probes)
         return self._answer(LookupStatus.REDIS, future.result())
 
+    def peek(self, keys: Sequence[bytes]) -> Lookup | None:
+        """The answer if it takes no waiting: the mirror has all of it, or Redis is away. None: ask `lookup`."""
+        probes, complete = self._from_mirror(keys)
+        if complete:
+            return self._answer(LookupStatus.MIRROR, probes)
+        return None if self.view.reachable else self._answer(LookupStatus.AWAY, probes)
+
+    async def holders(self, keys: Sequence[bytes]) -> list[bytes]:
+        """The packed holders that Redis has now, past the mirror.
+
+        :raises IndexUnavailableError: if Redis does not answer.
+        """
+        replies = await self._connection.run([("GET", self._names.holders(key8)) for key8 in keys])
+        return [reply if isinstance(reply, bytes) else b"" for reply in replies]
+
     def note(self, tenure: Tenure, tier: schema.Tier, keys: Iterable[bytes], *, present: bool = True) -> None:
         """Our own intent or correction shows in the mirror at once; Redis is told by the recorder."""
         holder = Holder(tenure.slot, tenure.epoch, tier, 0, schema.born_of(self._clock())).pack()
