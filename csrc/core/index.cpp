@@ -7,6 +7,25 @@ namespace {
 constexpr int kCandidatesSeenMax = 32;  // of other strides, before the search for a victim gives up in a shard
 }
 
+void Parts::push_back(const Part& part) {
+  if (size_ == 0 && many_.empty()) {
+    one_ = part;
+  } else {
+    if (many_.empty()) {
+      many_.push_back(one_);
+    }
+    many_.push_back(part);
+  }
+  ++size_;
+}
+
+void Parts::erase(const Part* part) {
+  if (!many_.empty()) {
+    many_.erase(many_.begin() + (part - many_.data()));
+  }
+  --size_;
+}
+
 void Children::add(const Key& key) {
   if (!many_ && few_.size() < kFewMax) {
     few_.push_back(key);

@@ -27,6 +27,23 @@ struct Part {
   bool sealed = false;
 };
 
+// Nearly always one: kept in the entry, for each further place in memory costs a lookup a miss of the cache.
+class Parts {
+ public:
+  [[nodiscard]] Part* begin() noexcept { return many_.empty() ? &one_ : many_.data(); }
+  [[nodiscard]] Part* end() noexcept { return begin() + size_; }
+  [[nodiscard]] const Part* begin() const noexcept { return many_.empty() ? &one_ : many_.data(); }
+  [[nodiscard]] const Part* end() const noexcept { return begin() + size_; }
+  [[nodiscard]] bool empty() const noexcept { return size_ == 0; }
+  void push_back(const Part& part);
+  void erase(const Part* part);
+
+ private:
+  Part one_;
+  std::uint32_t size_ = 0;
+  std::vector<Part> many_;  // all of them once there were two
+};
+
 // Keys of the chunks that follow. A key counts once for each link made, so that making and cutting commute.
 class Children {
  public:
@@ -43,18 +60,19 @@ class Children {
 };
 
 struct Entry {
-  Key parent;
+  // What a lookup reads comes first, beside the key.
   std::uint64_t id = 0;         // never used twice
   std::uint64_t parent_id = 0;  // 0 = first chunk of a chain
   std::uint64_t tick = 0;
-  std::uint64_t commit_ms = 0;
   std::uint32_t fingerprint = 0;
   std::uint32_t holds = 0;  // leases whose deepest chunk this is, and slots that a former life still reads
   bool pinned = false;
   bool announced = false;  // complete for some layout: a Committed event was sent
   bool candidate = false;  // in the shard's candidates
-  std::vector<Part> parts;
+  Parts parts;
   Children children;
+  std::uint64_t commit_ms = 0;
+  Key parent;
   const Key* key = nullptr;  // the map's own
 
   [[nodiscard]] const Part* find(std::uint16_t rect) const noexcept {

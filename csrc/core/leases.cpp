@@ -151,8 +151,8 @@ LeasePtr Leases::finished(const Copying& copying, SessionId session, bool revoke
   return end_if_done(it);
 }
 
-LeasePtr Leases::revoke(LeaseId id, SessionId session, std::uint32_t fingerprint,
-                        std::optional<std::uint16_t> own_rect, bool* found) {
+LeasePtr Leases::revoke(LeaseId id, SessionId session, std::uint32_t fingerprint, std::optional<std::uint16_t> own_rect,
+                        bool* found) {
   const std::lock_guard lock(mutex_);
   const auto it = table_.find(id);
   *found = it != table_.end();

@@ -16,11 +16,13 @@
 namespace kvcommons::internal {
 
 struct LeasedSlot {
-  std::uint64_t offset_bytes = 0;
+  std::uint32_t offset_pages = 0;  // of kSlotAlignBytes
   std::uint32_t slot = kNoSlot;
   std::uint32_t generation = 0;
   std::uint32_t index_shard = 0;
+  [[nodiscard]] std::uint64_t offset_bytes() const noexcept { return offset_pages * kSlotAlignBytes; }
 };
+static_assert(sizeof(LeasedSlot) == 16);
 
 struct LeasePart {
   std::uint16_t rect = 0;

@@ -98,18 +98,19 @@ Geometry Geometry::of(const StoreConfig& config) {
   return g;
 }
 
+// Release and acquire: who reads a part of a new key also reads that the slot's word has moved on.
 void SlotRecord::set_key(const Key& k) noexcept {
   for (std::size_t i = 0; i < 4; ++i) {
     std::uint64_t v = 0;
     std::memcpy(&v, k.bytes.data() + i * 8, sizeof v);
-    key[i].store(v, std::memory_order_relaxed);
+    key[i].store(v, std::memory_order_release);
   }
 }
 
 Key SlotRecord::get_key() const noexcept {
   Key k;
   for (std::size_t i = 0; i < 4; ++i) {
-    const std::uint64_t v = key[i].load(std::memory_order_relaxed);
+    const std::uint64_t v = key[i].load(std::memory_order_acquire);
     std::memcpy(k.bytes.data() + i * 8, &v, sizeof v);
   }
   return k;

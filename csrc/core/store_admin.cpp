@@ -221,9 +221,6 @@ std::vector<InventoryItem> Store::Impl::inventory(std::uint64_t* cursor, std::si
   std::uint32_t slot = 0;
   while (out.size() < max && slabs_.next_given(next, &slot)) {
     next = std::uint64_t{slot} + 1;
-    if (!records_.slot(slot).completes) {
-      continue;
-    }
     const auto key = sealed_key(slot);
     if (!key) {
       continue;
@@ -234,7 +231,7 @@ std::vector<InventoryItem> Store::Impl::inventory(std::uint64_t* cursor, std::si
     const bool its_own =
         e != nullptr && e->announced &&
         std::any_of(e->parts.begin(), e->parts.end(), [&](const Part& p) { return p.slot == slot && p.sealed; });
-    if (its_own) {
+    if (its_own && records_.slot(slot).completes != 0) {
       out.push_back({*key, fingerprints_.key(e->fingerprint), text_keys(*e)});
     }
   }

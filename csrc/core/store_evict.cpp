@@ -105,7 +105,6 @@ std::optional<Key> Store::Impl::sealed_key(std::uint32_t slot) const {
   const SlotRecord& record = records_.slot(slot);
   const std::uint64_t before = record.word.load(std::memory_order_acquire);
   const Key key = record.get_key();
-  std::atomic_thread_fence(std::memory_order_acquire);
   const bool steady = record.word.load(std::memory_order_relaxed) == before;
   if (!steady || SlotRecord::state_of(before) != SlotState::Sealed) {
     return std::nullopt;

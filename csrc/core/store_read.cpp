@@ -28,7 +28,8 @@ bool Store::Impl::present(const Session& s, const Entry& e, Lease* lease, std::u
     const Part* part = e.find(rect);
     slabs_.touch(part->slot, tick);
     if (lease != nullptr) {
-      lease->slots.push_back({part->offset_bytes, part->slot, part->generation, shard});
+      lease->slots.push_back(
+          {static_cast<std::uint32_t>(part->offset_bytes / kSlotAlignBytes), part->slot, part->generation, shard});
     }
   }
   return true;
@@ -182,7 +183,7 @@ std::optional<Key> Store::Impl::find_corrupt(const Lease& lease, std::size_t par
     if (record.checksum == 0 || !sampled()) {
       continue;
     }
-    if (xxh3_64(arena_ + leased.offset_bytes, record.payload_bytes) != record.checksum) {
+    if (xxh3_64(arena_ + leased.offset_bytes(), record.payload_bytes) != record.checksum) {
       return record.get_key();
     }
   }
@@ -233,7 +234,7 @@ Status Store::Impl::begin(SessionId id, LeaseId lease_id, std::vector<SlotRef>* 
   out->reserve(lease->chunks);
   for (std::uint32_t i = 0; i < lease->chunks; ++i) {
     const LeasedSlot& leased = lease->slots[i * lease->parts.size() + part];
-    out->push_back({leased.offset_bytes, leased.generation});
+    out->push_back({leased.offset_bytes(), leased.generation});
   }
   return Status::Ok;
 }

@@ -82,7 +82,10 @@ void Store::Impl::drop_part(const Key& key, std::uint64_t entry_id, std::uint16_
     if (e == nullptr) {
       return;
     }
-    std::erase_if(e->parts, [&](const Part& p) { return p.rect == rect && p.slot == slot && !p.sealed; });
+    const Part* part = e->find(rect);
+    if (part != nullptr && part->slot == slot && !part->sealed) {
+      e->parts.erase(part);
+    }
     drop_if_empty_locked(shard, *e, &removed);
   }
   if (removed) {
