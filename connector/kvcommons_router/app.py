@@ -299,6 +299,7 @@ class App:
         return {"id": name, "object": "model", "created": 0, "owned_by": "kvcommons"}
 
     def _up(self) -> list[bool]:
+        self._refresh_health()
         now_ms = self.now_ms()
         return [self.health.ready(one.index, now_ms) for one in self.fleet.instances]
 

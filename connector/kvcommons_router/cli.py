@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         return serve(settings)
-    except KeysError as error:
+    except (KeysError, ConfigurationError) as error:
         sys.stderr.write(f"kvcommons router: {error}\n")
         return 2
     except OSError as error:

@@ -15,6 +15,7 @@ import time
 from typing import Final
 
 import uvloop
+from kvcommons_core.index import IndexConnection
 
 from kvcommons_router.app import App, layout_of
 from kvcommons_router.auth import Authenticator, read_or_make_secret, read_secret
@@ -27,6 +28,7 @@ from kvcommons_router.settings import RouterSection, RouterSettings, secret_path
 logger = logging.getLogger(__name__)
 
 BACKLOG: Final = 2048
+ANNOUNCE_SECONDS: Final = 0.02  # how often the supervisor looks whether its workers serve, at the start
 GC_THRESHOLDS: Final = (50_000, 20, 100)
 RESTART_SECONDS_MIN: Final = 0.2
 RESTART_SECONDS_MAX: Final = 10.0
@@ -123,8 +125,11 @@ def serve(settings: RouterSettings) -> int:
 
     :raises OSError: if the address can't be had.
     :raises KeysError: if the API keys can't be read.
+    :raises ConfigurationError: if the index can't be meant as it is given.
     """
     own = settings.router
+    if settings.index.url:
+        IndexConnection(settings.index)  # says now what would else be said by each worker
     auth = authenticator(own)
     layout = layout_of(own)
     if own.workers == 1:
@@ -156,6 +161,7 @@ class Supervisor:
         self._gauges = layout.gauge_columns()
         self._pids: dict[int, int] = {}
         self._stopping = False
+        self._announced = False
         self._delays = [RESTART_SECONDS_MIN] * workers
         self._started = [0.0] * workers
         self._due: dict[int, float] = {}
@@ -166,16 +172,24 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         for row in range(self._settings.workers):
             self._start(row)
-        logger.info("listening on http://%s, %d workers", self._settings.listen, self._settings.workers)
         while self._pids or (self._due and not self._stopping):
             found = signal.sigtimedwait(signals, self._patience())
             if found is not None and found.si_signo != signal.SIGCHLD:
                 self._stop()
             self._reap()
             self._start_due()
+            self._announce()
         return 0
 
+    def _announce(self) -> None:
+        """Says that the router listens once all its workers do."""
+        if not self._announced and self._cells.total(self._layout.workers) == self._settings.workers:
+            self._announced = True
+            logger.info("listening on http://%s, %d workers", self._settings.listen, self._settings.workers)
+
     def _patience(self) -> float:
+        if not self._announced:
+            return ANNOUNCE_SECONDS
         if not self._due:
             return 60.0
         return max(0.01, min(self._due.values()) - time.monotonic())

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kvcommons_router.body import ROUTER_OWNED, check_nested, members, parse, rewrite
 from kvcommons_router.errors import Refusal
@@ -138,6 +138,7 @@ def _escape(text: str, everything: bool) -> str:
     return '"' + "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2)) + '"'
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     st.lists(st.tuples(names, values, st.booleans()), max_size=8),
     st.sampled_from(["", " ", "\n\t "]),

@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kvcommons_router.response import BadResponse, ChunkScanner, read_head
 from kvcommons_router.usage import Usage, usage_of
@@ -12,6 +12,7 @@ BODY = b"5\r\nhello\r\n1;ext=1\r\n \r\n00a\r\n0123456789\r\n0\r\nTrailer: x\r\n\
 PAYLOAD = b"hello 0123456789"
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.integers(0, len(BODY)), max_size=12))
 def test_the_end_is_found_wherever_the_pieces_are_cut(cuts: list[int]) -> None:
     """However the body and what follows it arrive, the end is found and the payload is whole."""
@@ -31,6 +32,7 @@ def test_the_end_is_found_wherever_the_pieces_are_cut(cuts: list[int]) -> None:
     assert payload == PAYLOAD
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=6))
 def test_whole_chunks_pass_quickly(chunks: list[bytes]) -> None:
     """A piece that is one chunk is passed over, and only the last one ends the body."""

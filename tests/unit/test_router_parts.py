@@ -1,0 +1,300 @@
+"""The router's small parts, each by itself: cells, metrics, load, health, rates, the local index, feedback, settings."""
+
+import struct
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kvcommons_core.errors import ConfigurationError, UnknownSettingError
+from kvcommons_core.index import Hit as Held
+from kvcommons_core.index import Member, MemberInfo, MemberKind
+from kvcommons_router.cells import Cells
+from kvcommons_router.feedback import parse_report
+from kvcommons_router.fleet import Fleet
+from kvcommons_router.health import Active, Health
+from kvcommons_router.index import Depth, depths_of_masks
+from kvcommons_router.index_redis import Places, keys8
+from kvcommons_router.load import InstanceLoad, Load, SiblingLoad, Utilisation
+from kvcommons_router.metrics import Layout, Recorder, render
+from kvcommons_router.picker import Candidate, Prefill
+from kvcommons_router.rates import PrefillLearner, TokenRatio
+from kvcommons_router.settings import HealthSettings, InstanceSettings, RouterSection, load, parse_instance
+
+LAYOUT = Layout(["m"], ["a", "b"])
+
+
+def test_cells_of_all_rows_are_summed() -> None:
+    """A worker writes its own row; whoever asks sees the sum and the largest."""
+    cells = Cells(3, 4)
+    for row in range(3):
+        cells.row(row)[2] = 10 + row
+    assert (cells.total(2), cells.largest(2), cells.totals()) == (33, 12, [0, 0, 33, 0])
+    with pytest.raises(IndexError):
+        cells.row(3)
+
+
+def test_metrics_of_all_workers_are_one_text() -> None:
+    """Counters add up over workers, and a histogram's buckets are cumulative."""
+    cells = Cells(2, LAYOUT.columns)
+    for row in range(2):
+        recorder = Recorder(LAYOUT, cells.row(row))
+        recorder.count(LAYOUT.retries, 2)
+        recorder.observe_seconds(LAYOUT.request_seconds, 0, 0.02)
+        recorder.observe_lookup(0.0002)
+        recorder.refused("slow")
+    text = render(LAYOUT, cells, [True, False]).decode()
+    assert "kvcommons_router_retries_total 4" in text
+    assert 'kvcommons_router_request_seconds_bucket{model="m",le="0.01"} 0' in text
+    assert 'kvcommons_router_request_seconds_bucket{model="m",le="0.025"} 2' in text
+    assert 'kvcommons_router_request_seconds_bucket{model="m",le="+Inf"} 2' in text
+    assert 'kvcommons_router_request_seconds_sum{model="m"} 0.04' in text
+    assert 'kvcommons_router_refusals_total{limit="slow"} 2' in text
+    assert 'kvcommons_router_instance_up{instance="b"} 0' in text
+    assert "_active_state" not in text
+
+
+def test_a_dead_workers_gauges_can_be_cleared() -> None:
+    """Gauges and counters are told apart, so that a crash leaves no load behind and loses no count."""
+    gauges = set(LAYOUT.gauge_columns())
+    assert {LAYOUT.connections, LAYOUT.waiting_tokens, LAYOUT.decoding + 1, LAYOUT.workers} <= gauges
+    assert not {LAYOUT.requests, LAYOUT.retries, LAYOUT.prefill_work} & gauges
+
+
+def test_load_is_ours_and_the_others() -> None:
+    """What siblings have under way shows in the candidates, and vanishes with them."""
+    cells = Cells(2, LAYOUT.columns)
+    candidates = [Candidate(b"a"), Candidate(b"b")]
+    one = Load(LAYOUT, cells.row(0), candidates, [SiblingLoad(LAYOUT, cells, 0)])
+    other = Load(LAYOUT, cells.row(1), [Candidate(b"a"), Candidate(b"b")], [])
+    one.dispatched(0, 100, 0.5)
+    other.dispatched(0, 1000, 0.5)
+    other.dispatched(1, 7, 0.5)
+    other.prefilled(1, 7)
+    one.refresh()
+    assert [(c.waiting_tokens, c.decoding, c.requests) for c in candidates] == [(1100, 0, 2), (0, 1, 1)]
+    one.prefilled(0, 100)
+    one.finished(0, 100, was_decoding=True)
+    other.finished(0, 1000, was_decoding=False)
+    other.finished(1, 7, was_decoding=True)
+    one.refresh()
+    assert [(c.waiting_tokens, c.decoding, c.requests) for c in candidates] == [(0, 0, 0), (0, 0, 0)]
+    assert cells.total(LAYOUT.prefill_work) == 1_500_000
+
+
+def test_load_reads_any_source() -> None:
+    """Other routers' load comes through the same door as the siblings'."""
+
+    class Elsewhere:
+        def read(self) -> list[InstanceLoad]:
+            return [InstanceLoad(5, 6, 7), InstanceLoad(0, 0, 0)]
+
+    candidates = [Candidate(b"a"), Candidate(b"b")]
+    found = Load(LAYOUT, Cells(1, LAYOUT.columns).row(0), candidates, [Elsewhere(), Elsewhere()])
+    found.refresh()
+    found.refresh()
+    assert (candidates[0].waiting_tokens, candidates[0].decoding, candidates[0].requests) == (10, 12, 14)
+
+
+def test_utilisation_is_the_last_minutes_share() -> None:
+    """Work over time and instances; what is older than a minute counts no more."""
+    found = Utilisation()
+    assert found.sample(0.0, 2, now=1000.0) == 0.0
+    for second in range(1, 61):
+        found.sample(second * 1.0, 2, now=1000.0 + second)
+    assert found.rho == pytest.approx(0.5)
+    for second in range(61, 131):
+        found.sample(60.0, 2, now=1000.0 + second)
+    assert found.rho == 0.0
+
+
+def test_utilisation_begins_carefully() -> None:
+    """A burst in the first half second is no busy fleet."""
+    found = Utilisation()
+    found.sample(0.0, 1, now=0.0)
+    assert found.sample(0.5, 1, now=0.5) == pytest.approx(0.25)
+
+
+def health(rows: int = 2) -> tuple[list[Health], Cells]:
+    """The judgement of several workers; the first one checks."""
+    cells = Cells(rows, LAYOUT.columns)
+    settings = HealthSettings(failures_max=2, errors_max=3, eject_seconds=1.0, eject_seconds_max=4.0)
+    return [Health(LAYOUT, cells, row, 0, settings) for row in range(rows)], cells
+
+
+def test_all_workers_believe_the_one_that_checks() -> None:
+    """A first failed check is enough at the start; later it takes two."""
+    (checker, other), _ = health()
+    assert checker.checked(0, ok=True)
+    assert checker.checked(1, ok=False)
+    assert other.refresh(0)
+    assert [other.active[0], other.active[1]] == [Active.UP, Active.DOWN]
+    assert not checker.checked(0, ok=False)
+    assert other.usable(0, 0)
+    assert checker.checked(0, ok=False)
+    other.refresh(0)
+    assert not other.usable(0, 0)
+
+
+def test_errors_leave_an_instance_out_for_longer_each_time() -> None:
+    """Three errors in a row: out for 1 s for every worker, then 2, then 4 and no longer; a success forgives."""
+    (one, other), _ = health()
+    now = 0
+    for seconds in (1, 2, 4, 4):
+        while not one.failed(0, now):
+            pass
+        other.refresh(now)
+        assert not other.usable(0, now + seconds * 1000 - 1)
+        assert other.usable(0, now + seconds * 1000)
+        now += seconds * 1000
+    one.succeeded(0)
+    assert not one.failed(0, now)
+    assert one.usable(0, now)
+
+
+def test_a_group_without_anybody_usable_tries_everybody() -> None:
+    """When every check fails the checks may be wrong: requests are tried rather than refused."""
+    instances = [InstanceSettings(name=name, url="http://h:1", model="m") for name in "ab"]
+    fleet = Fleet(RouterSection(instances=tuple(instances)))
+    (checker, *_), _ = health(1)
+    group = fleet.groups["m"]
+    checker.checked(0, ok=False)
+    fleet.refresh(checker, 0)
+    assert [one.name for one in group.usable] == ["b"]
+    checker.checked(1, ok=False)
+    fleet.refresh(checker, 0)
+    assert [one.name for one in group.usable] == ["a", "b"]
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(st.floats(0.0, 0.5), st.floats(1e-5, 1e-2))
+def test_prefilling_is_learnt_from_times_to_first_token(base: float, token: float) -> None:
+    """The line through the samples is found, whatever was assumed before."""
+    prefill = Prefill()
+    learner = PrefillLearner(prefill)
+    for number in range(60):
+        uncached = 100 + 997 * number % 4000
+        learner.add(uncached, base + uncached * token)
+    assert prefill.token_seconds == pytest.approx(token, rel=0.01)
+    assert prefill.base_seconds == pytest.approx(base, rel=0.05, abs=0.001)
+
+
+def test_equal_prompts_teach_their_length_alone() -> None:
+    """With one length only there is no line: the fixed part is kept and the prediction at that length is right."""
+    prefill = Prefill(base_seconds=0.02, token_seconds=0.0002)
+    learner = PrefillLearner(prefill)
+    for _ in range(20):
+        learner.add(1000, 1.02)
+    assert prefill.seconds(1000, 1000) == pytest.approx(1.02)
+    assert prefill.base_seconds == pytest.approx(0.02)
+
+
+def test_bytes_to_a_token_are_learnt() -> None:
+    """Counts of engines move the ratio; a short prompt, mostly template, does not."""
+    ratio = TokenRatio()
+    ratio.add(40, 30)
+    assert ratio.bytes_per_token == 4.0
+    for _ in range(200):
+        ratio.add(10_000, 5_000)
+    assert ratio.bytes_per_token == pytest.approx(2.0, rel=0.01)
+    assert ratio.tokens(0) == 1
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(st.lists(st.integers(0, 15), max_size=12))
+def test_depths_are_the_unbroken_beginnings(masks: list[int]) -> None:
+    """An instance's depth is the number of leading keys whose holders include it."""
+    found = depths_of_masks(range(len(masks)), lambda key, default: masks[key])
+    for index in range(4):
+        depth = 0
+        while depth < len(masks) and masks[depth] >> index & 1:
+            depth += 1
+        assert found.get(index, Depth(0, 0, 0, 0)).engine == depth
+        assert (index in found) == (depth > 0)
+
+
+def member(name: str, slot: int, kind: MemberKind) -> Member:
+    """A living member of the index."""
+    return Member(slot, 1, 1, "x", 0, MemberInfo(name=name, kind=kind, address="h:1"))
+
+
+def test_an_instances_depth_joins_its_cache_its_node_and_the_peers() -> None:
+    """The engine's own cache, its node's memory and disk, and any other node, in this order; who has no node can't
+    fetch from one."""
+    instances = [
+        InstanceSettings(name=name, url="http://h:1", model="m", node=node)
+        for name, node in (("a", "n1"), ("b", "n2"), ("c", ""))
+    ]
+    places = Places(Fleet(RouterSection(instances=tuple(instances))).instances)
+    members = {
+        "engine:a": member("engine:a", 10, MemberKind.ENGINE),
+        "engine:c": member("engine:c", 12, MemberKind.ENGINE),
+        "n1": member("n1", 1, MemberKind.NODE),
+        "n2": member("n2", 2, MemberKind.NODE),
+    }
+    places.follow(members)
+    hits = {10: Held(2, [2, 0, 0, 0]), 1: Held(5, [0, 3, 2, 0]), 12: Held(4, [4, 0, 0, 0]), 99: Held(3, [3, 0, 0, 0])}
+    assert places.depths(hits) == {0: Depth(2, 3, 5, 5), 1: Depth(0, 0, 0, 5), 2: Depth(4, 4, 4, 4)}
+    assert places.depths({}) == {}
+    assert places.node_slot(1) == 2
+
+
+def test_text_keys_are_packed_as_the_index_names_them() -> None:
+    """Eight little-endian bytes each."""
+    keys = [0, 1, 2**64 - 1]
+    assert keys8(keys) == [struct.pack("<Q", key) for key in keys]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"[]",
+        b"null",
+        b'{"request_id":"r"}',
+        b'{"request_id":1,"prompt_tokens":1,"own_tokens":1,"commons_tokens":1}',
+        b'{"request_id":"r","prompt_tokens":true,"own_tokens":1,"commons_tokens":1}',
+        b'{"request_id":"r","prompt_tokens":-1,"own_tokens":1,"commons_tokens":1}',
+        b'{"request_id":"r","prompt_tokens":1.5,"own_tokens":1,"commons_tokens":1}',
+        b'{"request_id":"r","prompt_tokens":99999999999,"own_tokens":1,"commons_tokens":1}',
+    ],
+)
+def test_what_is_no_report_is_none(data: bytes) -> None:
+    """The channel is shared: a message that is not as agreed is counted, not believed."""
+    assert parse_report(data) is None
+
+
+def test_an_instance_is_read_from_a_flag() -> None:
+    """KEY=VALUE pairs, several models with + between them."""
+    found = InstanceSettings.model_validate(
+        parse_instance("name=a, url=http://10.0.0.1:8000,model=m,models=lora-1+lora-2,node=n,zone=z,dp_rank=3")
+    )
+    assert found.names == ("m", "lora-1", "lora-2")
+    assert (found.host, found.port, found.node, found.zone, found.dp_rank) == ("10.0.0.1", 8000, "n", "z", 3)
+    with pytest.raises(UnknownSettingError, match="known: name"):
+        parse_instance("nane=a")
+    with pytest.raises(ConfigurationError, match="KEY=VALUE"):
+        parse_instance("name")
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"KVCOMMONS_ROUTER__POLICI": "cost"}, "router.policy"),
+        ({"KVCOMMONS_ROUTER__LIMITS__BODY_BYTES_MX": "1"}, "body_bytes_max"),
+        ({"KVCOMMONS_ROUTER__POLICY": "best"}, "roundRobin"),
+        ({"KVCOMMONS_ROUTER__LIMITS__BODY_BYTES_MAX": "2GiB"}, "bodies_bytes_max"),
+        ({"KVCOMMONS_ROUTER__LISTEN": "nowhere"}, "HOST:PORT"),
+    ],
+)
+def test_unusable_settings_name_the_setting(environ: dict[str, str], words: str) -> None:
+    """The nearest known name, the allowed values, or what two limits have against each other."""
+    instances = (parse_instance("name=a,url=http://h:1,model=m"),)
+    with pytest.raises(ConfigurationError, match=words):
+        load(None, environ, {"instances": instances}, {})
+
+
+def test_two_instances_of_one_name_are_refused() -> None:
+    """Metrics, logs and the index tell instances apart by name."""
+    one = parse_instance("name=a,url=http://h:1,model=m")
+    with pytest.raises(ConfigurationError, match="two instances are called a"):
+        load(None, {}, {"instances": (one, one)}, {})
