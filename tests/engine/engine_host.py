@@ -117,13 +117,13 @@ class Host:
         fields: dict[str, Any] = {"prompt_token_ids": list(prompt["ids"])}
         if "salt" in prompt:
             fields["cache_salt"] = prompt["salt"]
-        if "image" in prompt:
+        if "sound" in prompt:
             import numpy
 
-            random = numpy.random.default_rng(prompt["image"])
-            fields["multi_modal_data"] = {"image": random.integers(0, 255, (56, 56, 3), dtype=numpy.uint8)}
-            if "image_id" in prompt:
-                fields["multi_modal_uuids"] = {"image": [prompt["image_id"]]}
+            random = numpy.random.default_rng(prompt["sound"])
+            fields["multi_modal_data"] = {"audio": (random.standard_normal(16_000).astype(numpy.float32), 16_000)}
+            if "sound_id" in prompt:
+                fields["multi_modal_uuids"] = {"audio": [prompt["sound_id"]]}
         return fields
 
     def reset(self, connector: bool = False) -> bool:

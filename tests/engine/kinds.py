@@ -15,7 +15,7 @@ COMMON: dict[str, Any] = {
     "tie_word_embeddings": False,
     "initializer_range": 0.2,
 }
-IMAGE_TOKEN = 5
+AUDIO_TOKEN = 5
 SMALL: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 256,
@@ -55,60 +55,6 @@ def mixed_windows(folder: Path) -> str:
         query_pre_attn_scalar=32,
     )
     return saved(Gemma3ForCausalLM, config, folder)
-
-
-def hybrid_mamba(folder: Path) -> str:
-    """Attention beside recurrent (Mamba) layers."""
-    from transformers import JambaConfig, JambaForCausalLM
-
-    config = JambaConfig(
-        **COMMON,
-        **{key: value for key, value in SMALL.items() if key != "head_dim"},
-        attn_layer_period=4,
-        attn_layer_offset=1,
-        expert_layer_period=2,
-        expert_layer_offset=1,
-        num_experts=1,
-        num_experts_per_tok=1,
-        mamba_d_state=16,
-        mamba_d_conv=4,
-        mamba_expand=2,
-        mamba_dt_rank=16,
-        use_mamba_kernels=False,
-    )
-    return saved(JambaForCausalLM, config, folder)
-
-
-def hybrid_falcon(folder: Path) -> str:
-    """Attention and Mamba 2 side by side in every layer."""
-    from transformers import FalconH1Config, FalconH1ForCausalLM
-
-    config = FalconH1Config(
-        **COMMON,
-        **SMALL,
-        mamba_d_ssm=256,
-        mamba_n_heads=8,
-        mamba_d_head=32,
-        mamba_d_state=32,
-        mamba_n_groups=1,
-        mamba_chunk_size=64,
-    )
-    return saved(FalconH1ForCausalLM, config, folder)
-
-
-def hybrid_convolution(folder: Path) -> str:
-    """Attention beside layers with a short convolution, whose state is recurrent as Mamba's is."""
-    from transformers import Lfm2Config, Lfm2ForCausalLM
-
-    config = Lfm2Config(
-        **COMMON,
-        **{key: value for key, value in SMALL.items() if key != "head_dim"},
-        layer_types=["conv", "full_attention", "conv", "full_attention"],
-        block_ff_dim=256,
-        conv_L_cache=3,
-    )
-    config.conv_dim = SMALL["hidden_size"]
-    return saved(Lfm2ForCausalLM, config, folder)
 
 
 def hybrid_delta(folder: Path) -> str:
@@ -157,58 +103,52 @@ def latent_attention(folder: Path) -> str:
 
 
 def multimodal(folder: Path) -> str:
-    """LLaVA: an image of 56 x 56 becomes 16 tokens. With a processor and a tokenizer, for vLLM reads images by them."""
+    """Qwen2-Audio: a second of sound becomes 25 tokens. With a processor and a tokenizer, for vLLM reads sounds by them."""
     from tokenizers import Tokenizer, models
     from transformers import (
-        CLIPImageProcessor,
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        LlavaProcessor,
         PreTrainedTokenizerFast,
+        Qwen2AudioConfig,
+        Qwen2AudioEncoderConfig,
+        Qwen2AudioForConditionalGeneration,
+        Qwen2AudioProcessor,
+        Qwen2Config,
+        WhisperFeatureExtractor,
     )
 
-    words = {"<s>": 0, "</s>": 1, "<pad>": 2, "<unk>": 3, "w4": 4, "<image>": IMAGE_TOKEN} | {
-        f"w{i}": i for i in range(6, 4096)
+    special = {
+        "<s>": 0,
+        "</s>": 1,
+        "<pad>": 2,
+        "<unk>": 3,
+        "<|AUDIO|>": AUDIO_TOKEN,
+        "<|audio_bos|>": 6,
+        "<|audio_eos|>": 7,
     }
+    words = special | {f"w{i}": i for i in range(4096) if i not in special.values()}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")),
         bos_token="<s>",
         eos_token="</s>",
         pad_token="<pad>",
         unk_token="<unk>",
-        additional_special_tokens=["<image>"],
+        additional_special_tokens=["<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"],
     )
-    vision = CLIPVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=56,
-        patch_size=14,
-        projection_dim=64,
-        initializer_factor=8.0,
+    audio = Qwen2AudioEncoderConfig(
+        num_mel_bins=128,
+        d_model=64,
+        encoder_layers=2,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=128,
+        max_source_positions=1500,
+        initializer_range=0.2,
     )
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=LlamaConfig(**COMMON, **SMALL),
-        image_token_index=IMAGE_TOKEN,
-        image_seq_length=16,
-        vision_feature_select_strategy="default",
-        vision_feature_layer=-2,
-    )
+    text = Qwen2Config(**COMMON, **{key: value for key, value in SMALL.items() if key != "head_dim"})
+    config = Qwen2AudioConfig(audio_config=audio, text_config=text, audio_token_index=AUDIO_TOKEN)
     config.initializer_range = COMMON["initializer_range"]
-    processor = LlavaProcessor(
-        image_processor=CLIPImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}),
-        tokenizer=tokenizer,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        image_token="<image>",
-    )
-    path = saved(LlavaForConditionalGeneration, config, folder)
-    processor.save_pretrained(path)
+    path = saved(Qwen2AudioForConditionalGeneration, config, folder)
+    Qwen2AudioProcessor(
+        feature_extractor=WhisperFeatureExtractor(feature_size=128), tokenizer=tokenizer
+    ).save_pretrained(path)
     return path
 
 
