@@ -28,7 +28,6 @@ from bench.raw_load import load_over_memcpy
 ARENA_BYTES = 3 << 30
 POOL_TOKENS = 16_384
 LIMITS = {"pool_over_native_4096": 1.08, "load_over_memcpy": 0.8}
-PEERS = {"example": {"kv_connector": "ExampleConnector"}}
 
 
 def run_node(connection: Connection, socket: str) -> None:
@@ -71,7 +70,8 @@ def run_engine(connection: Connection, model: str, transfer: dict[str, Any], cor
         skip_tokenizer_init=True,
         disable_log_stats=False,
         num_gpu_blocks_override=POOL_TOKENS // 128,
-        kv_transfer_config=KVTransferConfig(**transfer) if transfer else None,
+        kv_transfer_config=KVTransferConfig(**transfer),
+        disable_hybrid_kv_cache_manager=transfer["kv_connector"] == "ExampleConnector",  # it knows nothing of it
     )
     parameters = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, detokenize=False)
     connection.send("ready")
@@ -80,9 +80,6 @@ def run_engine(connection: Connection, model: str, transfer: dict[str, Any], cor
             ids = connection.recv()
         except EOFError:
             return
-        if ids is None:
-            connection.send({metric.name: getattr(metric, "value", 0) for metric in llm.get_metrics()})
-            continue
         begin = time.perf_counter()
         output = llm.generate([{"prompt_token_ids": ids}], parameters, use_tqdm=False)[0]
         connection.send(
@@ -174,20 +171,17 @@ def _warm(first: Child, second: Child, source: random.Random, length: int) -> No
         second.ask(ids)
 
 
-def engines_on(
-    model: str, transfer: dict[str, Any], lengths: list[int], rounds: int
-) -> tuple[dict[int, dict[str, float]], dict[str, float]]:
-    """Medians by length and kind, and the second engine's counters."""
+def engines_on(model: str, transfer: dict[str, Any], lengths: list[int], rounds: int) -> dict[int, dict[str, float]]:
+    """Medians by length and kind."""
     first, second = Child(run_engine, model, transfer, 0), Child(run_engine, model, transfer, 1 % (os.cpu_count() or 1))
     try:
         first.ready()
         second.ready()
         times = measure(first, second, lengths, rounds)
-        medians = {
-            n: {kind: round(statistics.median(values), 2) for kind, values in kinds.items()}
-            for n, kinds in times.items()
+        return {
+            length: {kind: round(statistics.median(values), 2) for kind, values in kinds.items()}
+            for length, kinds in times.items()
         }
-        return medians, second.ask(None)
     finally:
         second.close()
         first.close()
@@ -211,29 +205,38 @@ def main() -> int:
         try:
             node.ready()
             raw = load_over_memcpy(socket, 15)
-            medians, counters = engines_on(model, connector(socket), lengths, options.rounds)
+            medians = engines_on(model, connector(socket), lengths, options.rounds)
         finally:
             node.close()
-        report(medians, raw, counters, options)
+        peers = {}
+        if options.peers:
+            shared = str(Path(folder) / "example")
+            peer = {
+                "kv_connector": "ExampleConnector",
+                "kv_role": "kv_both",
+                "kv_connector_extra_config": {"shared_storage_path": shared},
+            }
+            peers["example"] = engines_on(model, peer, lengths, options.rounds)
+        report(medians, raw, peers, options)
     return 0
 
 
 def report(
-    medians: dict[int, dict[str, float]], raw: dict[str, float], counters: dict[str, float], options: argparse.Namespace
+    medians: dict[int, dict[str, float]],
+    raw: dict[str, float],
+    peers: dict[str, dict[int, dict[str, float]]],
+    options: argparse.Namespace,
 ) -> None:
     """The one line."""
     ratios = {f"pool_over_native_{n}": round(kinds["commons"] / kinds["native"], 3) for n, kinds in medians.items()}
     ratios |= {f"cold_over_pool_{n}": round(kinds["cold"] / kinds["commons"], 1) for n, kinds in medians.items()}
-    print(
-        json.dumps(
-            {
-                "name": "ttft",
-                "figures": {"model": options.model, "ttft_ms": medians},
-                "limits": LIMITS,
-                "ratios": ratios,
-            }
-        )
-    )
+    for peer, theirs in peers.items():
+        ratios |= {
+            f"{peer}_over_native_{n}": round(kinds["commons"] / kinds["native"], 3) for n, kinds in theirs.items()
+        }
+    ratios["load_over_memcpy"] = raw.pop("load_over_memcpy")
+    figures = {"model": options.model, "ttft_ms": medians, "raw_load": raw, "peers_ttft_ms": peers}
+    print(json.dumps({"name": "ttft", "figures": figures, "limits": LIMITS, "ratios": ratios}))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from kvcommons_connector.config import SOCKET_PATH_BYTES_MAX
+
 READY_SECONDS_MAX: Final = 60.0
 STOP_SECONDS_MAX: Final = 10.0
 READY: Final = b"ready\n"
@@ -26,8 +28,10 @@ READY: Final = b"ready\n"
 
 def private_socket(engine_id: str) -> str:
     """The socket of an engine's private node, known to all of the engine's processes without a word between them."""
-    folder = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-    return str(Path(folder) / f"kvc-{os.getuid()}-{hashlib.sha256(engine_id.encode()).hexdigest()[:16]}" / "node.sock")
+    name = f"kvc-{os.getuid()}-{hashlib.sha256(engine_id.encode()).hexdigest()[:16]}"
+    folders = (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp")
+    paths = [str(Path(folder) / name / "node.sock") for folder in folders if folder]
+    return next((path for path in paths if len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX), paths[-1])
 
 
 class PrivateNode:

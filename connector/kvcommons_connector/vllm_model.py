@@ -63,7 +63,9 @@ def check_model(config: Any, kv_cache_config: Any) -> Any:
         raise Unsupported("kv_kind", "attention is not causal, or a state covers more than one token")
     if not config.scheduler_config.enable_chunked_prefill and not config.cache_config.enable_prefix_caching:
         # vLLM turns both off where its kernels ignore what stands before a prefill: MLA on a CPU without AMX answers wrongly there.
-        raise Unsupported("no_prefix", "this engine has chunked prefill and prefix caching off: it can't go on from a prefix")
+        raise Unsupported(
+            "no_prefix", "this engine has chunked prefill and prefix caching off: it can't go on from a prefix"
+        )
     parallel = config.parallel_config
     if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
         raise Unsupported("context_parallel", "a sequence is spread over several ranks")
