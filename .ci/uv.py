@@ -1,7 +1,8 @@
-"""Brings uv: from PATH, else by pip, else straight from the package index; pinned by hash, into .cache/uv."""
+"""Brings uv, pinned by hash, into .cache/uv: from PATH, by pip, from the configured index, by the pip in the distribution's package."""
 
 import base64
 import configparser
+import glob
 import hashlib
 import io
 import os
@@ -9,16 +10,16 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PIN = os.path.join(ROOT, ".ci", "requirements", "uv.txt")
 FOLDER = os.path.join(ROOT, ".cache", "uv")
-DEFAULT_INDEX = "https://pypi.org/simple"
 SECONDS_MAX = 120
 VERSION_MIN = (0, 8)  # dependency groups, conflicts and --torch-backend
 
@@ -49,11 +50,10 @@ def pinned() -> Tuple[str, str]:
     return version.group(1), digest.group(1)
 
 
-def by_pip(python: str) -> Optional[str]:
+def by_pip(pip: List[str]) -> Optional[str]:
+    """Why it failed, if it did."""
     command = [
-        python,
-        "-m",
-        "pip",
+        *pip,
         "install",
         "--quiet",
         "--disable-pip-version-check",
@@ -71,8 +71,31 @@ def by_pip(python: str) -> Optional[str]:
     return None if done.returncode == 0 else "pip: " + (done.stdout.strip().splitlines() or ["failed"])[-1]
 
 
-def configured_index() -> str:
-    """The index that uv's or pip's settings name, else PyPI."""
+def by_apt_pip(python: str) -> Optional[str]:
+    """By the pip in Debian's and Ubuntu's own package, unpacked, not installed: that takes no rights. Why it failed, if it did."""
+    with tempfile.TemporaryDirectory() as folder:
+        for command in (["apt-get", "download", "--quiet", "python3-pip-whl"], ["dpkg-deb", "-x", "*.deb", "."]):
+            named = [part for word in command for part in (glob.glob(os.path.join(folder, word)) or [word])]
+            try:
+                done = subprocess.run(
+                    named,
+                    cwd=folder,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    universal_newlines=True,
+                    timeout=SECONDS_MAX,
+                    check=False,
+                )
+            except (OSError, subprocess.SubprocessError) as error:
+                return "%s: %s" % (command[0], error)
+            if done.returncode != 0:
+                return "%s: %s" % (command[0], (done.stdout.strip().splitlines() or ["failed"])[-1])
+        wheels = glob.glob(os.path.join(folder, "usr", "share", "python-wheels", "pip-*.whl"))
+        return by_pip([python, os.path.join(wheels[0], "pip")]) if wheels else "python3-pip-whl holds no pip"
+
+
+def configured_index() -> Optional[str]:
+    """The index that uv's or pip's settings name."""
     for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"):
         if os.environ.get(name):
             return os.environ[name]
@@ -87,7 +110,7 @@ def configured_index() -> str:
         for section in ("install", "global"):
             if parser.has_option(section, "index-url"):
                 return parser.get(section, "index-url")
-    return DEFAULT_INDEX
+    return None
 
 
 def fetched(address: str) -> bytes:
@@ -119,7 +142,10 @@ def wheel_address(index: str, version: str) -> str:
 
 def by_download() -> None:
     version, digest = pinned()
-    body = fetched(wheel_address(configured_index(), version))
+    index = configured_index()
+    if index is None:
+        raise NoUv("no index is configured")
+    body = fetched(wheel_address(index, version))
     if hashlib.sha256(body).hexdigest() != digest:
         raise NoUv("the wheel of uv %s is not the one that is pinned" % version)
     target = os.path.join(FOLDER, "bin", "uv")
@@ -137,13 +163,17 @@ def bring(python: str = sys.executable) -> str:
         if path and works(path):
             return path
     print("setup: bringing uv", flush=True)
-    tried = by_pip(python)
-    if tried is None and works(own):
-        return own
-    try:
-        by_download()
-    except (NoUv, OSError, zipfile.BadZipFile, KeyError) as error:
-        raise NoUv("uv can't be brought (%s; download: %s); put uv on PATH" % (tried, error)) from error
+    tried = [by_pip([python, "-m", "pip"])]
+    if tried[-1] is not None:
+        try:
+            by_download()
+            tried.append(None)
+        except (NoUv, OSError, zipfile.BadZipFile, KeyError) as error:
+            tried.append("download: %s" % error)
+    if tried[-1] is not None:
+        tried.append(by_apt_pip(python))
+    if tried[-1] is not None:
+        raise NoUv("uv can't be brought (%s); put uv on PATH, or install python3-pip" % "; ".join(map(str, tried)))
     if not works(own):
         raise NoUv("the uv in %s does not run here; put one on PATH" % own)
     return own
