@@ -29,6 +29,8 @@ INDEX_PREFIX = "kvc:local:"
 ENGINE_SECONDS_MAX = 300.0
 PART_SECONDS_MAX = 60.0
 MEMORY_SPARE_BYTES = 2 << 30
+SOCKET_FOLDER_BYTES_MAX = 85
+"""A socket's path may have 107 bytes, and a name is added to it twice."""
 REPLICAS = ("replica-a", "replica-b")
 REFERENCE = "reference"
 
@@ -181,15 +183,18 @@ class Stack:
             self._lock.close()
             self._lock = None
             raise StackError(f"another stack is running in {home}; end that one, or give --home") from error
-        for left in ("logs", "node", "redis", "router"):
+        for left in ("logs", "node", "redis", "router", "run"):
             shutil.rmtree(home / left, ignore_errors=True)
         private_folder(self.socket_folder)
 
     @property
     def socket_folder(self) -> Path:
         """Where the Unix sockets are."""
-        # Not below home: its path may be too long for a Unix socket. The same for one home, so that none pile up.
-        name = hashlib.sha256(str(self._options.home.resolve()).encode()).hexdigest()[:8]
+        below = self._options.home.resolve() / "run"
+        if len(os.fsencode(below)) <= SOCKET_FOLDER_BYTES_MAX:
+            return below
+        # A Unix socket's path is short: elsewhere then, at one place for one home, so that none pile up after crashes.
+        name = hashlib.sha256(os.fsencode(below)).hexdigest()[:8]
         return Path(f"/tmp/kvcommons-{os.geteuid()}-{name}")
 
     def _node_socket(self) -> Path:
