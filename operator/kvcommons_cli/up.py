@@ -40,21 +40,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     progress = Progress()
     try:
-        with Stack(StackOptions(home=options.home, router_port=options.port), progress) as stack:
-            stack.start()
-            sys.stdout.write(
-                GUIDE.format(router=stack.router_url, node=stack.node_url, model=MODEL_NAME, logs=stack.logs)
-            )
-            sys.stdout.flush()
-            while True:
-                stack.check_alive()
-                time.sleep(WATCH_SECONDS)
+        return stay(StackOptions(home=options.home, router_port=options.port), progress)
     except KeyboardInterrupt:
         progress.say("everything that was started has ended")
         return 0
     except (StackError, talk.TalkError, KvCommonsError) as error:
         sys.stderr.write(f"kvcommons up: {error}\n")
         return FAILED_STATUS
+
+
+def stay(options: StackOptions, progress: Progress) -> NoReturn:
+    """Start, tell how to ask, and watch until interrupted. :raises StackError: when a part ends by itself."""
+    with Stack(options, progress) as stack:
+        stack.start()
+        sys.stdout.write(GUIDE.format(router=stack.router_url, node=stack.node_url, model=MODEL_NAME, logs=stack.logs))
+        sys.stdout.flush()
+        while True:
+            stack.check_alive()
+            time.sleep(WATCH_SECONDS)
 
 
 def _interrupt(_number: int, _frame: object) -> NoReturn:

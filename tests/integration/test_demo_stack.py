@@ -38,6 +38,18 @@ with Stack(options_in(Path({home!r})), Progress()) as stack:
 """
 
 
+# `kvcommons up` with fake engines: says where it is, and stays.
+STAYING = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from integration.test_demo_stack import options_in
+from kvcommons_cli.progress import Progress
+from kvcommons_cli.up import stay
+stay(options_in(Path({home!r})), Progress())
+"""
+
+
 def fake_engine(spec: EngineSpec, _gpu: bool) -> list[str]:
     return [sys.executable, str(FAKE_ENGINE), str(spec.port)]
 
@@ -138,6 +150,24 @@ def test_kill_9_of_the_demo_itself_leaves_nothing(tmp_path: Path) -> None:
     host.kill()
     host.communicate(timeout=SECONDS_MAX)
     assert len(running) >= 13
+    assert all_end(running)
+
+
+def test_up_says_what_to_curl_and_ends_when_a_part_does(tmp_path: Path) -> None:
+    """The printed address answers; an engine that dies later ends the rest, and its log is shown."""
+    program = STAYING.format(tests=str(FAKE_ENGINE.parent), home=str(tmp_path))
+    host = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert host.stdout is not None
+    curl = next(line for line in host.stdout if "curl" in line)
+    assert talk.answers(curl.split()[1].removesuffix("/v1/chat/completions") + "/health")
+    running = below(host.pid)
+    worker = int((tmp_path / "logs" / "replica-a.log").read_text().split()[1])
+    engine = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(engine, signal.SIGKILL)
+    said, _ = host.communicate(timeout=SECONDS_MAX)
+    assert "replica-a: ended by itself" in said
     assert all_end(running)
 
 
