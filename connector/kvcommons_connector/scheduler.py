@@ -51,6 +51,7 @@ class SchedulerCore:
         self._stores: dict[int, tuple[Tracked, int]] = {}  # job -> (request, ranks still reading)
         self._step_stores: list[tuple[Tracked, int]] = []
         self._frozen = FrozenBlocks()
+        self._rewinds: dict[str, int] = {}
         self._generation = b""
 
     # requests -------------------------------------------------------------------------------------------------------
@@ -72,7 +73,7 @@ class SchedulerCore:
         geometry = self._geometry
         limit = (len(tokens) - 1) // geometry.block_tokens * geometry.block_tokens
         chunks = len(tokens) // geometry.chunk_tokens
-        if not self._load or min(limit, chunks * geometry.chunk_tokens) <= computed_tokens:
+        if not self._load or request.load_failed or min(limit, chunks * geometry.chunk_tokens) <= computed_tokens:
             self._drop_answer(request)
             return 0, False
         if not self._ready(request):
@@ -204,30 +205,40 @@ class SchedulerCore:
     def loads_failed(self, invalid_blocks: set[int]) -> set[int]:
         """Loads beside the last step failed into these blocks. Returns every block whose KV may rest on them.
 
-        The workers have dropped that step's stores, so they are planned again as the engine recomputes.
+        The workers have dropped that step's stores, so they are planned again as the engine recomputes. Requests that ended while the
+        step ran are among them: the engine has their blocks back, and would still find them by their hashes.
         """
         for request, stored_before in self._step_stores:
             request.stored_chunks = min(request.stored_chunks, stored_before)
         self._step_stores = []
-        suspect: set[int] = set()
-        for request in self._requests.values():
+        suspect = set(invalid_blocks)
+        for request in (*self._requests.values(), *self._given_back):
             first = next((i for i, block in enumerate(request.block_ids) if block in invalid_blocks), None)
             if first is None:
                 continue
             suspect.update(request.block_ids[first:])
+            self._rewinds[request.request_id] = first * self._geometry.block_tokens
             request.stored_chunks = min(request.stored_chunks, first // self._geometry.blocks_per_chunk)
             request.commons_tokens = min(
                 request.commons_tokens, max(0, first * self._geometry.block_tokens - (request.own_tokens or 0))
             )
-            request.miss = "load_failed"
+            request.miss, request.load_failed = "load_failed", True
         self._counters.add("load_failures", 1)
         return suspect
 
+    def take_rewinds(self) -> dict[str, int]:
+        """Since the last call: how many tokens of a request are sound at most. Each must compute all beyond by itself, also where another
+        computes the same blocks: that one may take several steps for it, or never come to it."""
+        rewinds, self._rewinds = self._rewinds, {}
+        return rewinds
+
     def request_load_failed(self, request_id: str) -> None:
-        """A load between steps failed: the engine computes the whole request."""
+        """A load between steps failed: the engine computes the whole request. It is not tried again: what a worker can't load now (it can't
+        map the arena, its session is refused) it could not load for ever, and the request would never run."""
         request = self._requests.get(request_id)
         if request is not None:
             request.stored_chunks, request.commons_tokens, request.miss = 0, 0, "load_failed"
+            request.load_failed = True
         self._counters.add("load_failures", 1)
 
     # internals ------------------------------------------------------------------------------------------------------

@@ -76,6 +76,8 @@ class Tracked:
     own_tokens: int | None = None
     commons_tokens: int = 0
     jobs: dict[int, array[int]] = field(default_factory=dict)
+    load_failed: bool = False
+    """What was once offered could not be loaded: this request computes the rest by itself."""
     miss: str = ""
     """Why less than all of the prompt's whole chunks came from a cache, as far as is known."""
 

@@ -8,6 +8,7 @@ can't be cached, or a node that is away, is counted with its reason and computed
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,7 @@ class KVCommonsConnector(KVConnectorBase_V1, SupportsHMA):
             )
         engine_id = str(transfer.engine_id)
         socket = private_socket(engine_id) if config.size else config.socket_path(os.environ)
+        self._error_before: BaseException | None = None
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
         if role == KVConnectorRole.SCHEDULER:
@@ -146,6 +148,7 @@ class KVCommonsConnector(KVConnectorBase_V1, SupportsHMA):
     def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
         """Before the step writes anything."""
         assert isinstance(kv_connector_metadata, KVCommonsMetadata)
+        self._error_before = sys.exc_info()[1]
         if self._at_worker.core is not None:
             self._at_worker.core.begin_step(kv_connector_metadata.plan)
 
@@ -163,9 +166,9 @@ class KVCommonsConnector(KVConnectorBase_V1, SupportsHMA):
         """Chunks are stored whole, after the step."""
 
     def wait_for_save(self) -> None:
-        """After the forward."""
+        """After the forward, and after one that failed: vLLM calls this while that error is on its way up."""
         if self._at_worker.core is not None:
-            self._at_worker.core.end_step(self._plan())
+            self._at_worker.core.end_step(self._plan(), computed=sys.exc_info()[1] is self._error_before)
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
         """Loads between steps that have ended."""
@@ -207,7 +210,8 @@ class KVCommonsConnector(KVConnectorBase_V1, SupportsHMA):
 
     def on_new_request(self, request: Request) -> None:
         """A request has arrived."""
-        self._at_scheduler.arrive(request)
+        pool = getattr(self._kv_cache_manager, "block_pool", None)
+        self._at_scheduler.arrive(request, getattr(pool, "cached_block_hash_to_block", None))
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
         """How much more than the engine's own cache the commons has."""

@@ -76,6 +76,10 @@ def check_model(config: Any, kv_cache_config: Any) -> Any:
         raise Unsupported(
             "kv_scales", "KV scales are worked out while running, so the same bytes mean different numbers"
         )
+    if getattr(config, "weight_transfer_config", None) is not None:
+        raise Unsupported(
+            "weight_transfer", "this engine's weights are replaced while it runs, and no file tells by what"
+        )
     return spec
 
 

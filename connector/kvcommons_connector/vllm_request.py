@@ -22,9 +22,14 @@ class LoraIdentities:
 
     def __init__(self) -> None:
         self._digests: dict[int, bytes] = {}
+        # Name and folder -> content, and the life of the engine's own cache in which it was seen.
+        self._places: dict[tuple[str, str], tuple[bytes, int]] = {}
 
-    def digest(self, lora: Any) -> bytes:
-        """:raises NotCacheableError: if the adapter's content can't be told, or its files changed under a loaded adapter."""
+    def digest(self, lora: Any, cache_life: int = 0) -> bytes:
+        """`cache_life`: how often the engine's own prefix cache was emptied.
+
+        :raises NotCacheableError: if the adapter's content can't be told, or its files changed under a loaded adapter, or under the engine's
+            own cache: that one knows an adapter by name and folder, and gives the former content's KV to the new one."""
         if lora.load_inplace:
             raise NotCacheableError(
                 "lora_inplace", f"{lora.lora_name!r} is loaded anew in place, at a moment only the worker knows"
@@ -40,14 +45,22 @@ class LoraIdentities:
             raise NotCacheableError("lora_limit", f"more than {LORAS_MAX} adapters")
         if self._digests.setdefault(lora.lora_int_id, digest) != digest:
             raise NotCacheableError("lora_changed", f"the files of {lora.lora_name!r} changed after it was loaded")
+        place = (lora.lora_name, lora.lora_path)
+        known, life = self._places.get(place, (digest, cache_life))
+        if known != digest and life == cache_life:
+            raise NotCacheableError(
+                "lora_changed", f"the engine's own cache has KV of the former {lora.lora_name!r}: reset it"
+            )
+        if len(self._places) < LORAS_MAX or place in self._places:
+            self._places[place] = (digest, cache_life)
         return digest
 
 
-def track(request: Any, loras: LoraIdentities, model_reason: str) -> Tracked:
+def track(request: Any, loras: LoraIdentities, model_reason: str, cache_life: int = 0) -> Tracked:
     """The connector's view of a request that has just arrived."""
     identity, reason = RequestIdentity(), model_reason
     try:
-        identity = _identity(request, loras)
+        identity = _identity(request, loras, cache_life)
     except NotCacheableError as error:
         reason = reason or error.reason
     return Tracked(
@@ -59,12 +72,12 @@ def track(request: Any, loras: LoraIdentities, model_reason: str) -> Tracked:
     )
 
 
-def _identity(request: Any, loras: LoraIdentities) -> RequestIdentity:
+def _identity(request: Any, loras: LoraIdentities, cache_life: int) -> RequestIdentity:
     if request.prompt_embeds is not None or request.prompt_token_ids is None or request.prompt_is_token_ids is not None:
         raise NotCacheableError("prompt_embeds", "embeddings have no token ids")
     if request.resumable:
         raise NotCacheableError("streaming_input", "the prompt of a streaming session changes while it runs")
-    lora = loras.digest(request.lora_request) if request.lora_request is not None else None
+    lora = loras.digest(request.lora_request, cache_life) if request.lora_request is not None else None
     return RequestIdentity(
         salt=request.cache_salt or "", lora=lora, items=tuple(_item(feature) for feature in request.mm_features)
     )

@@ -40,6 +40,8 @@ class SchedulerSide:
         self._requests: dict[str, Request] = {}
         self._reports: dict[int, RankReport] = {}
         self._suspects: set[int] = set()
+        self._engine_cache: object = None
+        self._cache_life = 0
         self._client: _native.Client | None = None
         self._private: PrivateNode | None = None
         self._block_tokens = 0
@@ -75,6 +77,7 @@ class SchedulerSide:
             shards=first.shards,
             own_shard=NO_SHARD,
             call_ms_max=config.lookup_ms_max,
+            readers_per_shard=max(1, world // len(first.shards)),  # ranks that hold the same share a lease
         )
         self._client.ensure_connected()
         geometry = Geometry(first.chunk_tokens, self._block_tokens, first.fingerprint, self._between_steps(), world)
@@ -96,9 +99,11 @@ class SchedulerSide:
             config.parallel_config.world_size > 1 or config.max_concurrent_batches > 1 or config.use_v2_model_runner
         )
 
-    def arrive(self, request: Request) -> None:
-        """See KVCommonsConnector.on_new_request."""
-        tracked = track(request, self._loras, self._reason)
+    def arrive(self, request: Request, engine_cache: object) -> None:
+        """See KVCommonsConnector.on_new_request. `engine_cache`: the table of vLLM's own prefix cache, which a reset replaces."""
+        if engine_cache is not self._engine_cache:
+            self._engine_cache, self._cache_life = engine_cache, self._cache_life + 1
+        tracked = track(request, self._loras, self._reason, self._cache_life)
         self._requests[request.request_id] = request
         if self.core is not None:
             self.core.add(tracked)
@@ -157,8 +162,17 @@ class SchedulerSide:
             self.core.stores_done(report.stores_done)
         if invalid_blocks:
             self._suspects |= self.core.loads_failed(invalid_blocks)
+            self._rewind()
         for request_id in failed_requests:
             self.core.request_load_failed(request_id)
+
+    def _rewind(self) -> None:
+        """vLLM rewinds the first request that has a bad block; others that share it go on, and may read it before it is computed."""
+        assert self.core is not None
+        for request_id, sound_tokens in self.core.take_rewinds().items():
+            request = self._requests.get(request_id)
+            if request is not None:
+                request.num_computed_tokens = min(request.num_computed_tokens, sound_tokens)
 
     def take_suspect_blocks(self) -> set[int]:
         """Blocks whose KV may rest on a failed load."""

@@ -103,14 +103,17 @@ class WorkerCore:
         if not self._whole_first and self._transfer.wait_layer(layer, self._load_ms_max) == "timed_out":
             self._late = True  # this layer was read before it was whole: the step's loads have failed
 
-    def end_step(self, plan: StepPlan) -> None:
-        """After the forward: find out which loads failed, then submit the stores, unless they rest on a failed load."""
+    def end_step(self, plan: StepPlan, *, computed: bool = True) -> None:
+        """After the forward: find out which loads failed, then submit the stores, unless they rest on a failed load.
+
+        :param computed: False if the forward ended in an error: its blocks may hold anything.
+        """
         failed_before = bool(self._invalid_blocks)
         if self._beside:
             self._settle_loads()
-        clean = not failed_before and not self._invalid_blocks
+        refused = "forward_failed" if not computed else "load_failed" if failed_before or self._invalid_blocks else ""
         for store in plan.stores:
-            self._submit(store, clean)
+            self._submit(store, refused)
         self._collect()
 
     def _settle_loads(self) -> None:
@@ -136,8 +139,8 @@ class WorkerCore:
             f"the load {load.job} into {len(load.block_ids)} blocks has not ended in {DRAIN_ROUNDS_MAX} s"
         )
 
-    def _submit(self, store: StorePlan, clean: bool) -> None:
-        status = "not_mine" if not self._stores else "load_failed" if not clean else ""
+    def _submit(self, store: StorePlan, refused: str) -> None:
+        status = refused if self._stores else "not_mine"
         if not status:
             status = self._transfer.store(
                 store.job, store.tenant, store.parent, store.keys, store.block_ids, store.text_keys

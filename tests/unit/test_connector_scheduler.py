@@ -285,6 +285,70 @@ def test_a_failed_load_is_counted_recomputed_and_stored_from_what_is_recomputed(
     assert node.feedbacks[-1]["reason"] == "load_failed"
 
 
+def test_a_request_that_ends_while_its_load_fails_leaves_no_suspect_block_in_the_engines_cache(
+    node: FakeNode, engine: Engine
+) -> None:
+    """vLLM handles aborts after a step has run and before it hears of the failed load: it has the blocks back, hashed as if sound."""
+    tokens = list(range(1024))
+    engine.add("a", tokens)
+    engine.run_prefill("a", tokens)
+    engine.add("b", [*tokens, *range(2000, 2300)])
+    external, _ = engine.core.matched("b", tokens, 0)
+    assert external == 896
+    blocks = engine.blocks(11)
+    engine.core.allocated("b", blocks, external)
+    engine.core.step([ScheduledRequest("b", tokens, 896, 128, blocks, True)], ())
+    engine.core.finish("b", 1024)
+    assert engine.core.loads_failed(set(blocks[3:7])) == set(blocks[3:])
+    assert engine.core.loads_failed({999}) == {999}
+
+
+def test_each_request_that_shares_a_bad_block_computes_it_itself(node: FakeNode, engine: Engine) -> None:
+    """vLLM has the first of them compute it; the token budget may cut that short while the others already read behind it."""
+    tokens = list(range(1024))
+    engine.add("a", tokens)
+    engine.run_prefill("a", tokens)
+    engine.add("b", tokens)
+    engine.add("c", tokens)
+    external, _ = engine.core.matched("b", tokens, 0)
+    assert external == 896
+    blocks, tail = engine.blocks(8), engine.blocks(1)
+    engine.core.allocated("b", blocks, external)
+    assert engine.core.matched("c", tokens, 896) == (0, False)
+    engine.core.allocated("c", [*blocks[:7], *tail], 0)
+    items = [
+        ScheduledRequest("b", tokens, 896, 128, blocks, True),
+        ScheduledRequest("c", tokens, 896, 128, [*blocks[:7], *tail], True),
+    ]
+    engine.core.step(items, ())
+    assert engine.core.loads_failed(set(blocks[2:7])) == {*blocks[2:], *tail}
+    assert engine.core.take_rewinds() == {"b": 2 * BLOCK, "c": 2 * BLOCK}
+    assert engine.core.take_rewinds() == {}
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_request_whose_load_failed_is_not_offered_another(node: FakeNode, asynchronous: bool) -> None:
+    """Where a worker can't load at all while the node answers lookups, asking again and again would keep the request waiting for ever."""
+    tokens = list(range(1024))
+    first = Engine(node)
+    first.add("a", tokens)
+    first.run_prefill("a", tokens)
+    engine = Engine(node, asynchronous=asynchronous)
+    engine.add("b", tokens)
+    external, _ = engine.core.matched("b", tokens, 0)
+    assert external
+    blocks = engine.blocks(8)
+    engine.core.allocated("b", blocks, external)
+    loads = engine.core.step([], ()).loads
+    node.release(loads[0].lease)
+    if asynchronous:
+        engine.core.request_load_failed("b")
+    else:
+        engine.core.loads_failed(set(blocks))
+    assert engine.core.matched("b", tokens, 0) == (0, False)
+    assert node.leases == {}
+
+
 def test_another_requests_store_of_the_failed_step_is_planned_again(node: FakeNode, engine: Engine) -> None:
     """The workers drop all stores of a step in which a load failed, so every one of them is due again."""
     tokens, other = list(range(1024)), list(range(3000, 3512))

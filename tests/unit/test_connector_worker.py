@@ -66,6 +66,14 @@ def test_a_refused_load_is_reported_and_its_step_stores_nothing(worker: WorkerCo
     assert transfer.stored == [4]
 
 
+def test_a_forward_that_failed_stores_nothing(worker: WorkerCore, transfer: FakeTransfer) -> None:
+    """vLLM ends the step for the connector even while the forward's error is on its way up: half of the layers may be unwritten."""
+    worker.begin_step(StepPlan(stores=[store(2)]))
+    worker.end_step(StepPlan(stores=[store(2)]), computed=False)
+    assert transfer.stored == []
+    assert worker.take_stores_done() == {2: 1}
+
+
 def test_a_load_that_fails_underway_is_reported(worker: WorkerCore, transfer: FakeTransfer) -> None:
     """A checksum that is wrong ends as a failed load."""
     transfer.end_status[1] = "gone"
