@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from kvcommons_core.errors import ConfigurationError
+from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorHandshakeMetadata,
@@ -261,3 +262,8 @@ class KVCommonsConnector(KVConnectorBase_V1, SupportsHMA):
         """The engine's caches are void (its weights may be others): begin a new generation of keys."""
         self._at_scheduler.reset()
         return True
+
+
+# MultiConnector looks up its children's statistics by name in the registry alone, even of those that were given by a module path.
+if "KVCommonsConnector" not in KVConnectorFactory._registry:
+    KVConnectorFactory.register_connector("KVCommonsConnector", __name__, "KVCommonsConnector")

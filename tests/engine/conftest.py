@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 from collections.abc import Callable, Generator
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engine import kinds
 from engine.engine_client import Engine, Forge, Node, connector
 
+from bench import models as random_models
 from bench.models import tiny_llama
 
 Prompt = dict[str, Any]
@@ -26,8 +29,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def models() -> Path:
-    """Where the random models are kept between runs."""
-    folder = Path(os.environ["KVCOMMONS_CACHE"]) / "random-models"
+    """Where the random models are kept between runs, by the programs that made them."""
+    makers = b"".join(Path(str(module.__file__)).read_bytes() for module in (kinds, random_models))
+    folder = Path(os.environ["KVCOMMONS_CACHE"]) / f"random-models-{hashlib.sha256(makers).hexdigest()[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("KVCOMMONS_CACHE_DIR", str(folder / "digests"))
     return folder

@@ -86,6 +86,8 @@ class Engine:
         """Hang up; the engine ends by itself, at the latest by a kill."""
         with contextlib.suppress(OSError):
             self._connection.close()
+        if self._pidfd < 0:
+            return
         if not select.select([self._pidfd], [], [], 20)[0]:
             self.kill()
             return

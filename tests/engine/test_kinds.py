@@ -82,7 +82,7 @@ def test_a_small_pool_of_blocks_preempts_and_chunks_and_stays_right(
     engine_of: Callable[..., Engine], tiny: str, node: Node, reference: Engine, prompt: Callable[..., Prompt]
 ) -> None:
     """Preemption and chunked prefill, with stores in flight and loads of what was stored before."""
-    limits = {"num_gpu_blocks_override": 26, "max_model_len": 2048, "max_num_batched_tokens": 384}
+    limits = {"num_gpu_blocks_override": 22, "max_model_len": 2048, "max_num_batched_tokens": 384}
     engine = engine_of({"model": tiny, **limits}, connector(socket=node.socket))
     texts = [prompt(700 + 50 * number) for number in range(4)]
     expected = [reference.generate([text], max_tokens=200, logprobs=3)[0] for text in texts]
