@@ -237,6 +237,7 @@ class App:
             request_id, tenant.salt, keys, text_bytes, transfer_params=completion and self.settings.transfer_params
         )
         exchange.forwarded = bodies.rewrite(request.body, fields, additions)
+        exchange.forwarded_bytes = sum([len(part) for part in exchange.forwarded])
         request.body = b""
         self._by_tenant[tenant.name] = self._by_tenant.get(tenant.name, 0) + 1
         return exchange

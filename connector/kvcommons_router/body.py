@@ -16,6 +16,7 @@ import orjson
 from kvcommons_router.errors import Refusal
 
 Fields = dict[str, object]
+Buffers = tuple[bytes | memoryview, ...]  # sent one after the other, so that a long body is not copied once more
 
 # What only the router may say to an engine: the name space of the cache, and where KV comes from or goes to.
 # The last ones are SGLang's words for the same.
@@ -90,7 +91,7 @@ def check_nested(fields: Fields) -> None:
             raise Refusal(400, f"{name}.{found} is set by the router, not by clients.", param=name)
 
 
-def rewrite(raw: bytes, fields: Fields, additions: bytes) -> bytes:
+def rewrite(raw: bytes, fields: Fields, additions: bytes) -> Buffers:
     """The body to forward: the client's bytes without router-owned members, and `additions` at the end.
 
     `additions` is a JSON object's inside, as from `members`; `fields` is what `parse` gave for `raw`.
@@ -98,11 +99,11 @@ def rewrite(raw: bytes, fields: Fields, additions: bytes) -> bytes:
     if not ROUTER_OWNED.isdisjoint(fields):
         raw = _cut(raw)
     end = raw.rindex(b"}")
-    head = raw[:end]
+    head = memoryview(raw)[:end]
     if not additions:
-        return head + b"}"
-    empty = head.rstrip(b" \t\r\n").endswith(b"{") if len(fields) <= len(ROUTER_OWNED) else False
-    return b"".join((head, b"" if empty else b",", additions, b"}"))
+        return (head, b"}")
+    empty = raw[:end].rstrip(b" \t\r\n").endswith(b"{") if len(fields) <= len(ROUTER_OWNED) else False
+    return (head, b"%b%b}" % (b"" if empty else b",", additions))
 
 
 def _cut(raw: bytes) -> bytes:

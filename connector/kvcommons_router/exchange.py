@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kvcommons_router import picker
+from kvcommons_router.body import Buffers
 from kvcommons_router.errors import REASONS, Refusal
 from kvcommons_router.fleet import Group, Instance
 from kvcommons_router.index import Depth, Depths
@@ -30,7 +31,8 @@ class Exchange:
     """From a request that is whole to the last byte of its answer."""
 
     request_id = ""
-    forwarded = b""  # the body as it is sent on
+    forwarded: Buffers = ()  # the body as it is sent on
+    forwarded_bytes = 0
     text_keys: Sequence[int] = ()
     text_bytes = 0
     length = 0
@@ -170,20 +172,15 @@ class Exchange:
         instance = self.instance
         assert instance is not None
         upstream.begin(self, dechunk=request.http10)
-        upstream.transport.write(
-            b"".join(
-                (
-                    request.method,
-                    b" ",
-                    request.target,
-                    b" HTTP/1.1\r\n",
-                    instance.host_lines,
-                    request.head.forwarded,
-                    b"Content-Length: %d\r\nX-Request-Id: %s\r\n\r\n" % (len(self.forwarded), self.request_id.encode()),
-                    self.forwarded,
-                )
-            )
+        head = b"%b %b HTTP/1.1\r\n%b%bContent-Length: %d\r\nX-Request-Id: %b\r\n\r\n" % (
+            request.method,
+            request.target,
+            instance.host_lines,
+            request.head.forwarded,
+            self.forwarded_bytes,
+            self.request_id.encode(),
         )
+        upstream.transport.write(b"".join((head, *self.forwarded)))
 
     # Receiver of the upstream.
 

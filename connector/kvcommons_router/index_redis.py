@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import time
 from typing import TYPE_CHECKING, Final
 
 from kvcommons_core import limits
@@ -11,9 +12,8 @@ from kvcommons_core.errors import IndexUnavailableError
 from kvcommons_core.index import (
     EngineRecorder,
     FeedbackListener,
-    Hit,
+    Holder,
     IndexReader,
-    Lookup,
     LookupStatus,
     MemberInfo,
     MemberKind,
@@ -23,25 +23,26 @@ from kvcommons_core.index import (
 )
 from kvcommons_core.index.stream import REMOVE
 
+from kvcommons_router.chains import Places, member_name
 from kvcommons_router.feedback import Expectations
-from kvcommons_router.index import Depth, Index, OwnMemory
+from kvcommons_router.index import Index, OwnMemory
+from kvcommons_router.link import Links, Values
 from kvcommons_router.usage import usage_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from kvcommons_core.index import Member
+    from collections.abc import Iterable, Sequence
 
     from kvcommons_router.app import App
     from kvcommons_router.exchange import Exchange
     from kvcommons_router.fleet import Instance
 
 CORRECTIONS_AT_ONCE_MAX: Final = 16
+MIRROR, REDIS, LATE, AWAY = range(4)  # columns of the metric
 SOURCES: Final = {
-    LookupStatus.MIRROR: 0,
-    LookupStatus.REDIS: 1,
-    LookupStatus.LATE: 2,
-    LookupStatus.AWAY: 3,
+    LookupStatus.MIRROR: MIRROR,
+    LookupStatus.REDIS: REDIS,
+    LookupStatus.LATE: LATE,
+    LookupStatus.AWAY: AWAY,
 }
 
 
@@ -50,20 +51,35 @@ def make_index(app: App) -> Index:
     return RedisIndex(app) if app.index_settings.url else OwnMemory(app)
 
 
-def member_name(instance: str) -> str:
-    """An instance's name in the pool; nodes have names of their own."""
-    return f"engine:{instance}"
-
-
 class Reader(IndexReader):
-    """A reader that answers from its mirror without a task."""
+    """A reader that also answers without a task: from its mirror, and through a lean link where there can be one."""
 
-    def peek(self, keys: Sequence[bytes]) -> Lookup | None:
-        """The whole answer, if the mirror has it or nothing else can be had."""
-        probes, complete = self._from_mirror(keys)
-        if complete:
-            return self._answer(LookupStatus.MIRROR, probes)
-        return None if self.view.reachable else self._answer(LookupStatus.AWAY, probes)
+    def known(self, keys: Sequence[bytes]) -> tuple[list[tuple[int, bytes]], bool]:
+        """What the mirror has of a chain from its beginning on, and whether that is the whole answer."""
+        return self._from_mirror(keys)
+
+    def remember(self, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+        """Takes what Redis said."""
+        now = self._monotonic()
+        for key8, packed in zip(keys, values, strict=True):
+            self.mirror.put(key8, packed, now)
+
+    def note(self, tenure: Tenure, tier: Tier, keys: Iterable[bytes], *, present: bool = True) -> None:
+        """Our own word shows in the mirror at once. Mostly nobody held these keys before, which needs no sorting."""
+        holder = b""
+        rest: list[bytes] = []
+        for key8 in keys:
+            if present and self.mirror.get(key8, self._monotonic()) == b"":
+                holder = holder or Holder(tenure.slot, tenure.epoch, tier, 0, schema.born_of(time.time())).pack()
+                self.mirror.amend(key8, holder)
+            else:
+                rest.append(key8)
+        if rest:
+            super().note(tenure, tier, rest, present=present)
+
+    def name(self, key8: bytes) -> bytes:
+        """A key's name in Redis."""
+        return self._names.holders(key8)
 
     async def holders(self, keys: Sequence[bytes]) -> list[bytes]:
         """What Redis holds now, past the mirror.
@@ -73,62 +89,21 @@ class Reader(IndexReader):
         replies = await self._connection.run([("GET", self._names.holders(key8)) for key8 in keys])
         return [reply if isinstance(reply, bytes) else b"" for reply in replies]
 
+    async def read(self, keys: Sequence[bytes]) -> tuple[LookupStatus, list[tuple[int, bytes]]]:
+        """A chain's holders through the core's lookup, which knows every kind of Redis and long chains."""
+        answer = await self.lookup(keys)
+        return answer.status, self._from_mirror_with_gaps(keys)
 
-class Places:
-    """Which slots of the index are our instances, and which are the nodes that they are on."""
-
-    def __init__(self, instances: list[Instance]) -> None:
-        self._instances = instances
-        self._read: Mapping[str, Member] | None = None
-        self._engines: dict[int, int] = {}
-        self._nodes: dict[int, list[int]] = {}
-        self._attached: list[int] = []
-        self._slots: dict[int, int] = {}
-
-    def follow(self, by_name: Mapping[str, Member]) -> None:
-        """Takes the members as they are now; nothing to do while they are the same object."""
-        if by_name is self._read:
-            return
-        self._read = by_name
-        self._engines, self._nodes, self._attached, self._slots = {}, {}, [], {}
-        for instance in self._instances:
-            engine = by_name.get(member_name(instance.name))
-            if engine is not None:
-                self._engines[engine.slot] = instance.index
-            node = by_name.get(instance.settings.node) if instance.settings.node else None
-            if node is not None:
-                self._nodes.setdefault(node.slot, []).append(instance.index)
-                self._attached.append(instance.index)
-                self._slots[instance.index] = node.slot
-
-    def node_slot(self, index: int) -> int | None:
-        """The slot of the node that an instance is attached to."""
-        return self._slots.get(index)
-
-    def depths(self, hits: Mapping[int, Hit]) -> dict[int, Depth]:
-        """What each instance finds, from what each member holds. Who has a node finds at it what any other node has."""
-        engine: dict[int, int] = {}
-        memory: dict[int, int] = {}
-        disk: dict[int, int] = {}
-        anywhere = 0
-        for slot, hit in hits.items():
-            index = self._engines.get(slot)
-            if index is not None:
-                engine[index] = hit.depth
-                continue
-            anywhere = max(anywhere, hit.depth)
-            _, in_memory, on_disk, _ = hit.by_tier
-            for index in self._nodes.get(slot, ()):
-                memory[index] = in_memory
-                disk[index] = in_memory + on_disk
-        found: dict[int, Depth] = {}
-        for index in self._attached if anywhere else ():
-            own = engine.pop(index, 0)
-            near = max(own, memory.get(index, 0))
-            slow = max(near, disk.get(index, 0))
-            found[index] = Depth(own, near, slow, max(slow, anywhere))
-        for index, own in engine.items():
-            found[index] = Depth(own, own, own, own)
+    def _from_mirror_with_gaps(self, keys: Sequence[bytes]) -> list[tuple[int, bytes]]:
+        """What the mirror has of a chain; a long one is probed, not read, so it may have gaps."""
+        now = self._monotonic()
+        found: list[tuple[int, bytes]] = []
+        for position, key8 in enumerate(keys):
+            packed = self.mirror.get(key8, now)
+            if packed is not None:
+                found.append((position, packed))
+                if not packed:
+                    break
         return found
 
 
@@ -141,7 +116,8 @@ class RedisIndex:
         self.reader = Reader(settings)
         self.recorder = EngineRecorder(settings, self.reader)
         self._instances = app.fleet.instances
-        self._places = Places(self._instances)
+        self._places = Places(self._instances, schema.age_units_max(settings.holder_age_seconds_max))
+        self._links = Links(settings) if Links.can_serve(settings) else None
         self.expectations = Expectations(app, self)
         self._listener = FeedbackListener(settings, self.expectations.take)
         self._tasks: list[asyncio.Task[None]] = []
@@ -165,12 +141,16 @@ class RedisIndex:
         await self.reader.start()
         await self.recorder.start()
         self._tasks = [asyncio.create_task(self._listener.run(), name="index-feedback")]
+        if self._links is not None:
+            self._tasks.append(asyncio.create_task(self._links.run(), name="index-link"))
 
     async def close(self) -> None:
         """Ends; the engines stay members while other routers keep them."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._links is not None:
+            self._links.close()
         await self._listener.close()
         await self.recorder.stop()
         await self.reader.stop()
@@ -190,29 +170,48 @@ class RedisIndex:
         self.recorder.fence(member_name(instance.name), "was_down")
 
     def locate(self, exchange: Exchange) -> None:
-        """Asks the mirror, and Redis for the rest."""
+        """Asks the mirror, and Redis for what that does not know."""
         keys = keys8(exchange.text_keys)
         exchange.keys8 = keys
-        answer = self.reader.peek(keys)
-        if answer is not None:
-            self._located(exchange, answer)
-        else:
+        reader = self.reader
+        chain, complete = reader.known(keys)
+        if complete:
+            self._located(exchange, MIRROR, chain)
+            return
+        if not reader.view.reachable:
+            self._located(exchange, AWAY, None)
+            return
+        asked = keys[len(chain) :]
+        link = self._links.link if self._links is not None else None
+        begun = self._app.loop_time()
+
+        def answered(values: Values | None) -> None:
+            self._app.recorder.observe_lookup(self._app.loop_time() - begun)
+            if values is None or len(values) != len(asked):
+                self._located(exchange, LATE, chain)
+                return
+            found = [value or b"" for value in values]
+            reader.remember(asked, found)
+            self._located(exchange, REDIS, [*chain, *enumerate(found, len(chain))])
+
+        short = len(asked) <= limits.LOOKUP_MGET_KEYS_MAX
+        if not (short and link is not None and link.mget([reader.name(key8) for key8 in asked], answered)):
             self._app.spawn(self._ask(exchange, keys))
 
     async def _ask(self, exchange: Exchange, keys: Sequence[bytes]) -> None:
         begun = self._app.now()
-        answer = await self.reader.lookup(keys)
+        status, chain = await self.reader.read(keys)
         self._app.recorder.observe_lookup(self._app.now() - begun)
-        self._located(exchange, answer)
+        self._located(exchange, SOURCES[status], None if status is LookupStatus.AWAY else chain)
 
-    def _located(self, exchange: Exchange, answer: Lookup) -> None:
+    def _located(self, exchange: Exchange, source: int, chain: Sequence[tuple[int, bytes]] | None) -> None:
         app = self._app
-        app.recorder.count(app.layout.lookups + SOURCES[answer.status])
-        if answer.status is LookupStatus.AWAY:
+        app.recorder.count(app.layout.lookups + source)
+        if chain is None:
             exchange.located(None)
             return
-        self._places.follow(self.reader.view.by_name)
-        exchange.located(self._places.depths(answer.hits))
+        self._places.follow(self.reader.view.by_name, schema.born_of(time.time()))
+        exchange.located(self._places.depths(chain))
 
     def dispatched(self, exchange: Exchange, instance: Instance) -> None:
         """The instance will hold the whole text: said now, not when it does."""

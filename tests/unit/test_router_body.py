@@ -12,9 +12,14 @@ from kvcommons_router.errors import Refusal
 SALT = "ab" * 32
 
 
+def joined(raw: bytes, additions: bytes) -> bytes:
+    """The bytes that go to an engine."""
+    return b"".join(rewrite(raw, parse(raw), additions))
+
+
 def forwarded(raw: bytes, salt: str | None = SALT) -> Any:
     """What an engine reads of a body after the router was at it."""
-    return json.loads(rewrite(raw, parse(raw), members("r1", salt, [1, 2**64 - 1], 5000)))
+    return json.loads(joined(raw, members("r1", salt, [1, 2**64 - 1], 5000)))
 
 
 def ours(salt: str | None = SALT) -> dict[str, object]:
@@ -55,14 +60,14 @@ def test_a_clients_own_words_for_the_cache_are_dropped(raw: bytes) -> None:
 def test_the_bytes_of_the_rest_are_the_clients() -> None:
     """A number too big for any integer type, an odd float and spaces are forwarded as they came."""
     raw = b'{"model": "m", "seed": 123456789012345678901234567890, "t": 1.0000000000000000001e-5,"cache_salt":"x" }'
-    sent = rewrite(raw, parse(raw), members("r1", None, [], 0, transfer_params=False))
+    sent = joined(raw, members("r1", None, [], 0, transfer_params=False))
     assert sent == b'{"model": "m","seed": 123456789012345678901234567890,"t": 1.0000000000000000001e-5}'
 
 
 def test_a_body_without_forgeries_is_only_added_to() -> None:
     """The common case copies the client's bytes and puts the router's members before the last brace."""
     raw = b'{"model":"m", "messages":[{"role":"user","content":"} \\" {"}]}'
-    sent = rewrite(raw, parse(raw), members("r1", SALT, [], 7))
+    sent = joined(raw, members("r1", SALT, [], 7))
     assert sent.startswith(raw[:-1] + b',"cache_salt"')
     assert json.loads(sent)["kv_transfer_params"]["kvcommons"]["text_keys"] == []
 
@@ -76,7 +81,7 @@ def test_an_empty_object_gets_no_comma() -> None:
 def test_a_lone_surrogate_is_forwarded() -> None:
     """What the engines' parser accepts is not refused here."""
     raw = b'{"model":"m","x":"\\ud800","\\u0063ache_salt":1}'
-    assert rewrite(raw, parse(raw), b"") == b'{"model":"m","x":"\\ud800"}'
+    assert joined(raw, b"") == b'{"model":"m","x":"\\ud800"}'
 
 
 @pytest.mark.parametrize(

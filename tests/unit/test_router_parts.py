@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kvcommons_core.errors import ConfigurationError, UnknownSettingError
-from kvcommons_core.index import Hit as Held
-from kvcommons_core.index import Member, MemberInfo, MemberKind
+from kvcommons_core.index import Holder, Member, MemberInfo, MemberKind, Tier
 from kvcommons_router.cells import Cells
+from kvcommons_router.chains import Places
 from kvcommons_router.feedback import parse_report
 from kvcommons_router.fleet import Fleet
 from kvcommons_router.health import Active, Health
 from kvcommons_router.index import Depth, depths_of_masks
-from kvcommons_router.index_redis import Places, keys8
+from kvcommons_router.index_redis import keys8
 from kvcommons_router.load import InstanceLoad, Load, SiblingLoad, Utilisation
 from kvcommons_router.metrics import Layout, Recorder, render
 from kvcommons_router.picker import Candidate, Prefill
@@ -224,18 +224,56 @@ def test_an_instances_depth_joins_its_cache_its_node_and_the_peers() -> None:
         InstanceSettings(name=name, url="http://h:1", model="m", node=node)
         for name, node in (("a", "n1"), ("b", "n2"), ("c", ""))
     ]
-    places = Places(Fleet(RouterSection(instances=tuple(instances))).instances)
+    places = Places(Fleet(RouterSection(instances=tuple(instances))).instances, age_units_max=100)
     members = {
         "engine:a": member("engine:a", 10, MemberKind.ENGINE),
         "engine:c": member("engine:c", 12, MemberKind.ENGINE),
+        "engine:other": member("engine:other", 13, MemberKind.ENGINE),
         "n1": member("n1", 1, MemberKind.NODE),
         "n2": member("n2", 2, MemberKind.NODE),
     }
-    places.follow(members)
-    hits = {10: Held(2, [2, 0, 0, 0]), 1: Held(5, [0, 3, 2, 0]), 12: Held(4, [4, 0, 0, 0]), 99: Held(3, [3, 0, 0, 0])}
-    assert places.depths(hits) == {0: Depth(2, 3, 5, 5), 1: Depth(0, 0, 0, 5), 2: Depth(4, 4, 4, 4)}
-    assert places.depths({}) == {}
+    places.follow(members, 500)
+
+    def held(*holders: tuple[int, Tier]) -> bytes:
+        return b"".join(Holder(slot, 1, tier, 0, 499).pack() for slot, tier in holders)
+
+    chain = [
+        held((10, Tier.ENGINE), (1, Tier.MEMORY), (12, Tier.ENGINE), (13, Tier.ENGINE)),
+        held((10, Tier.ENGINE), (1, Tier.MEMORY), (12, Tier.ENGINE)),
+        held((1, Tier.MEMORY), (12, Tier.ENGINE)),
+        held((1, Tier.DISK), (12, Tier.ENGINE), (99, Tier.MEMORY)),
+        held((1, Tier.DISK), (13, Tier.ENGINE)),
+        held((13, Tier.ENGINE)),
+    ]
+    numbered = list(enumerate(chain))
+    expected = {0: Depth(2, 3, 5, 5), 1: Depth(0, 0, 0, 5), 2: Depth(4, 4, 4, 4)}
+    assert places.depths(numbered) == expected
+    assert places.depths(numbered[:1] + numbered[2:5]) != {}
+    assert places.depths([]) == {}
+    assert places.depths(numbered[1:]) == {}
     assert places.node_slot(1) == 2
+    places.follow(members, 700)
+    assert places.depths(numbered) == {}  # too old
+    places.follow(members, 500)
+    assert places.depths(numbered) == expected
+    places.follow({name: one for name, one in members.items() if name != "n1"}, 500)
+    assert places.depths(numbered) == {0: Depth(2, 2, 2, 2), 2: Depth(4, 4, 4, 4)}
+    assert places.depths([(0, b"12345")]) == {}
+    assert places.corrupt == 1
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(st.lists(st.sets(st.integers(0, 2)), max_size=10))
+def test_the_quick_depths_are_the_plain_ones(chain: list[set[int]]) -> None:
+    """Whatever the holders along a chain, an instance's depth is its unbroken beginning."""
+    instances = [InstanceSettings(name=name, url="http://h:1", model="m") for name in "abc"]
+    places = Places(Fleet(RouterSection(instances=tuple(instances))).instances, age_units_max=100)
+    places.follow({f"engine:{n}": member(f"engine:{n}", at + 1, MemberKind.ENGINE) for at, n in enumerate("abc")}, 0)
+    packed = [b"".join(Holder(one + 1, 1, Tier.ENGINE, 0, 0).pack() for one in sorted(held)) for held in chain]
+    found = places.depths(list(enumerate(packed)))
+    for index in range(3):
+        depth = next((at for at, held in enumerate(chain) if index not in held), len(chain))
+        assert found.get(index, Depth(0, 0, 0, 0)) == Depth(depth, depth, depth, depth)
 
 
 def test_text_keys_are_packed_as_the_index_names_them() -> None:

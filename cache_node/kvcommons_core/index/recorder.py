@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from typing import Final
 
 from kvcommons_core.index import schema
 from kvcommons_core.index.connection import IndexConnection
@@ -17,6 +18,8 @@ from kvcommons_core.index.schema import Holder, MemberInfo, MemberKind, Tier
 from kvcommons_core.index.stream import ADD, KEEP, REMOVE, OpStream
 from kvcommons_core.index.tasks import end_tasks, spawn
 from kvcommons_core.settings import IndexSettings
+
+LINGER_SECONDS: Final = 0.005  # a router under load dispatches many requests in this time, and tells of all at once
 
 
 class EngineRecorder:
@@ -28,7 +31,7 @@ class EngineRecorder:
         self._keeper_connection = IndexConnection(settings)
         self._stream_connection = IndexConnection(settings)
         self.keeper = MembershipKeeper(self._keeper_connection, settings, clock=clock)
-        self.stream = OpStream(self._stream_connection, settings, clock=clock)
+        self.stream = OpStream(self._stream_connection, settings, clock=clock, linger_seconds=LINGER_SECONDS)
         self._members: dict[str, Membership] = {}
         self._tasks: list[asyncio.Task[None]] = []
 

@@ -48,9 +48,11 @@ class OpStream:
         on_loss: Callable[[str], None] = lambda reason: None,
         clock: Callable[[], float] = time.time,
         ops_max: int = limits.STREAM_OPS_MAX,
+        linger_seconds: float = 0.0,
     ) -> None:
         """:param guard: (slot, lease) that must be up when a batch arrives, or None for none: a server without it is not the one that
         the member registered with.
+        :param linger_seconds: how long a first word waits for company, so that a pipeline carries many.
         :param on_loss: called when words were lost or arrived where they don't count ("overflow", "data_loss").
         """
         self.stats = StreamStats()
@@ -63,6 +65,7 @@ class OpStream:
         self._on_loss = on_loss
         self._clock = clock
         self._ops_max = ops_max
+        self._linger_seconds = linger_seconds
         self._queue: deque[tuple[bytes, bytes]] = deque()
         self._messages: deque[bytes] = deque(maxlen=limits.STREAM_BATCH_OPS_MAX)
         self._filled = asyncio.Event()
@@ -81,8 +84,9 @@ class OpStream:
             self._on_loss("overflow")
             return False
         self._queue.append((key8, word))
-        self._filled.set()
-        self._idle.clear()
+        if not self._filled.is_set():
+            self._filled.set()
+            self._idle.clear()
         return True
 
     def tell(self, message: bytes) -> None:
@@ -108,6 +112,8 @@ class OpStream:
                 self._idle.set()
                 self._filled.clear()
                 await self._filled.wait()
+            if self._linger_seconds:
+                await asyncio.sleep(self._linger_seconds)
             try:
                 await self._send_batch()
                 backoff, self.last_error = BACKOFF_SECONDS_MIN, ""

@@ -1,0 +1,158 @@
+"""How deep each instance finds a chain, from the holders of its keys. Pure, and quick: it runs for each request.
+
+A key's holders become four sets of instances, as bits by index: who has it in its own cache; or in its node's memory;
+or on its node's disk; or could fetch it from another node. A chain is found as deep as an instance is in the set of
+every key from the first one on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from kvcommons_core.errors import CorruptRecordError
+from kvcommons_core.index import Tier, schema
+
+from kvcommons_router.index import Depth
+
+if TYPE_CHECKING:
+    from kvcommons_core.index import Member
+
+    from kvcommons_router.fleet import Instance
+
+KNOWN_MAX: Final = 50_000
+
+
+class Reach(NamedTuple):
+    """Who finds one key; each set holds the one before it."""
+
+    engine: int
+    memory: int
+    disk: int
+    peer: int
+
+
+NOWHERE: Final = Reach(0, 0, 0, 0)
+
+
+def member_name(instance: str) -> str:
+    """An instance's name in the pool; nodes have names of their own."""
+    return f"engine:{instance}"
+
+
+class Places:
+    """Which slots of the index are our instances and their nodes, and what a key's holders mean by that."""
+
+    def __init__(self, instances: Sequence[Instance], age_units_max: int) -> None:
+        self._instances = instances
+        self._age_units_max = age_units_max
+        self._read: Mapping[str, Member] | None = None
+        self._now_born = -1
+        self._epochs: dict[int, int] = {}
+        self._engines: dict[int, int] = {}  # slot -> bit of the instance
+        self._nodes: dict[int, int] = {}  # slot -> bits of the instances that are on this node
+        self._attached = 0  # bits of the instances whose node lives
+        self._node_slots: dict[int, int] = {}
+        self._known: dict[bytes, Reach] = {b"": NOWHERE}
+        self.corrupt = 0
+
+    def follow(self, by_name: Mapping[str, Member], now_born: int) -> None:
+        """Takes the members and the time as they are now; mostly nothing has changed."""
+        if by_name is not self._read:
+            self._read = by_name
+            self._take(by_name)
+        if now_born != self._now_born:
+            self._now_born = now_born
+            self._known = {b"": NOWHERE}
+
+    def _take(self, by_name: Mapping[str, Member]) -> None:
+        epochs = {member.slot: member.epoch for member in by_name.values()}
+        engines: dict[int, int] = {}
+        nodes = {member.slot: 0 for name, member in by_name.items() if not name.startswith(member_name(""))}
+        attached = 0
+        node_slots: dict[int, int] = {}
+        for instance in self._instances:
+            bit = 1 << instance.index
+            engine = by_name.get(member_name(instance.name))
+            if engine is not None:
+                engines[engine.slot] = bit
+            node = by_name.get(instance.settings.node) if instance.settings.node else None
+            if node is not None:
+                nodes[node.slot] = nodes.get(node.slot, 0) | bit
+                attached |= bit
+                node_slots[instance.index] = node.slot
+        if (epochs, engines, nodes) != (self._epochs, self._engines, self._nodes):
+            self._epochs, self._engines, self._nodes = epochs, engines, nodes
+            self._known = {b"": NOWHERE}
+        self._attached, self._node_slots = attached, node_slots
+
+    def node_slot(self, index: int) -> int | None:
+        """The slot of the node that an instance is attached to."""
+        return self._node_slots.get(index)
+
+    def reach(self, packed: bytes) -> Reach:
+        """Who finds a key with these holders. Equal holders, the rule along a chain, are read once."""
+        known = self._known.get(packed)
+        if known is None:
+            if len(self._known) >= KNOWN_MAX:
+                self._known = {b"": NOWHERE}
+            known = self._known[packed] = self._reach(packed)
+        return known
+
+    def _reach(self, packed: bytes) -> Reach:
+        engine, memory, disk, anywhere = 0, 0, 0, False
+        try:
+            for slot, epoch, tier, _, born in schema.iter_holders(packed):
+                if self._epochs.get(slot) != epoch:
+                    continue
+                if schema.age_units(born, self._now_born) > self._age_units_max:
+                    continue
+                bit = self._engines.get(slot)
+                if bit is not None:
+                    engine |= bit
+                    continue
+                near = self._nodes.get(slot)
+                if near is not None:  # else an engine of another router's, whose cache nobody can fetch from
+                    anywhere = True
+                    memory |= near if tier == Tier.MEMORY else 0
+                    disk |= near if tier == Tier.DISK else 0
+        except CorruptRecordError:  # somebody else wrote under our prefix: as if nobody held it
+            self.corrupt += 1
+            return NOWHERE
+        memory |= engine
+        disk |= memory
+        return Reach(engine, memory, disk, disk | (self._attached if anywhere else 0))
+
+    def depths(self, chain: Sequence[tuple[int, bytes]]) -> dict[int, Depth]:
+        """The depth of every instance that finds anything, from (position, holders) in ascending order.
+
+        A position that is missing is as the next one that is there: who holds a text holds its beginning.
+        """
+        if not chain or chain[0][0] != 0:
+            return {}
+        found: dict[int, list[int]] = {}
+        alive = list(self.reach(chain[0][1]))
+        before = self.reach(chain[0][1])
+        depth = 1
+        for position, packed in chain[1:]:
+            here = self.reach(packed)
+            if here is not before:
+                before = here
+                for tier in range(4):
+                    still = alive[tier] & here[tier]
+                    if still != alive[tier]:
+                        _note(found, alive[tier] ^ still, tier, depth)
+                        alive[tier] = still
+                if not alive[3]:
+                    break
+            depth = position + 1
+        for tier in range(4):
+            _note(found, alive[tier], tier, depth)
+        return {index: Depth(*depths) for index, depths in found.items()}
+
+
+def _note(found: dict[int, list[int]], bits: int, tier: int, depth: int) -> None:
+    while bits:
+        low = bits & -bits
+        found.setdefault(low.bit_length() - 1, [0, 0, 0, 0])[tier] = depth
+        bits ^= low
