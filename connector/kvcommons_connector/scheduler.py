@@ -69,7 +69,7 @@ class SchedulerCore:
         request = self._requests.get(request_id)
         if request is None:
             return 0, False
-        request.local_tokens = computed_tokens
+        request.local_tokens, request.allocations = computed_tokens, 0
         geometry = self._geometry
         limit = (len(tokens) - 1) // geometry.block_tokens * geometry.block_tokens
         chunks = len(tokens) // geometry.chunk_tokens
@@ -93,14 +93,17 @@ class SchedulerCore:
         """This request computes all of its prompt, whatever is cached (it wants logprobs of the prompt)."""
         request = self._requests.get(request_id)
         if request is not None:
-            request.local_tokens, request.miss = computed_tokens, reason
+            request.local_tokens, request.allocations, request.miss = computed_tokens, 0, reason
 
     def allocated(self, request_id: str, block_ids: Sequence[int], external_tokens: int) -> None:
         """The engine has given the request its blocks, and wants `external_tokens` of what was offered (0: none)."""
         request = self._requests.get(request_id)
-        if request is None:
+        if request is None:  # it came before this side knew its node: not stored, but written all the same
+            self._touched_blocks.update(block_ids)
             return
         self._touched_blocks.update(block_ids[request.local_tokens // self._geometry.block_tokens :])
+        request.allocations += 1
+        request.expected_tokens = request.local_tokens + max(0, external_tokens)
         if external_tokens <= 0:
             if request.own_tokens is None:
                 request.own_tokens = request.local_tokens
@@ -174,6 +177,7 @@ class SchedulerCore:
         self._given_back = []
         plan = StepPlan(loads=self._loads)
         self._loads, self._step_stores = [], []
+        foreign = [item.request_id for item in scheduled if self._loaded_by_another(item)]
         for item in scheduled:
             tracked = self._requests.get(item.request_id)
             if not item.replaces_blocks:  # else allocated() has seen them
@@ -183,7 +187,8 @@ class SchedulerCore:
                     tracked.block_ids = list(item.new_block_ids)
                 else:
                     tracked.block_ids.extend(item.new_block_ids)
-                self._plan_store(tracked, item, plan)
+                if not foreign:
+                    self._plan_store(tracked, item, plan)
         if len(self._frozen) and self._touched_blocks:
             plan.fence_jobs = sorted(self._frozen.jobs_reading(self._touched_blocks))
         self._touched_blocks = set()
@@ -309,6 +314,18 @@ class SchedulerCore:
         if request.waiting_since_ms is None:
             request.waiting_since_ms = now
         return now - request.waiting_since_ms < self._fetch_ms_max
+
+    def _loaded_by_another(self, item: ScheduledRequest) -> bool:
+        """Under MultiConnector: another connector fills blocks beside this very step. Whether it succeeds is known only afterwards, so
+        nothing is stored meanwhile; and never of this request, where by then the next step is under way."""
+        request = self._requests.get(item.request_id)
+        if request is None or not item.replaces_blocks:
+            return False
+        beside = request.allocations == 1 and item.computed_tokens > request.expected_tokens
+        request.allocations = 0
+        if beside and self._geometry.asynchronous:
+            request.reason = request.reason or "foreign_load"
+        return beside
 
     def _plan_store(self, request: Tracked, item: ScheduledRequest, plan: StepPlan) -> None:
         geometry = self._geometry

@@ -76,6 +76,10 @@ class Tracked:
     own_tokens: int | None = None
     commons_tokens: int = 0
     jobs: dict[int, array[int]] = field(default_factory=dict)
+    allocations: int = 0
+    """How often the engine has given it blocks since it last began to run: twice where it waited for a load."""
+    expected_tokens: int = 0
+    """Tokens from the engine's own cache and from this one at the last of these."""
     load_failed: bool = False
     """What was once offered could not be loaded: this request computes the rest by itself."""
     miss: str = ""

@@ -349,6 +349,51 @@ def test_a_request_whose_load_failed_is_not_offered_another(node: FakeNode, asyn
     assert node.leases == {}
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_what_another_connector_loads_beside_a_step_is_not_stored_in_that_step(
+    node: FakeNode, asynchronous: bool
+) -> None:
+    """Under MultiConnector that load may still fail, and whoever shares its blocks computes on them; the next step knows."""
+    tokens = list(range(1024))
+    engine = Engine(node, asynchronous=asynchronous)
+    for name in ("b", "c"):
+        engine.add(name, tokens)
+        assert engine.core.matched(name, tokens, 0) == (0, False)
+    blocks = engine.blocks(8)
+    engine.core.allocated("b", blocks, 0)
+    engine.core.matched("c", tokens, 896)
+    engine.core.allocated("c", blocks, 0)
+    items = [ScheduledRequest(name, tokens, 896, 128, blocks, True) for name in ("b", "c")]
+    assert engine.core.step(items, ()).stores == []
+    after = engine.core.step([ScheduledRequest("b", [*tokens, 7], 1024, 1, (), False)], ())
+    assert len(after.stores) == (0 if asynchronous else 1)
+
+
+def test_what_another_connector_loaded_before_the_step_is_stored(node: FakeNode, engine: Engine) -> None:
+    """vLLM gives blocks once more when such a load has ended."""
+    tokens = list(range(1024))
+    engine.add("b", tokens)
+    assert engine.core.matched("b", tokens, 0) == (0, False)
+    blocks = engine.blocks(8)
+    engine.core.allocated("b", blocks, 0)
+    engine.core.step([], ())
+    engine.core.allocated("b", blocks, 0)
+    assert len(engine.core.step([ScheduledRequest("b", tokens, 896, 128, blocks, True)], ()).stores) == 1
+
+
+def test_a_request_from_before_the_session_is_fenced_like_any_other(node: FakeNode, engine: Engine) -> None:
+    """It arrived before the workers had reported; the blocks that it gets may still be read by a store."""
+    tokens = list(range(512))
+    engine.add("a", tokens)
+    engine.core.matched("a", tokens, 0)
+    blocks = engine.blocks(4)
+    engine.core.allocated("a", blocks, 0)
+    job = engine.core.step([ScheduledRequest("a", tokens, 0, 512, blocks, True)], ()).stores[0].job
+    engine.core.finish("a", 512)
+    engine.core.allocated("early", blocks, 0)
+    assert engine.core.step([ScheduledRequest("early", tokens, 0, 512, blocks, True)], ()).fence_jobs == [job]
+
+
 def test_another_requests_store_of_the_failed_step_is_planned_again(node: FakeNode, engine: Engine) -> None:
     """The workers drop all stores of a step in which a load failed, so every one of them is due again."""
     tokens, other = list(range(1024)), list(range(3000, 3512))
