@@ -5,7 +5,7 @@ Two loads: questions about documents that come again and again (rag), and chats 
 clients take turns between the engines, as a plain service does; with us they ask the router. Everything else is the same: model,
 seeds, prompts, order, clients. `reuse_possible` is the share of prompt tokens that somebody had computed before.
 
-    python -m bench.throughput [--clients 4] [--rag-requests 48] [--chat-sessions 12] [--only rag|chat] [--peers]
+    python -m bench.throughput [--clients 4] [--rag-requests 48] [--chat-sessions 16] [--only rag|chat] [--peers]
 
 --peers measures LMCache's multi-process server beside us, with clients that take turns; --peer-python names the interpreter of an
 environment that has vLLM and lmcache, where that is not this one.
@@ -205,7 +205,15 @@ def with_lmcache(home: Path, progress: Progress, model: Path, python: Path, act:
     port = free_port()
     words = [str(python.with_name("lmcache")), "server", "--host", "127.0.0.1", "--port", str(port)]
     words += ["--http-port", str(free_port()), "--l1-size-gb", str(ARENA_BYTES >> 30), "--eviction-policy", "LRU"]
-    words += ["--chunk-size", "256", "--disable-observability", "--max-workers", "2"]
+    words += [
+        "--chunk-size",
+        "256",
+        "--supported-transfer-mode",
+        "auto",
+        "--disable-observability",
+        "--max-workers",
+        "2",
+    ]
     server = spawn("lmcache", words, home / "logs" / "lmcache.log", PEER_ENVIRONMENT)
     extra = {"lmcache.mp.host": "tcp://127.0.0.1", "lmcache.mp.port": port}
     transfer = {"kv_connector": "LMCacheMPConnector", "kv_role": "kv_both", "kv_connector_extra_config": extra}
@@ -240,7 +248,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.throughput", description=__doc__)
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--rag-requests", type=int, default=48)
-    parser.add_argument("--chat-sessions", type=int, default=12)
+    parser.add_argument("--chat-sessions", type=int, default=16)
     parser.add_argument("--only", choices=["rag", "chat"])
     parser.add_argument("--peers", action="store_true", help="also LMCache")
     parser.add_argument("--peer-python", type=Path, default=Path(sys.executable), help="interpreter that has it")
