@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import logging
 import secrets
 import time
@@ -81,6 +82,8 @@ class App:
         self.step_bytes = core_limits.TEXT_STEP_BYTES
         self.draining = False
         self.not_ready = False
+        # The client's key is for the router, or would stand beside the engine's own.
+        self.drops_authorization = auth.enabled or any(one.api_key is not None for one in settings.instances)
         self.connections: set[ClientConnection] = set()
         self.emptied = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -88,6 +91,8 @@ class App:
         self._tasks: set[asyncio.Task[None]] = set()
         self._requests = 0
         self._bodies = 0
+        self._guesses: list[tuple[float, int, int, Exchange]] = []
+        self._guess_count = 0
         self._by_tenant: dict[str, int] = {}
         self._seeds: dict[tuple[str, str], int] = {}
         self.id_prefix = secrets.token_hex(8)
@@ -321,6 +326,18 @@ class App:
         answer = orjson.dumps({"status": status, "models": models, "workers": workers})
         return (200 if status in ("ok", "degraded") else 503), answer
 
+    def guess_prefilled(self, exchange: Exchange, at: float) -> None:
+        """Counts a request as decoding from a moment on, if it is still under way with the same attempt."""
+        self._guess_count += 1
+        heapq.heappush(self._guesses, (at, self._guess_count, exchange.attempts, exchange))
+
+    def _take_guesses(self) -> None:
+        now, guesses = self.loop_time(), self._guesses
+        while guesses and guesses[0][0] <= now:
+            _, _, attempt, exchange = heapq.heappop(guesses)
+            if not exchange.done and exchange.attempts == attempt:
+                exchange.prefilled()
+
     # What became of requests.
 
     def answered_here(self, request: Request, status: int) -> None:
@@ -343,6 +360,7 @@ class App:
     def exchange_ended(self, exchange: Exchange) -> None:
         """A request is no longer under way."""
         self.release_body(exchange.request)
+        exchange.forwarded = ()
         self._requests -= 1
         name = exchange.tenant.name
         left = self._by_tenant.get(name, 1) - 1
@@ -386,6 +404,7 @@ class App:
             await asyncio.sleep(TICK_SECONDS)
             count += 1
             self.load.refresh()
+            self._take_guesses()
             self.show()
             if count % TICKS_PER_SWEEP == 0:
                 await self._sweep()

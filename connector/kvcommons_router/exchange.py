@@ -50,6 +50,7 @@ class Exchange:
     hit = NO_HIT
     intended: Sequence[bytes] = ()
     tokens = 0
+    decoding = False
     was_reused = False
     sent_alone = False
     dispatched_at = 0.0
@@ -134,10 +135,15 @@ class Exchange:
         uncached = picker.uncached_tokens(hit, self.length, app.weights.credits)
         self.tokens = int(uncached)
         candidate = instance.candidate
-        self.sent_alone = candidate.requests == 0 and self.streaming
-        app.load.dispatched(instance.index, self.tokens, candidate.prefill.seconds(uncached, self.length))
+        self.sent_alone = candidate.waiting_tokens == 0 and self.streaming
+        work = candidate.prefill.seconds(uncached, self.length)
+        app.load.dispatched(instance.index, self.tokens, work)
         self.dispatched_at = self.last_at = app.loop_time()
         self.first_byte_at = 0.0
+        self.decoding = False
+        if not self.streaming:  # its first byte will be its last: when it is prefilled can only be guessed
+            wait = candidate.waiting_tokens * candidate.prefill.token_seconds
+            app.guess_prefilled(self, self.dispatched_at + wait + work)
         if self.text_keys:
             app.index.dispatched(self, instance)
         self._send(instance)
@@ -241,11 +247,18 @@ class Exchange:
         assert instance is not None
         self.first_byte_at = now
         app = self.app
-        app.load.prefilled(instance.index, self.tokens)
+        self.prefilled()
         seconds = now - self.dispatched_at
         if self.sent_alone and self.status == 200:
             instance.learner.add(self.tokens, seconds)
         app.recorder.observe_seconds(app.layout.first_byte_seconds, instance.index, now - self.request.received)
+
+    def prefilled(self) -> None:
+        """The instance has done, or is believed to have done, this request's prefill."""
+        instance = self.instance
+        if instance is not None and not self.decoding:
+            self.decoding = True
+            self.app.load.prefilled(instance.index, self.tokens)
 
     def answered(self) -> None:
         """The engine's answer is complete."""
@@ -316,7 +329,7 @@ class Exchange:
         app = self.app
         if self.first_byte_at == 0.0 and self.text_keys and outcome != "ok":
             app.index.failed(self, instance)
-        app.load.finished(instance.index, self.tokens, was_decoding=self.first_byte_at != 0.0)
+        app.load.finished(instance.index, self.tokens, was_decoding=self.decoding)
         app.count_attempt(instance.index, outcome)
 
     def _end(self, outcome: str) -> None:

@@ -220,6 +220,8 @@ class ClientConnection(asyncio.Protocol):
         version = parser.get_http_version()
         request.http10 = version == "1.0"
         request.keep_alive = parser.should_keep_alive()
+        if request.target[:7].lower() == b"http://":  # the form for proxies: its authority says nothing here
+            request.target = b"/" + request.target[7:].partition(b"/")[2]
         request.path = request.target.partition(b"?")[0]
         try:
             if version not in ("1.1", "1.0"):
@@ -262,7 +264,7 @@ class ClientConnection(asyncio.Protocol):
             if name not in NOT_FORWARDED:
                 if name == b"authorization":
                     lines.authorization = value
-                    if self.app.auth.enabled:
+                    if self.app.drops_authorization:
                         continue
                 elif name == b"content-encoding" and value.strip().lower() not in (b"identity", b""):
                     raise Refusal(415, "Bodies must be sent without a content encoding.", close=True)

@@ -86,6 +86,26 @@ async def test_a_shared_beginning_goes_to_its_holder_from_any_router(index: Inde
 
 
 @on_uvloop
+async def test_long_texts_meet_too(index: IndexSettings) -> None:
+    """A text of several hundred keys is looked up by probes instead of key by key, and finds its holder as well."""
+    long = TEXT * 20
+    async with engines_of("a", "b", "c") as engines:
+        settings = settings_for(engines, index=index)
+        async with running(settings) as first, running(settings) as second:
+            await joined(first, 3)
+            await joined(second, 3)
+            await first.ask(chat(long + "one"))
+            await flushed(first)
+            candidates = second.app.fleet.instances
+            for number in range(4):
+                await second.ask(chat(long + f"question {number}"))
+            assert sorted(asked(engines)) == [0, 0, 5]
+            assert all(one.candidate.waiting_tokens == 0 for one in candidates)
+            assert second.count("predicted_tokens_total") == 0  # nobody has reported yet
+            assert second.count("index_lookups_total", source="redis") >= 1
+
+
+@on_uvloop
 async def test_intents_count_at_dispatch_not_when_the_answer_ends(index: IndexSettings) -> None:
     """Two requests with one document, the second while the first is still prefilling, meet at one engine."""
     going = asyncio.Event()

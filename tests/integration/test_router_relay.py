@@ -363,6 +363,41 @@ async def test_an_instance_gets_its_own_headers() -> None:
 
 
 @on_uvloop
+async def test_a_request_without_a_stream_is_counted_as_decoding_in_time() -> None:
+    """Its first byte is its last, so the prefill is taken as done after the time that it should take; the load is right
+    before and after."""
+    going = asyncio.Event()
+
+    async def slow(call: Call) -> None:
+        await going.wait()
+        await call.answer()
+
+    async with engines_of("a") as engines:
+        engines[0].script = slow
+        async with running(settings_for(engines, cost={"base_seconds": 0.15, "token_seconds": 1e-7})) as router:
+            asked_for = asyncio.ensure_future(router.ask(chat("word " * 500)))
+            await until(lambda: engines[0].calls, "the request at the engine")
+            candidate = router.app.fleet.instances[0].candidate
+            assert candidate.waiting_tokens > 500
+            assert candidate.decoding == 0
+            await until(lambda: candidate.decoding == 1, "the prefill to be taken as done")
+            assert candidate.waiting_tokens == 0
+            going.set()
+            assert (await asked_for).status == 200
+            await until(lambda: candidate.requests == 0, "the end")
+            assert (candidate.waiting_tokens, candidate.decoding) == (0, 0)
+
+
+@on_uvloop
+async def test_the_form_for_proxies_is_understood() -> None:
+    """A target with scheme and authority means its path."""
+    async with engines_of("a") as engines, running(settings_for(engines)) as router:
+        reply = await router.ask(chat(), path="http://anywhere.example/v1/chat/completions")
+        assert reply.status == 200
+        assert engines[0].calls[0].head.startswith(b"POST /v1/chat/completions HTTP/1.1\r\n")
+
+
+@on_uvloop
 async def test_an_engine_that_never_answers_is_given_up() -> None:
     """504 after the time for a first byte, and the engine's connection is closed."""
 
