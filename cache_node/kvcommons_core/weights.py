@@ -29,6 +29,7 @@ CONFIG_NAMES: Final = frozenset(
         "adapter_config.json",
     }
 )
+REMEMBERED_MAX: Final = 4_096
 SETTLED_SECONDS: Final = 2.0  # a file written this recently may change again within one tick of its timestamp
 _SNAPSHOT = re.compile(r"^[0-9a-f]{40}$")
 _DOMAIN: Final = b"kvcommons/weights/1\0"
@@ -127,7 +128,7 @@ class _DigestCache:
     def digest(self, path: Path) -> bytes:
         before = path.stat()
         entry = self._folder / f"{_stat_name(before)}.json"
-        known = _read_entry(entry)
+        known = _read_entry(entry) or _in_process.get(entry)
         if known is not None:
             return known
         digest = _hash_file(path)
@@ -137,6 +138,7 @@ class _DigestCache:
                 "model", str(path), "it changed while it was read: let the download finish, then start again"
             )
         if time.time() - after.st_mtime > SETTLED_SECONDS:
+            _keep(entry, digest)
             self._remember(entry, path, digest)
         return digest
 
@@ -148,6 +150,15 @@ class _DigestCache:
             scratch.replace(entry)
         except OSError:  # a read-only or full home: the next start reads the weights again
             return
+
+
+_in_process: dict[Path, bytes] = {}  # an adapter is asked for with each request, also where no folder can be written
+
+
+def _keep(entry: Path, digest: bytes) -> None:
+    if len(_in_process) >= REMEMBERED_MAX:
+        _in_process.clear()
+    _in_process[entry] = digest
 
 
 def _stat_name(stat: os.stat_result) -> str:

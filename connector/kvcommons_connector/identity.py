@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Final
 
 from kvcommons_core import limits
 from kvcommons_core.keys import MultimodalItem, chunk_identities
+
+TEXT_KEY: Final = re.compile(r"[0-9a-fA-F]{16}")
+TEXT_BYTES_MAX: Final = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +53,16 @@ class TextHints:
         return [list(self.text_keys[max(begin, end - most) : end]) for begin, end in pairwise(bounds)]
 
 
-def parse_hints(params: Mapping[str, object] | None) -> TextHints:
+def parse_hints(params: object) -> TextHints:
     """The router's part of `kv_transfer_params`. It is a hint: what is malformed is ignored."""
-    hints = (params or {}).get("kvcommons")
+    hints = params.get("kvcommons") if isinstance(params, Mapping) else None
     if not isinstance(hints, Mapping) or hints.get("v") != 1:
         return TextHints()
     request_id, text_keys, text_bytes = hints.get("request_id"), hints.get("text_keys"), hints.get("text_bytes")
     return TextHints(
         request_id=request_id[:256] if isinstance(request_id, str) else "",
         text_keys=_parsed_keys(text_keys) if isinstance(text_keys, Sequence) else (),
-        text_bytes=text_bytes if isinstance(text_bytes, int) and text_bytes > 0 else 0,
+        text_bytes=text_bytes if isinstance(text_bytes, int) and 0 < text_bytes <= TEXT_BYTES_MAX else 0,
     )
 
 
@@ -66,10 +71,7 @@ def _parsed_keys(texts: Sequence[object]) -> tuple[int, ...]:
         texts = texts[: limits.TEXT_KEYS_PER_REQUEST_MAX]
     keys: list[int] = []
     for text in texts:
-        if not isinstance(text, str) or len(text) != 16:
+        if not isinstance(text, str) or not TEXT_KEY.fullmatch(text):  # int() would take a sign too
             return ()
-        try:
-            keys.append(int(text, 16))
-        except ValueError:
-            return ()
+        keys.append(int(text, 16))
     return tuple(keys)

@@ -91,4 +91,8 @@ def _item(feature: Any) -> MultimodalItem:
             "mm_identity", f"{feature.modality} is named by {feature.identifier!r}, which is no content hash"
         )
     position = feature.mm_position
+    if position.offset < 0 or position.length < 1:
+        raise NotCacheableError(
+            "mm_position", f"{feature.modality} stands for {position.length} tokens at {position.offset}"
+        )
     return MultimodalItem(position.offset, position.length, f"{feature.modality}:{content}".encode())

@@ -100,7 +100,11 @@ class WorkerCore:
         if layer is None:
             return
         self._seen_layers.add(layer)
-        if not self._whole_first and self._transfer.wait_layer(layer, self._load_ms_max) == "timed_out":
+        if (
+            not self._whole_first
+            and not self._late
+            and self._transfer.wait_layer(layer, self._load_ms_max) == "timed_out"
+        ):
             self._late = True  # this layer was read before it was whole: the step's loads have failed
 
     def end_step(self, plan: StepPlan, *, computed: bool = True) -> None:

@@ -200,9 +200,12 @@ def test_each_text_step_is_given_to_at_most_one_chunk(steps: int, prompt: int, c
         {"kvcommons": 3},
         {"kvcommons": {"v": 2}},
         {"kvcommons": {"v": 1, "text_keys": ["zz"] * 3, "text_bytes": "x"}},
+        {"kvcommons": {"v": 1, "text_keys": ["-00000000000000f"], "text_bytes": 10**400}},
+        {"kvcommons": {"v": 1, "text_keys": ["0x00000000000000"]}},
+        "kvcommons",
     ],
 )
-def test_malformed_hints_are_no_hints(params: dict[str, object] | None) -> None:
+def test_malformed_hints_are_no_hints(params: object) -> None:
     """They come from outside; nothing but routing rests on them."""
     assert parse_hints(params) == TextHints()
 

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from kvcommons_core import limits
+from kvcommons_core import limits, weights
 from kvcommons_core.errors import IdentityError
 from kvcommons_core.weights import default_cache_dir, lora_digest, model_weights, snapshot_revision, weights_digest
 
@@ -105,6 +105,20 @@ def test_a_torn_or_unwritable_memory_costs_a_read_and_nothing_else(tmp_path: Pat
     assert weights_digest(model, cache_dir=cache) == first
     blocked = tmp_path / "file"
     blocked.write_text("")
+    assert weights_digest(model, cache_dir=blocked) == first
+
+
+def test_a_file_is_read_once_a_process_where_nothing_can_be_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adapter's digest is asked for with each request, in the scheduler of the engine."""
+    model = make_model(tmp_path / "a")
+    for file in model.iterdir():
+        os.utime(file, (1, 1))
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    first = weights_digest(model, cache_dir=blocked)
+    monkeypatch.setattr(weights, "_hash_file", lambda path: pytest.fail(f"{path} was read again"))
     assert weights_digest(model, cache_dir=blocked) == first
 
 
