@@ -104,6 +104,7 @@ def latent_attention(folder: Path) -> str:
 
 def multimodal(folder: Path) -> str:
     """Qwen2-Audio: a second of sound becomes 25 tokens. With a processor and a tokenizer, for vLLM reads sounds by them."""
+    from safetensors.torch import load_file, save_file
     from tokenizers import Tokenizer, models
     from transformers import (
         PreTrainedTokenizerFast,
@@ -146,6 +147,11 @@ def multimodal(folder: Path) -> str:
     config = Qwen2AudioConfig(audio_config=audio, text_config=text, audio_token_index=AUDIO_TOKEN)
     config.initializer_range = COMMON["initializer_range"]
     path = saved(Qwen2AudioForConditionalGeneration, config, folder)
+    weights = (
+        folder / "model.safetensors"
+    )  # vLLM knows the names that published models have, not those that are saved today
+    tensors = {name.replace(".model.model.", ".model."): tensor for name, tensor in load_file(weights).items()}
+    save_file(tensors, weights, metadata={"format": "pt"})
     Qwen2AudioProcessor(
         feature_extractor=WhisperFeatureExtractor(feature_size=128), tokenizer=tokenizer
     ).save_pretrained(path)

@@ -108,6 +108,26 @@ def test_the_node_is_killed_in_the_middle(
     same(engine.generate([longer], max_tokens=6, logprobs=3), expected)
 
 
+def test_a_node_that_hangs_is_as_one_that_is_away(
+    engine: Engine, socket: Socket, reference: Engine, prompt: Callable[..., Prompt]
+) -> None:
+    """A node that is stopped answers nothing: every wait for it is bounded, the words are the same, and it is used again when it goes on."""
+    node = attached(engine, socket)
+    text = prompt(1100)
+    engine.generate([text])
+    engine.call("settle")
+    engine.call("reset")
+    expected = reference.generate([text], max_tokens=6, logprobs=3)
+    os.kill(node.pid, signal.SIGSTOP)
+    try:
+        same(engine.generate([text], max_tokens=6, logprobs=3), expected)
+    finally:
+        os.kill(node.pid, signal.SIGCONT)
+    engine.call("reset")
+    await_attached(engine)
+    same(engine.generate([text], max_tokens=6, logprobs=3), expected)
+
+
 def test_a_failed_load_leaves_no_wrong_kv_in_the_engines_own_cache(
     engine: Engine, socket: Socket, reference: Engine, prompt: Callable[..., Prompt]
 ) -> None:
