@@ -27,6 +27,9 @@ CONFIG_NAMES: Final = frozenset(
         "quantization_config.json",
         "hf_quant_config.json",
         "adapter_config.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "video_preprocessor_config.json",
     }
 )
 REMEMBERED_MAX: Final = 4_096

@@ -12,6 +12,9 @@ from kvcommons_node.seam import EVENTS_PER_DRAIN_MAX, Core, CoreEvent
 
 logger = logging.getLogger(__name__)
 
+REPORTED_TOKENS_MAX = 1 << 40
+"""More is no report: a counter is a float, and one bad report must not cost the events behind it."""
+
 
 class EventSink(Protocol):
     """Where events go. No method may block or wait: what cannot be kept is dropped there and begins a new epoch."""
@@ -73,11 +76,11 @@ class EventPump:
         """Add a request's report to the counters; one that is no such object is passed on uncounted."""
         try:
             fields = json.loads(report)
-        except ValueError:
+        except (ValueError, RecursionError):
             return
         if not isinstance(fields, dict):
             return
         for source in REUSE_SOURCES:
             tokens = fields.get(f"{source}_tokens")
-            if isinstance(tokens, int) and tokens > 0:
+            if isinstance(tokens, int) and 0 < tokens < REPORTED_TOKENS_MAX:
                 self._metrics.reused_tokens.labels(source).inc(tokens)

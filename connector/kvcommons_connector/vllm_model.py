@@ -20,6 +20,8 @@ from kvcommons_connector.layout import LayerLayout, LayoutError, kv_shards, laye
 
 LAYOUT_VERSION: Final = 1
 CACHEABLE_SPECS: Final = {"FullAttentionSpec": "full", "MLAAttentionSpec": "mla"}
+COMPUTE_FIELDS: Final = ("hf_overrides", "quantization_config", "model_class_overrides")
+MEDIA_FIELDS: Final = ("mm_processor_kwargs", "media_io_kwargs", "video_pruning_rate", "mm_encoder_attn_dtype")
 DRAFTLESS_METHODS: Final = frozenset({"ngram", "ngram_gpu", "suffix"})
 
 
@@ -209,13 +211,19 @@ def _rope(text_config: Any) -> Mapping[str, Json]:
 
 
 def _overrides(model: Any) -> str:
-    """What a user changed of the model's configuration, which the weights' digest can't see."""
-    overrides = model.hf_overrides
-    if not overrides:
-        return ""
-    if callable(overrides):
+    """What a user changed of how the model computes, which the weights' digest can't see."""
+    if callable(model.hf_overrides):
         raise Unsupported("hf_overrides", "a function changes the model's configuration")
-    text = json.dumps(overrides, sort_keys=True, default=str)
+    for name in ("hf_config_path", "model_weights"):
+        if getattr(model, name, None):
+            raise Unsupported(name, "the model's parts come from several places")
+    media = getattr(model, "multimodal_config", None)
+    changed = {name: getattr(model, name, None) for name in COMPUTE_FIELDS}
+    changed |= {name: getattr(media, name, None) for name in MEDIA_FIELDS}
+    given = {name: value for name, value in changed.items() if value}
+    if not given:
+        return ""
+    text = json.dumps(given, sort_keys=True, default=str)
     return ":overrides-" + hashlib.sha256(text.encode()).hexdigest()
 
 

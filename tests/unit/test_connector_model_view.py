@@ -148,6 +148,8 @@ def test_a_model_that_cannot_be_cached_exactly_has_a_reason(
     [
         ({"load_config__load_format": "dummy"}, "dummy_weights"),
         ({"model_config__hf_overrides": lambda config: config}, "hf_overrides"),
+        ({"model_config__hf_config_path": "elsewhere"}, "hf_config_path"),
+        ({"model_config__model_weights": "s3://bucket/model"}, "model_weights"),
         ({"parallel_config__pipeline_parallel_size": 3}, "pipeline"),
     ],
 )
@@ -203,6 +205,8 @@ def test_what_all_ranks_hold_alike_is_stored_by_one(tmp_path: Path) -> None:
         {"model_config__dtype": "torch.bfloat16"},
         {"model_config__quantization": "awq"},
         {"model_config__hf_overrides": {"rope_theta": 5}},
+        {"model_config__quantization_config": {"bits": 4}},
+        {"model_config__multimodal_config": SimpleNamespace(mm_processor_kwargs={"max_pixels": 9})},
         {"model_config__hf_text_config": SimpleNamespace(rope_parameters={"rope_type": "default", "rope_theta": 5.0})},
         {"cache_config__cache_dtype": "fp8"},
     ],

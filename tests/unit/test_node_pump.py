@@ -56,7 +56,15 @@ def test_a_gap_begins_an_epoch_before_what_follows_it(pumped: Pumped) -> None:
 
 
 @pytest.mark.parametrize(
-    "report", ['{"own_tokens": 512, "commons_tokens": 256, "computed_tokens": 9}', "[1]", "{", '{"own_tokens": "x"}']
+    "report",
+    [
+        '{"own_tokens": 512, "commons_tokens": 256, "computed_tokens": 9}',
+        "[1]",
+        "{",
+        '{"own_tokens": "x"}',
+        '{"own_tokens": 1' + "0" * 400 + "}",
+        '{"a":' + "[" * 2_000 + "]" * 2_000 + "}",
+    ],
 )
 def test_feedback_is_passed_on_whatever_it_holds(pumped: Pumped, report: str) -> None:
     """A report goes on as it is; only a proper one is counted, and a malformed one breaks nothing."""

@@ -43,6 +43,7 @@ def test_two_copies_of_one_model_are_one(tmp_path: Path, cache: Path) -> None:
         {"config.json": b"{ }"},
         {"model-2.safetensors": b""},
         {"quantize_config.json": b"{}"},
+        {"preprocessor_config.json": b"{}"},
         {"modeling.py": b"pass"},
         {"sub__extra.bin": b"1"},
     ],
