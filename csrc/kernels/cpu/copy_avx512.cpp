@@ -5,53 +5,24 @@
 
 #include "copy_impl.h"
 
+#define KVCOMMONS_TARGET __attribute__((target("avx512f")))
+
 namespace kvcommons::kernels::detail {
 namespace {
 
-constexpr std::size_t kLine = 64;
-constexpr std::size_t kVector = sizeof(__m512i);
-constexpr std::size_t kVectors = 8;
-constexpr std::size_t kStep = kVector * kVectors;
-static_assert(kStep % kLine == 0, "a step prefetches whole lines");
-
-// While a run nears its end, the start of the next one is fetched.
-void prefetch_step(const std::byte* src, std::size_t left, const std::byte* next) {
-  const std::byte* at = left > kPrefetchBytes ? src + kPrefetchBytes : next + (kPrefetchBytes - left);
-  for (std::size_t i = 0; i < kStep; i += kLine) {
-    _mm_prefetch(reinterpret_cast<const char*>(at + i), _MM_HINT_T0);
-  }
+using Vector = __m512i;
+KVCOMMONS_TARGET inline Vector load(const std::byte* src) {
+  return _mm512_loadu_si512(reinterpret_cast<const Vector*>(src));
+}
+KVCOMMONS_TARGET inline void stream(std::byte* dst, Vector v) {
+  _mm512_stream_si512(reinterpret_cast<Vector*>(dst), v);
 }
 
-__attribute__((target("avx512f"))) void stream_run(const CopyRun& run, const std::byte* next) {
-  const std::byte* src = run.src;
-  std::byte* dst = run.dst;
-  std::size_t left = run.bytes;
-  const std::size_t head = (kLine - reinterpret_cast<std::size_t>(dst) % kLine) % kLine;
-  memcpy(dst, src, head);  // streamed stores must be aligned
-  src += head, dst += head, left -= head;
-  for (; left >= kStep; src += kStep, dst += kStep, left -= kStep) {
-    prefetch_step(src, left, next);
-    __m512i v[kVectors];
-    for (std::size_t i = 0; i < kVectors; ++i) v[i] = _mm512_loadu_si512(reinterpret_cast<const __m512i*>(src) + i);
-    for (std::size_t i = 0; i < kVectors; ++i) _mm512_stream_si512(reinterpret_cast<__m512i*>(dst) + i, v[i]);
-  }
-  memcpy(dst, src, left);
-}
+#include "copy_stream.inc"
 
 }  // namespace
 
-__attribute__((target("avx512f"))) void stream_avx512(const CopyRun* runs, std::size_t count) {
-  for (std::size_t i = 0; i < count; ++i) {
-    const std::byte* next = i + 1 < count ? runs[i + 1].src : runs[i].src;
-    if (runs[i].bytes < kStreamRunBytesMin) {
-      _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T0);
-      memcpy(runs[i].dst, runs[i].src, runs[i].bytes);
-    } else {
-      stream_run(runs[i], next);
-    }
-  }
-  _mm_sfence();
-}
+void stream_avx512(const CopyRun* runs, std::size_t count) { stream_runs(runs, count); }
 
 }  // namespace kvcommons::kernels::detail
 #endif
