@@ -8,7 +8,11 @@ PROTOCOL_VERSION_MAX: Final[int]
 
 # hashing -------------------------------------------------------------------------------------------------------------
 def chain_keys(
-    root: bytes, tokens: object, chunk_tokens: int, identities: Sequence[tuple[int, bytes]] = ..., parent: bytes | None = ...
+    root: bytes,
+    tokens: object,
+    chunk_tokens: int,
+    identities: Sequence[tuple[int, bytes]] = ...,
+    parent: bytes | None = ...,
 ) -> bytes:
     """Token keys of every whole chunk, 32 bytes each, concatenated.
 
@@ -36,10 +40,24 @@ class NodeCore:
     """The store with its socket server and threads. No thread of it takes the GIL."""
 
     def __init__(
-        self, *, socket_path: str, arena_bytes: int, node_id: str, namespace_secret: bytes, slab_bytes: int = ...,
-        holder_socket: str = ..., multi_tenant: bool = ..., lease_pending_ms_max: int = ..., sessions_max: int = ...,
-        leases_max: int = ..., events_max: int = ..., verify_one_in: int = ..., populate: bool = ..., huge_pages: bool = ...,
-        allowed_uids: Sequence[int] = ..., socket_mode: int = ...,
+        self,
+        *,
+        socket_path: str,
+        arena_bytes: int,
+        node_id: str,
+        namespace_secret: bytes,
+        slab_bytes: int = ...,
+        holder_socket: str = ...,
+        multi_tenant: bool = ...,
+        lease_pending_ms_max: int = ...,
+        sessions_max: int = ...,
+        leases_max: int = ...,
+        events_max: int = ...,
+        verify_one_in: int = ...,
+        populate: bool = ...,
+        huge_pages: bool = ...,
+        allowed_uids: Sequence[int] = ...,
+        socket_mode: int = ...,
     ) -> None:
         """allowed_uids: empty means this process' user and root. socket_mode: 0 means 0600, or 0660 where other users are
         allowed. slab_bytes: 0 means the default. holder_socket: "" means that the arena ends with this process."""
@@ -66,14 +84,24 @@ class NodeCore:
 
 def holder_serve(socket_path: str, idle_seconds_max: int) -> None:
     """Keeps fds by name for a daemon that restarts; returns when told to stop or when idle for so long."""
+
 def holder_stop(socket_path: str) -> None: ...
 
 # client ----------------------------------------------------------------------------------------------------------------
 class Client:
     def __init__(
-        self, *, socket_path: str, role: str, fingerprint: bytes = ..., chunk_tokens: int = ...,
-        shards: Sequence[tuple[tuple[int, int, int, int], int]] = ..., own_shard: int = ..., call_ms_max: int = ...,
-        reconnect_ms_min: int = ..., reconnect_ms_max: int = ..., readers_per_shard: int = ...,
+        self,
+        *,
+        socket_path: str,
+        role: str,
+        fingerprint: bytes = ...,
+        chunk_tokens: int = ...,
+        shards: Sequence[tuple[tuple[int, int, int, int], int]] = ...,
+        own_shard: int = ...,
+        call_ms_max: int = ...,
+        reconnect_ms_min: int = ...,
+        reconnect_ms_max: int = ...,
+        readers_per_shard: int = ...,
     ) -> None:
         """role: "scheduler", "worker" or "tool". shards: ((layer_begin, layer_end, head_begin, head_end), slot_bytes).
         own_shard: index into shards, -1 for none. readers_per_shard: for schedulers, how many ranks each load the same
@@ -116,8 +144,13 @@ class Client:
 
 class Transfer:
     def __init__(
-        self, client: Client, *, blocks_per_chunk: int,
-        layers: Sequence[tuple[int, int, int, int, int, int, int, int]], copy_threads: int = ..., jobs_max: int = ...,
+        self,
+        client: Client,
+        *,
+        blocks_per_chunk: int,
+        layers: Sequence[tuple[int, int, int, int, int, int, int, int]],
+        copy_threads: int = ...,
+        jobs_max: int = ...,
     ) -> None:
         """layers: (base, blocks, block_stride_bytes, planes, plane_stride_bytes, runs, run_stride_bytes, run_bytes)."""
     def load(self, job: int, lease: int, first_block: int, block_ids: object) -> str:
@@ -125,7 +158,13 @@ class Transfer:
     def wait_layer(self, layer: int, ms_max: int) -> str: ...
     def wait_load(self, job: int, ms_max: int) -> str: ...
     def store(
-        self, job: int, tenant: int, parent: bytes, keys: bytes, block_ids: object, text_keys: Sequence[Sequence[int]] = ...
+        self,
+        job: int,
+        tenant: int,
+        parent: bytes,
+        keys: bytes,
+        block_ids: object,
+        text_keys: Sequence[Sequence[int]] = ...,
     ) -> str: ...
     def wait_stores(self, jobs: Sequence[int]) -> None: ...
     def wait_all_stores(self) -> None: ...
