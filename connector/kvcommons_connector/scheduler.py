@@ -22,6 +22,7 @@ from kvcommons_connector.tracking import Answer, Geometry, NodeClient, Scheduled
 
 KEY: Final = limits.KEY_BYTES
 NO_PARENT: Final = bytes(KEY)
+STORE_CHUNKS_MAX: Final = 16_384  # of one store: what the native side takes at once
 MISS_MS: Final = 100  # how long a miss is believed before the node is asked again
 
 
@@ -331,6 +332,7 @@ class SchedulerCore:
         geometry = self._geometry
         complete = min(item.computed_tokens + item.scheduled_tokens, len(item.tokens)) // geometry.chunk_tokens
         begin = request.stored_chunks
+        complete = min(complete, begin + STORE_CHUNKS_MAX)  # the rest is due in the next step
         if not self._store or complete <= begin or not self._ready(request):
             return
         self._extend_keys(request, item.tokens, complete)

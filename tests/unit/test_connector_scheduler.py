@@ -381,6 +381,28 @@ def test_what_another_connector_loaded_before_the_step_is_stored(node: FakeNode,
     assert len(engine.core.step([ScheduledRequest("b", tokens, 896, 128, blocks, True)], ()).stores) == 1
 
 
+def test_a_prompt_of_very_many_chunks_is_stored_in_several_steps(node: FakeNode) -> None:
+    """One store takes so many and no more: a longer one would be an error in the worker."""
+    core = SchedulerCore(
+        Geometry(16, 16, FINGERPRINT, False),
+        node,
+        Counters(),
+        lambda: 0.0,
+        load=False,
+        store=True,
+        lease_ms_max=1,
+        fetch_ms_max=1,
+    )
+    count = 20_000
+    tokens, blocks = [7] * (16 * count), list(range(count))
+    core.add(Tracked("a", len(tokens), RequestIdentity(), TextHints()))
+    core.allocated("a", blocks, 0)
+    first = core.step([ScheduledRequest("a", tokens, 0, len(tokens), blocks, True)], ()).stores
+    second = core.step([ScheduledRequest("a", [*tokens, 1], len(tokens), 1, [count], False)], ()).stores
+    assert [len(store.keys) // KEY_BYTES for store in [*first, *second]] == [16_384, count - 16_384]
+    assert second[0].parent == first[0].keys[-KEY_BYTES:]
+
+
 def test_a_request_from_before_the_session_is_fenced_like_any_other(node: FakeNode, engine: Engine) -> None:
     """It arrived before the workers had reported; the blocks that it gets may still be read by a store."""
     tokens = list(range(512))
