@@ -3,8 +3,8 @@
     python3 .ci/setup.py [test|demo]
 
 Checks the machine first (preflight.py), brings uv (uv.py), makes .venv from the role's lock, installs the project editable
-and builds what changed of the native module. Safe when several call it at once. On a machine with an NVIDIA GPU the demo
-gets the engine's GPU build, in .venv-gpu; KVCOMMONS_DEVICE=cpu or gpu chooses.
+and builds what changed of the native module. Safe when several call it at once. KVCOMMONS_DEVICE=gpu gives the demo the
+engine's GPU build, in .venv-gpu: not by itself yet, because the connector copies no GPU memory so far.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def device() -> str:
     chosen = os.environ.get("KVCOMMONS_DEVICE", "")
     if chosen not in ("", "cpu", "gpu"):
         sys.exit(f"KVCOMMONS_DEVICE is {chosen!r}; it is cpu or gpu")
-    return chosen or ("gpu" if os.path.exists("/dev/nvidiactl") else "cpu")
+    return chosen or "cpu"
 
 
 class Stamp:
@@ -136,7 +136,9 @@ def without_torch(lock: str) -> str:
 def install_packages(uv_path: str, venv: Path, role: str) -> None:
     python = venv / "bin" / "python"
     lock = (LOCKS / f"{role}.txt").read_text()
-    install = [uv_path, "pip", "install", "--python", str(python), "--no-deps"]
+    # Compiled now, by all cores: else each engine compiles thousands of modules at its first start, or at every start where
+    # the environment says that Python keeps no bytecode.
+    install = [uv_path, "pip", "install", "--python", str(python), "--no-deps", "--compile-bytecode"]
     options = None if role == "demo-gpu" else torch_cpu_options(uv_path, python)
     print(f"setup: packages of {role} (torch: {'as locked' if options is None else 'its CPU build'})", flush=True)
     if options is not None:

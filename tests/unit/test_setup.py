@@ -136,7 +136,7 @@ def test_a_wheel_of_uv_that_is_not_the_pinned_one_is_refused(
 
 
 def test_a_device_is_chosen_or_found(scripts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The demo's packages follow the machine, unless KVCOMMONS_DEVICE says otherwise; a typo is an error."""
+    """The demo gets the CPU engine unless KVCOMMONS_DEVICE says otherwise; a typo is an error."""
     monkeypatch.setenv("KVCOMMONS_DEVICE", "gpu")
     assert scripts["setup"].venv_of("demo") == ("demo-gpu", ROOT / ".venv-gpu")
     monkeypatch.setenv("KVCOMMONS_DEVICE", "cpu")
