@@ -63,6 +63,7 @@ class WorkerCore:
         self._between: dict[int, LoadPlan] = {}
         self._seen_layers: set[int] = set()
         self._late = False
+        self._step_failed = False
         self._whole_first = False
         self._invalid_blocks: set[int] = set()
         self._finished: set[str] = set()
@@ -73,6 +74,7 @@ class WorkerCore:
 
     def begin_step(self, plan: StepPlan) -> None:
         """Before anything of the step is written: end the stores that still read what it may overwrite."""
+        self._step_failed = False
         if plan.fence_jobs:
             self._transfer.wait_stores(plan.fence_jobs)
         if plan.loads or plan.stores:
@@ -112,15 +114,15 @@ class WorkerCore:
 
         :param computed: False if the forward ended in an error: its blocks may hold anything.
         """
-        failed_before = bool(self._invalid_blocks)
-        if self._beside:
-            self._settle_loads()
-        refused = "forward_failed" if not computed else "load_failed" if failed_before or self._invalid_blocks else ""
+        self._settle_loads()
+        refused = "forward_failed" if not computed else "load_failed" if self._step_failed else ""
         for store in plan.stores:
             self._submit(store, refused)
         self._collect()
 
     def _settle_loads(self) -> None:
+        if not self._beside:
+            return
         unread = len(self._seen_layers) < self._layers and not self._whole_first
         outcomes = {load.job: self._drain(load) for load in self._beside}
         for load in self._beside:
@@ -160,6 +162,7 @@ class WorkerCore:
             self._finished.add(load.request_id)
             self._failed.add(load.request_id)
         else:
+            self._step_failed = True
             self._invalid_blocks.update(load.block_ids)
 
     def _collect(self) -> None:
@@ -183,7 +186,8 @@ class WorkerCore:
         return finished, failed
 
     def take_invalid_blocks(self) -> set[int]:
-        """Blocks that this step read and that were not loaded."""
+        """Blocks that this step read and that were not loaded. With speculative decoding vLLM asks before it ends the step."""
+        self._settle_loads()
         blocks, self._invalid_blocks = self._invalid_blocks, set()
         return blocks
 

@@ -66,6 +66,30 @@ def test_a_refused_load_is_reported_and_its_step_stores_nothing(worker: WorkerCo
     assert transfer.stored == [4]
 
 
+@pytest.mark.parametrize("when", ["refused", "underway", "late"])
+def test_a_failed_load_is_known_and_stores_nothing_where_the_step_ends_late(
+    worker: WorkerCore, transfer: FakeTransfer, when: str
+) -> None:
+    """With speculative decoding vLLM asks for failed blocks after the forward, and calls wait_for_save after the draft."""
+    if when == "refused":
+        transfer.load_status[1] = "gone"
+    elif when == "underway":
+        transfer.end_status[1] = "gone"
+    else:
+        transfer.layer_status = "timed_out"
+    plan = StepPlan(loads=[load(1)], stores=[store(2)])
+    worker.begin_step(plan)
+    worker.start_loads(plan)
+    for name in LAYERS:
+        worker.wait_layer(name)
+    assert worker.take_invalid_blocks() == {10, 11}
+    worker.end_step(plan)
+    assert transfer.stored == []
+    transfer.layer_status = "ok"
+    assert run_step(worker, StepPlan(stores=[store(3)])) == set()
+    assert transfer.stored == [3]
+
+
 def test_a_forward_that_failed_stores_nothing(worker: WorkerCore, transfer: FakeTransfer) -> None:
     """vLLM ends the step for the connector even while the forward's error is on its way up: half of the layers may be unwritten."""
     worker.begin_step(StepPlan(stores=[store(2)]))
