@@ -146,6 +146,39 @@ def test_a_failed_load_leaves_no_wrong_kv_in_the_engines_own_cache(
     same(again, [expected[0], expected[0]])
 
 
+def test_a_failed_load_beside_speculative_decoding(
+    forge: Forge, socket: Socket, tiny: str, reference: Engine, prompt: Callable[..., Prompt]
+) -> None:
+    """There vLLM asks for failed blocks before it ends the step, and rejected drafts stand in the last blocks: the words are the same,
+    and so they are when what was stored meanwhile is loaded again."""
+    drafts = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
+    engine = forge.engine({"model": tiny, "speculative_config": drafts}, connector(socket=socket.path))
+    try:
+        node = attached(engine, socket)
+        text = prompt(1100)
+        longer = prompt(1700, text)
+        engine.generate([text])
+        engine.call("settle")
+        engine.call("reset")
+        expected = reference.generate([longer], max_tokens=200, logprobs=3)
+        engine.call("arm", where="before_load", pid=node.pid)
+        same(engine.generate([longer], max_tokens=200, logprobs=3), expected)
+        attached(engine, socket)
+        for cached in (0, 1536):
+            engine.call("reset")
+            answers = engine.generate([longer], max_tokens=200, logprobs=3)
+            assert answers[0]["cached"] == cached
+            same(answers, expected)
+            engine.call("settle")
+        said = {"ids": [*longer["ids"], *expected[0]["tokens"], 5]}
+        engine.call("reset")
+        again = engine.generate([said], max_tokens=6, logprobs=3)
+        assert again[0]["cached"] == 1792
+        same(again, reference.generate([said], max_tokens=6, logprobs=3))
+    finally:
+        engine.close()
+
+
 def read_slots(node: Node, engine: Engine, keys: bytes) -> tuple[_native.Client, list[int], int]:
     """A session as the engine's own, the offsets of these chunks and the bytes of a slot."""
     about = engine.call("describe")
