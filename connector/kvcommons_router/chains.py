@@ -123,32 +123,39 @@ class Places:
         disk |= memory
         return Reach(engine, memory, disk, disk | (self._attached if anywhere else 0))
 
-    def depths(self, chain: Sequence[tuple[int, bytes]]) -> dict[int, Depth]:
-        """The depth of every instance that finds anything, from (position, holders) in ascending order.
+    def depths(self, chain: Sequence[bytes], positions: Sequence[int] | None = None) -> dict[int, Depth]:
+        """The depth of every instance that finds anything, from the holders of a chain's keys.
 
-        A position that is missing is as the next one that is there: who holds a text holds its beginning.
+        `positions` says which keys these are, where not all were read, in ascending order. One that is missing is as
+        the next one that is there: who holds a text holds its beginning.
         """
-        if not chain or chain[0][0] != 0:
+        if not chain or (positions is not None and positions[0] != 0):
             return {}
         found: dict[int, list[int]] = {}
-        alive = list(self.reach(chain[0][1]))
-        before = self.reach(chain[0][1])
+        last = chain[0]
+        alive: Sequence[int] = self.reach(last)
         depth = 1
-        for position, packed in chain[1:]:
-            here = self.reach(packed)
-            if here is not before:
-                before = here
-                for tier in range(4):
-                    still = alive[tier] & here[tier]
-                    if still != alive[tier]:
-                        _note(found, alive[tier] ^ still, tier, depth)
-                        alive[tier] = still
-                if not alive[3]:
-                    break
-            depth = position + 1
-        for tier in range(4):
-            _note(found, alive[tier], tier, depth)
+        for at in range(1, len(chain)):
+            packed = chain[at]
+            if packed != last:
+                last = packed
+                here = self.reach(packed)
+                if here != alive:
+                    alive = _narrow(found, alive, here, depth)
+                    if not alive[3]:
+                        break
+            depth = at + 1 if positions is None else positions[at] + 1
+        _narrow(found, alive, NOWHERE, depth)
         return {index: Depth(*depths) for index, depths in found.items()}
+
+
+def _narrow(found: dict[int, list[int]], alive: Sequence[int], here: Reach, depth: int) -> tuple[int, ...]:
+    """Who goes on; those who don't are found as deep as this."""
+    still = tuple([before & now for before, now in zip(alive, here, strict=True)])
+    for tier, (before, now) in enumerate(zip(alive, still, strict=True)):
+        if before != now:
+            _note(found, before ^ now, tier, depth)
+    return still
 
 
 def _note(found: dict[int, list[int]], bits: int, tier: int, depth: int) -> None:

@@ -12,7 +12,6 @@ from kvcommons_core.errors import IndexUnavailableError
 from kvcommons_core.index import (
     EngineRecorder,
     FeedbackListener,
-    Holder,
     IndexReader,
     LookupStatus,
     MemberInfo,
@@ -30,7 +29,7 @@ from kvcommons_router.link import Links, Values
 from kvcommons_router.usage import usage_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from kvcommons_router.app import App
     from kvcommons_router.exchange import Exchange
@@ -54,28 +53,13 @@ def make_index(app: App) -> Index:
 class Reader(IndexReader):
     """A reader that also answers without a task: from its mirror, and through a lean link where there can be one."""
 
-    def known(self, keys: Sequence[bytes]) -> tuple[list[tuple[int, bytes]], bool]:
+    def known(self, keys: Sequence[bytes]) -> tuple[list[bytes], bool]:
         """What the mirror has of a chain from its beginning on, and whether that is the whole answer."""
-        return self._from_mirror(keys)
+        return self.mirror.beginning(keys, self._monotonic())
 
     def remember(self, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
         """Takes what Redis said."""
-        now = self._monotonic()
-        for key8, packed in zip(keys, values, strict=True):
-            self.mirror.put(key8, packed, now)
-
-    def note(self, tenure: Tenure, tier: Tier, keys: Iterable[bytes], *, present: bool = True) -> None:
-        """Our own word shows in the mirror at once. Mostly nobody held these keys before, which needs no sorting."""
-        holder = b""
-        rest: list[bytes] = []
-        for key8 in keys:
-            if present and self.mirror.get(key8, self._monotonic()) == b"":
-                holder = holder or Holder(tenure.slot, tenure.epoch, tier, 0, schema.born_of(time.time())).pack()
-                self.mirror.amend(key8, holder)
-            else:
-                rest.append(key8)
-        if rest:
-            super().note(tenure, tier, rest, present=present)
+        self.mirror.put_all(keys, values, self._monotonic())
 
     def name(self, key8: bytes) -> bytes:
         """A key's name in Redis."""
@@ -89,22 +73,20 @@ class Reader(IndexReader):
         replies = await self._connection.run([("GET", self._names.holders(key8)) for key8 in keys])
         return [reply if isinstance(reply, bytes) else b"" for reply in replies]
 
-    async def read(self, keys: Sequence[bytes]) -> tuple[LookupStatus, list[tuple[int, bytes]]]:
+    async def read(self, keys: Sequence[bytes]) -> tuple[LookupStatus, list[int], list[bytes]]:
         """A chain's holders through the core's lookup, which knows every kind of Redis and long chains."""
         answer = await self.lookup(keys)
-        return answer.status, self._from_mirror_with_gaps(keys)
-
-    def _from_mirror_with_gaps(self, keys: Sequence[bytes]) -> list[tuple[int, bytes]]:
-        """What the mirror has of a chain; a long one is probed, not read, so it may have gaps."""
         now = self._monotonic()
-        found: list[tuple[int, bytes]] = []
+        positions: list[int] = []  # a long chain was probed, not read, so there may be gaps
+        chain: list[bytes] = []
         for position, key8 in enumerate(keys):
             packed = self.mirror.get(key8, now)
             if packed is not None:
-                found.append((position, packed))
+                positions.append(position)
+                chain.append(packed)
                 if not packed:
                     break
-        return found
+        return answer.status, positions, chain
 
 
 class RedisIndex:
@@ -192,7 +174,7 @@ class RedisIndex:
                 return
             found = [value or b"" for value in values]
             reader.remember(asked, found)
-            self._located(exchange, REDIS, [*chain, *enumerate(found, len(chain))])
+            self._located(exchange, REDIS, chain + found)
 
         short = len(asked) <= limits.LOOKUP_MGET_KEYS_MAX
         if not (short and link is not None and link.mget([reader.name(key8) for key8 in asked], answered)):
@@ -200,18 +182,24 @@ class RedisIndex:
 
     async def _ask(self, exchange: Exchange, keys: Sequence[bytes]) -> None:
         begun = self._app.now()
-        status, chain = await self.reader.read(keys)
+        status, positions, chain = await self.reader.read(keys)
         self._app.recorder.observe_lookup(self._app.now() - begun)
-        self._located(exchange, SOURCES[status], None if status is LookupStatus.AWAY else chain)
+        self._located(exchange, SOURCES[status], None if status is LookupStatus.AWAY else chain, positions)
 
-    def _located(self, exchange: Exchange, source: int, chain: Sequence[tuple[int, bytes]] | None) -> None:
+    def _located(
+        self,
+        exchange: Exchange,
+        source: int,
+        chain: Sequence[bytes] | None,
+        positions: Sequence[int] | None = None,
+    ) -> None:
         app = self._app
         app.recorder.count(app.layout.lookups + source)
         if chain is None:
             exchange.located(None)
             return
         self._places.follow(self.reader.view.by_name, schema.born_of(time.time()))
-        exchange.located(self._places.depths(chain))
+        exchange.located(self._places.depths(chain, positions))
 
     def dispatched(self, exchange: Exchange, instance: Instance) -> None:
         """The instance will hold the whole text: said now, not when it does."""

@@ -245,20 +245,23 @@ def test_an_instances_depth_joins_its_cache_its_node_and_the_peers() -> None:
         held((1, Tier.DISK), (13, Tier.ENGINE)),
         held((13, Tier.ENGINE)),
     ]
-    numbered = list(enumerate(chain))
     expected = {0: Depth(2, 3, 5, 5), 1: Depth(0, 0, 0, 5), 2: Depth(4, 4, 4, 4)}
-    assert places.depths(numbered) == expected
-    assert places.depths(numbered[:1] + numbered[2:5]) != {}
+    assert places.depths(chain) == expected
+    assert places.depths([chain[0], chain[2], chain[4]], [0, 2, 4]) == {
+        0: Depth(1, 3, 5, 5),
+        1: Depth(0, 0, 0, 5),
+        2: Depth(3, 3, 3, 3),
+    }
     assert places.depths([]) == {}
-    assert places.depths(numbered[1:]) == {}
+    assert places.depths(chain[1:], [1, 2, 3, 4, 5]) == {}
     assert places.node_slot(1) == 2
     places.follow(members, 700)
-    assert places.depths(numbered) == {}  # too old
+    assert places.depths(chain) == {}  # too old
     places.follow(members, 500)
-    assert places.depths(numbered) == expected
+    assert places.depths(chain) == expected
     places.follow({name: one for name, one in members.items() if name != "n1"}, 500)
-    assert places.depths(numbered) == {0: Depth(2, 2, 2, 2), 2: Depth(4, 4, 4, 4)}
-    assert places.depths([(0, b"12345")]) == {}
+    assert places.depths(chain) == {0: Depth(2, 2, 2, 2), 2: Depth(4, 4, 4, 4)}
+    assert places.depths([b"12345"]) == {}
     assert places.corrupt == 1
 
 
@@ -270,7 +273,7 @@ def test_the_quick_depths_are_the_plain_ones(chain: list[set[int]]) -> None:
     places = Places(Fleet(RouterSection(instances=tuple(instances))).instances, age_units_max=100)
     places.follow({f"engine:{n}": member(f"engine:{n}", at + 1, MemberKind.ENGINE) for at, n in enumerate("abc")}, 0)
     packed = [b"".join(Holder(one + 1, 1, Tier.ENGINE, 0, 0).pack() for one in sorted(held)) for held in chain]
-    found = places.depths(list(enumerate(packed)))
+    found = places.depths(packed)
     for index in range(3):
         depth = next((at for at, held in enumerate(chain) if index not in held), len(chain))
         assert found.get(index, Depth(0, 0, 0, 0)) == Depth(depth, depth, depth, depth)

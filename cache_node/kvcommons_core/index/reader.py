@@ -68,13 +68,47 @@ class Mirror:
         entry = self._entries.get(key8)
         return entry[1] if entry is not None and now - entry[0] <= self._seconds_max else None
 
+    def beginning(self, keys: Sequence[bytes], now: float) -> tuple[list[bytes], bool]:
+        """What is known of a chain from its beginning on without a gap, and whether that is the whole answer: it is when
+        all keys are known, or when nobody holds the last one that is."""
+        entries, oldest = self._entries, now - self._seconds_max
+        found: list[bytes] = []
+        for key8 in keys:
+            entry = entries.get(key8)
+            if entry is None or entry[0] < oldest:
+                return found, False
+            found.append(entry[1])
+            if not entry[1]:
+                break
+        return found, True
+
     def put(self, key8: bytes, packed: bytes, now: float) -> None:
+        self.put_all((key8,), (packed,), now)
+
+    def put_all(self, keys: Iterable[bytes], values: Iterable[bytes], now: float) -> None:
+        """What Redis said of some keys."""
         if not self._keys_max:
             return
-        self._entries.pop(key8, None)
-        self._entries[key8] = (now, packed)
-        while len(self._entries) > self._keys_max:
-            del self._entries[next(iter(self._entries))]
+        entries = self._entries
+        for key8, packed in zip(keys, values, strict=True):
+            entries.pop(key8, None)
+            entries[key8] = (now, packed)
+        while len(entries) > self._keys_max:
+            del entries[next(iter(entries))]
+
+    def hold_first(self, keys: Iterable[bytes], holder: bytes) -> list[bytes]:
+        """Adds a holder to those keys that nobody held; the known keys that somebody holds are left, and returned."""
+        entries = self._entries
+        held: list[bytes] = []
+        for key8 in keys:
+            entry = entries.get(key8)
+            if entry is None:
+                continue
+            if entry[1]:
+                held.append(key8)
+            else:
+                entries[key8] = (entry[0], holder)
+        return held
 
     def amend(self, key8: bytes, packed: bytes) -> None:
         """Another content without another age: our own word makes the others' no fresher."""
@@ -164,7 +198,7 @@ class IndexReader:
         """Our own intent or correction shows in the mirror at once; Redis is told by the recorder."""
         holder = Holder(tenure.slot, tenure.epoch, tier, 0, schema.born_of(self._clock())).pack()
         now = self._monotonic()
-        for key8 in keys:
+        for key8 in self.mirror.hold_first(keys, holder) if present else keys:
             packed = self.mirror.get(key8, now)
             if packed is None:
                 continue
@@ -178,16 +212,8 @@ class IndexReader:
 
     def _from_mirror(self, keys: Sequence[bytes]) -> tuple[list[Probe], bool]:
         """(what the mirror knows from the beginning on without a gap, whether that is the whole answer)."""
-        now = self._monotonic()
-        probes: list[Probe] = []
-        for index, key8 in enumerate(keys):
-            packed = self.mirror.get(key8, now)
-            if packed is None:
-                return probes, False
-            probes.append((index, packed))
-            if not packed:
-                break
-        return probes, True
+        known, complete = self.mirror.beginning(keys, self._monotonic())
+        return list(enumerate(known)), complete
 
     def _answer(self, status: LookupStatus, probes: list[Probe]) -> Lookup:
         self.stats.lookups[status.value] += 1
@@ -259,9 +285,7 @@ class IndexReader:
             future.set_result(probes)
 
     def _remember(self, keys: Sequence[bytes], probes: list[Probe]) -> None:
-        now = self._monotonic()
-        for index, packed in probes:
-            self.mirror.put(keys[index], packed, now)
+        self.mirror.put_all([keys[index] for index, _ in probes], [packed for _, packed in probes], self._monotonic())
 
     def _void(self, reason: str) -> None:
         self.stats.mirror_voided += 1

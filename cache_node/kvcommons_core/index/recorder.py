@@ -81,8 +81,7 @@ class EngineRecorder:
 
     def confirm(self, keys: Iterable[bytes]) -> None:
         """These were really hit: they are kept for another TTL (within the age cap)."""
-        for key8 in keys:
-            self.stream.put(key8, KEEP)
+        self.stream.put_all(list(keys), KEEP)
 
     def _say(self, name: str, word: bytes, keys: list[bytes], tier: Tier) -> bool:
         member = self._members.get(name)
@@ -90,6 +89,5 @@ class EngineRecorder:
             return False
         self._reader.note(member.tenure, tier, keys, present=word == ADD)
         holder = word + Holder(member.tenure.slot, member.tenure.epoch, tier, 0, schema.born_of(self._clock())).pack()
-        for key8 in keys:
-            self.stream.put(key8, holder)
+        self.stream.put_all(keys, holder)
         return True

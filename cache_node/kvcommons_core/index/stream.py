@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -85,6 +85,16 @@ class OpStream:
             return False
         self._queue.append((key8, word))
         if not self._filled.is_set():
+            self._filled.set()
+            self._idle.clear()
+        return True
+
+    def put_all(self, keys: Sequence[bytes], word: bytes) -> bool:
+        """The same word about several keys."""
+        if len(self._queue) + len(keys) > self._ops_max:
+            return all(self.put(key8, word) for key8 in keys)  # once it was given up, the rest is void too
+        self._queue.extend([(key8, word) for key8 in keys])
+        if keys and not self._filled.is_set():
             self._filled.set()
             self._idle.clear()
         return True
