@@ -92,6 +92,7 @@ class App:
         self._requests = 0
         self._bodies = 0
         self._guesses: list[tuple[float, int, int, Exchange]] = []
+        self._new_guesses: list[tuple[float, int, Exchange]] = []
         self._guess_count = 0
         self._by_tenant: dict[str, int] = {}
         self._seeds: dict[tuple[str, str], int] = {}
@@ -328,11 +329,15 @@ class App:
 
     def guess_prefilled(self, exchange: Exchange, at: float) -> None:
         """Counts a request as decoding from a moment on, if it is still under way with the same attempt."""
-        self._guess_count += 1
-        heapq.heappush(self._guesses, (at, self._guess_count, exchange.attempts, exchange))
+        self._new_guesses.append((at, exchange.attempts, exchange))
 
     def _take_guesses(self) -> None:
         now, guesses = self.loop_time(), self._guesses
+        fresh, self._new_guesses = self._new_guesses, []
+        for at, attempt, exchange in fresh:
+            if not exchange.done:  # most have ended within a tick, and cost no more than this
+                self._guess_count += 1
+                heapq.heappush(guesses, (at, self._guess_count, attempt, exchange))
         while guesses and guesses[0][0] <= now:
             _, _, attempt, exchange = heapq.heappop(guesses)
             if not exchange.done and exchange.attempts == attempt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -79,8 +80,11 @@ class OwnMemory:
         masks, bit = self._masks, 1 << instance.index
         for key in exchange.text_keys:
             masks[key] = masks.pop(key, 0) | bit
-        while len(masks) > self._entries_max:
-            del masks[next(iter(masks))]
+        if (
+            len(masks) > self._entries_max
+        ):  # many at once: to find a dict's first key takes as long as keys went before it
+            for key in list(itertools.islice(masks, self._entries_max // 16 + 1)):
+                del masks[key]
 
     def failed(self, exchange: Exchange, instance: Instance) -> None:
         """Forgets what the instance did not do."""

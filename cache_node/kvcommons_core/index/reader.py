@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -93,8 +94,11 @@ class Mirror:
         for key8, packed in zip(keys, values, strict=True):
             entries.pop(key8, None)
             entries[key8] = (now, packed)
-        while len(entries) > self._keys_max:
-            del entries[next(iter(entries))]
+        if len(entries) > self._keys_max:
+            # Many at once: to find a dict's first key takes as long as keys went before it. Never fewer than are too many.
+            surplus = len(entries) - self._keys_max
+            for key8 in list(itertools.islice(entries, max(surplus, self._keys_max // 16))):
+                del entries[key8]
 
     def hold_first(self, keys: Iterable[bytes], holder: bytes) -> list[bytes]:
         """Adds a holder to those keys that nobody held; the known keys that somebody holds are left, and returned."""

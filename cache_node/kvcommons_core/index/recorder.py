@@ -19,7 +19,7 @@ from kvcommons_core.index.stream import ADD, KEEP, REMOVE, OpStream
 from kvcommons_core.index.tasks import end_tasks, spawn
 from kvcommons_core.settings import IndexSettings
 
-LINGER_SECONDS: Final = 0.005  # a router under load dispatches many requests in this time, and tells of all at once
+LINGER_SECONDS: Final = 0.02  # a router under load dispatches many requests in this time, and tells of all at once
 
 
 class EngineRecorder:
