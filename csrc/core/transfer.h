@@ -71,8 +71,8 @@ class Transfer {
   // Not Ok: nothing was touched, the caller reports a failed load. Block ids that no layer has are the caller's error:
   // std::invalid_argument. TooLarge: more blocks than the lease covers.
   Status load(LoadJob job);
-  // Blocks until every load submitted so far has finished `layer`, or failed. GIL-free in the binding. TimedOut after
-  // ms_max: the copies go on, and wait_load tells when they have ended.
+  // Returns when every load submitted so far has finished `layer`, or failed; copies what nobody has begun to copy.
+  // GIL-free in the binding. TimedOut after ms_max: the copies go on, and wait_load tells when they have ended.
   Status wait_layer(std::uint32_t layer, std::uint32_t ms_max);
   // The load's own status once it has ended, also after it was taken (the last 1,024 are remembered); Gone if unknown.
   Status wait_load(std::uint64_t job, std::uint32_t ms_max);

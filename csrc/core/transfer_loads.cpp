@@ -18,7 +18,7 @@ using std::chrono::milliseconds;
 constexpr std::size_t kFinishedMax = 65'536;  // results that nobody takes: the oldest go
 constexpr std::size_t kRecentMax = 1'024;
 constexpr std::size_t kReleaseBatch = 16;  // leases ended while other loads still run
-constexpr std::size_t kRunsMax = 4'096;    // pieces gathered before they are copied
+constexpr std::size_t kRunsMax = 4'096;    // gathered before they are copied
 
 void remember(std::deque<JobResult>* results, const JobResult& result, std::size_t max) {
   if (results->size() >= max) results->pop_front();
@@ -93,6 +93,7 @@ Status LoadQueue::submit(LoadJob job) {
     ++stats_.loads_failed;
     return status;
   }
+  load->blocks_left.assign(layout_.layers(), load->job.block_ids.size());
   load->sequence = ++sequence_;
   active_.push_back(std::move(load));
   running_.fetch_add(1, std::memory_order_relaxed);
@@ -107,12 +108,25 @@ Status LoadQueue::wait_layer(std::uint32_t layer, std::uint32_t ms_max) {
                                 " are registered: pass the index of a registered layer");
   }
   if (running_.load(std::memory_order_acquire) == 0) return Status::Ok;
+  const auto deadline = std::chrono::steady_clock::now() + milliseconds(ms_max);
+  kernels::RunList runs;
   std::unique_lock lock(mutex_);
   const std::uint64_t last = sequence_;
-  const auto behind = [&](const auto& load) { return load->sequence <= last && load->next_layer <= layer; };
-  const bool done = progress_.wait_for(lock, milliseconds(ms_max),
-                                       [&] { return std::none_of(active_.begin(), active_.end(), behind); });
-  return done ? Status::Ok : Status::TimedOut;
+  const auto behind = [&](const auto& load) { return load->sequence <= last && load->whole_layers <= layer; };
+  while (std::any_of(active_.begin(), active_.end(), behind)) {
+    if (std::chrono::steady_clock::now() >= deadline) return Status::TimedOut;
+    Piece piece;
+    if (!take(last, layer, kPieceBytes, &piece)) {  // others copy the rest
+      progress_.wait_until(lock, deadline);
+      continue;
+    }
+    lock.unlock();
+    const Stopwatch watch;
+    copy(piece, &runs, nullptr);
+    lock.lock();
+    finish(piece, watch.ns());
+  }
+  return Status::Ok;
 }
 
 Status LoadQueue::wait_load(std::uint64_t job, std::uint32_t ms_max) {
@@ -141,25 +155,58 @@ void LoadQueue::add_stats(Transfer::Stats* stats) const {
   stats->queued += active_.size();
 }
 
-void LoadQueue::copy_layer(const Load& load, std::uint32_t layer) {
-  const auto& ids = load.job.block_ids;
-  const auto stores = kernels::stores_for(ids.size() * layout_.block_bytes());
-  for (std::size_t i = 0; i < ids.size(); ++i) {
+bool LoadQueue::take(std::uint64_t last, std::uint32_t layer, std::uint64_t bytes, Piece* piece) {
+  Load* load = nullptr;
+  for (const auto& other : active_) {
+    if (other->sequence > last || other->next_layer > layer || other->next_layer == layout_.layers()) continue;
+    if (load == nullptr || other->next_layer < load->next_layer) load = other.get();  // of equals the oldest
+  }
+  if (load == nullptr) return false;
+  const std::uint64_t block = layout_.layer_block_bytes(load->next_layer);
+  const std::size_t blocks = load->job.block_ids.size(), first = load->next_block;
+  *piece = {load, load->next_layer, first, std::min<std::size_t>((bytes + block - 1) / block, blocks - first)};
+  load->next_block += piece->count;
+  if (load->next_block == blocks) {
+    load->next_block = 0;
+    ++load->next_layer;
+  }
+  return true;
+}
+
+void LoadQueue::finish(const Piece& piece, std::uint64_t ns) {
+  Load& load = *piece.load;
+  const std::uint64_t bytes = piece.count * layout_.layer_block_bytes(piece.layer);
+  load.bytes += bytes;
+  stats_.load_bytes += bytes;
+  stats_.load_ns += ns;
+  load.blocks_left[piece.layer] -= piece.count;
+  const std::uint32_t before = load.whole_layers;
+  while (load.whole_layers < load.next_layer && load.blocks_left[load.whole_layers] == 0) ++load.whole_layers;
+  if (load.whole_layers == before) return;
+  if (load.whole_layers == layout_.layers()) {
+    end(&load, Status::Ok);
+    work_.notify_one();  // its lease is the thread's to give back
+  }
+  progress_.notify_all();
+}
+
+void LoadQueue::copy(const Piece& piece, kernels::RunList* runs, kernels::WorkerPool* pool) const {
+  const Load& load = *piece.load;
+  const auto stores = kernels::stores_for(load.job.block_ids.size() * layout_.block_bytes());
+  const std::size_t end = piece.first + piece.count;
+  for (std::size_t i = piece.first; i < end; ++i) {
     const std::uint64_t block = load.job.first_block + i;
     const SlotRef& slot = load.slots[block / layout_.blocks_per_chunk()];
     const auto index = static_cast<std::uint32_t>(block % layout_.blocks_per_chunk());
-    layout_.scatter(layer, ids[i], load.attached.arena.get() + slot.offset_bytes, index, &runs_);
-    if (runs_.runs().size() < kRunsMax && i + 1 < ids.size()) continue;
-    kernels::copy_runs(pool_, runs_.runs(), stores);
-    runs_.clear();
+    layout_.scatter(piece.layer, load.job.block_ids[i], load.attached.arena.get() + slot.offset_bytes, index, runs);
+    if (runs->runs().size() < kRunsMax && i + 1 < end) continue;
+    if (pool != nullptr) {
+      kernels::copy_runs(*pool, runs->runs(), stores);
+    } else {
+      kernels::copy_runs(runs->runs(), stores);
+    }
+    runs->clear();
   }
-}
-
-LoadQueue::Load* LoadQueue::furthest_behind() {
-  const auto at = std::min_element(active_.begin(), active_.end(), [](const auto& a, const auto& b) {
-    return a->next_layer != b->next_layer ? a->next_layer < b->next_layer : a->sequence < b->sequence;
-  });
-  return at->get();
 }
 
 void LoadQueue::end(Load* load, Status status) {
@@ -181,13 +228,15 @@ void LoadQueue::give_back(std::vector<LeaseId> leases) {
   }
 }
 
+// Leases are given back when nothing is left to copy, or when there are many.
+bool LoadQueue::leases_due() const { return !ended_.empty() && (active_.empty() || ended_.size() >= kReleaseBatch); }
+
 void LoadQueue::thread_main() {
+  const std::uint64_t piece_bytes = kPieceBytes * pool_.threads();
   std::unique_lock lock(mutex_);
   for (;;) {
-    work_.wait(lock, [&] { return stop_ || !active_.empty() || !ended_.empty(); });
     while (stop_ && !active_.empty()) end(active_.front().get(), Status::Gone);
-    if (active_.empty() || ended_.size() >= kReleaseBatch) {
-      if (ended_.empty() && stop_) return;
+    if (leases_due()) {
       auto leases = std::exchange(ended_, {});
       progress_.notify_all();
       lock.unlock();
@@ -195,19 +244,17 @@ void LoadQueue::thread_main() {
       lock.lock();
       continue;
     }
-    Load* load = furthest_behind();
-    const std::uint32_t layer = load->next_layer;
+    if (stop_) return;
+    Piece piece;
+    if (!take(sequence_, layout_.layers(), piece_bytes, &piece)) {
+      work_.wait(lock);
+      continue;
+    }
     lock.unlock();
     const Stopwatch watch;
-    copy_layer(*load, layer);
-    const std::uint64_t ns = watch.ns();
+    copy(piece, &runs_, &pool_);
     lock.lock();
-    const std::uint64_t bytes = load->job.block_ids.size() * layout_.layer_block_bytes(layer);
-    load->bytes += bytes;
-    stats_.load_bytes += bytes;
-    stats_.load_ns += ns;
-    if (++load->next_layer == layout_.layers()) end(load, Status::Ok);
-    progress_.notify_all();
+    finish(piece, watch.ns());
   }
 }
 

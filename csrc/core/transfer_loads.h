@@ -1,6 +1,8 @@
 // The load half of a transfer. Life of a load: submit() begins the lease and checks every slot and block; the thread
-// copies the layer that is furthest behind among all loads, until each has all its layers; then the copy is told to
-// have finished and the lease is released. Nothing can fail once the lease has begun: the arena stays mapped.
+// copies piece by piece the layer that is furthest behind among all loads, until each has all its layers; then the copy
+// is told to have finished and the lease is released. Whoever waits for a layer takes pieces of it too, instead of
+// sleeping: the forward never waits for a thread that has no processor. Nothing can fail once the lease has begun: the
+// arena stays mapped.
 #pragma once
 
 #include <atomic>
@@ -38,16 +40,29 @@ class LoadQueue {
     LeasePort::Attachment attached;
     std::vector<SlotRef> slots;
     std::uint64_t sequence = 0;
-    std::uint32_t next_layer = 0;
+    std::uint32_t next_layer = 0;          // the next piece to be taken begins here,
+    std::size_t next_block = 0;            // at this one of the job's blocks
+    std::uint32_t whole_layers = 0;        // layers before this one are copied
+    std::vector<std::size_t> blocks_left;  // of each layer: not copied yet
     std::uint64_t bytes = 0;
   };
+  // Some blocks of one layer of one load, taken by one thread. The load lives until all its pieces are finished.
+  struct Piece {
+    Load* load = nullptr;
+    std::uint32_t layer = 0;
+    std::size_t first = 0, count = 0;
+  };
+  static constexpr std::uint64_t kPieceBytes = std::uint64_t{2} << 20;
 
   Status begin(Load* load);
   Status check(const Load& load) const;
   bool admit();
   void thread_main();
-  void copy_layer(const Load& load, std::uint32_t layer);
-  Load* furthest_behind();
+  // The next three with mutex_ held. take: of loads up to `last` and layers up to `layer`; false if no piece is left.
+  bool take(std::uint64_t last, std::uint32_t layer, std::uint64_t bytes, Piece* piece);
+  void finish(const Piece& piece, std::uint64_t ns);
+  [[nodiscard]] bool leases_due() const;
+  void copy(const Piece& piece, kernels::RunList* runs, kernels::WorkerPool* pool) const;  // by this thread, or a pool
   void end(Load* load, Status status);
   void give_back(std::vector<LeaseId> leases);
 

@@ -335,6 +335,63 @@ TEST(a_load_goes_on_from_the_mapping_that_it_began_with_when_the_node_is_lost) {
   CHECK(f.kv.chunk(Fixture::blocks(20, 1)) == f.kv.chunk(Fixture::blocks(0, 1)));
 }
 
+TEST(who_waits_for_a_layer_copies_it_where_the_thread_does_not_come_to_it) {
+  Fixture f;
+  const auto transfer = f.start();
+  CHECK_EQ(transfer->store(Fixture::job(1, 2)), Status::Ok);
+  CHECK_EQ(store_result(*transfer).status, Status::Ok);
+  f.port->at_release.close();
+  CHECK_EQ(transfer->load({.job = 2, .lease = f.port->lease_of(keys_of(100, 1)), .block_ids = {16}}), Status::Ok);
+  f.port->at_release.wait_arrived();  // here the thread stays
+  const LeaseId lease = f.port->lease_of(keys_of(100, 2));
+  CHECK_EQ(transfer->load({.job = 3, .lease = lease, .first_block = 2, .block_ids = {20, 21, 22, 23}}), Status::Ok);
+  CHECK_EQ(transfer->wait_layer(0, kMs), Status::Ok);
+  for (std::uint32_t i = 0; i < 4; ++i) {
+    const auto from = f.kv.block(0, 2 + i), to = f.kv.block(0, 20 + i);
+    CHECK(std::equal(from.begin(), from.end(), to.begin(), [](auto* a, auto* b) { return *a == *b; }));
+  }
+  CHECK_EQ(transfer->wait_load(3, 0), Status::TimedOut);  // no more than was waited for
+  CHECK_EQ(transfer->wait_layer(1, kMs), Status::Ok);
+  CHECK_EQ(transfer->wait_load(3, kMs), Status::Ok);
+  CHECK_EQ(transfer->stats().load_bytes, 5 * f.slot / 4);
+  f.port->at_release.open();
+  f.port->wait_call("release " + std::to_string(lease));
+  CHECK_EQ(f.port->copies(), 0);
+}
+
+TEST(a_layer_of_many_pieces_is_shared_between_the_thread_and_those_who_wait) {
+  constexpr std::uint32_t kBlocks = 6;
+  PagedKv kv(2 * kBlocks, {{.run_bytes = 1 << 20}, {.run_bytes = (2 << 20) + 7}, {.run_bytes = 64}}, 5);
+  const std::uint64_t slot = testing::slot_bytes_of(kv.layers(), kBlocks);
+  const auto port = std::make_shared<ScriptedPort>(slot + kSlotAlignBytes, slot);
+  Transfer transfer(port, {.blocks_per_chunk = kBlocks, .layers = kv.layers(), .copy_threads = 2});
+  StoreJob store;
+  store.keys = keys_of(100, 1);
+  store.block_ids.resize(kBlocks);
+  std::iota(store.block_ids.begin(), store.block_ids.end(), 0u);
+  CHECK_EQ(transfer.store(store), Status::Ok);
+  CHECK_EQ(store_result(transfer).status, Status::Ok);
+  Ids targets(kBlocks);
+  std::iota(targets.begin(), targets.end(), kBlocks);
+  CHECK_EQ(transfer.load({.job = 2, .lease = port->lease_of(store.keys), .block_ids = targets}), Status::Ok);
+  const auto waiter = [&] {
+    for (std::uint32_t layer = 0; layer < 3; ++layer) {
+      CHECK_EQ(transfer.wait_layer(layer, kMs), Status::Ok);
+      const LayerLayout& l = kv.layers()[layer];
+      const auto* base = reinterpret_cast<const std::byte*>(l.base);
+      for (std::uint32_t i = 0; i < kBlocks; ++i) {
+        CHECK(std::memcmp(base + i * l.block_stride_bytes, base + (kBlocks + i) * l.block_stride_bytes, l.run_bytes) ==
+              0);
+      }
+    }
+  };
+  std::thread other(waiter);
+  waiter();
+  other.join();
+  CHECK_EQ(transfer.wait_load(2, kMs), Status::Ok);
+  CHECK_EQ(only_result(transfer.take_finished_loads()).bytes, slot);
+}
+
 TEST(waiting_for_a_store_ends_when_its_source_is_read_and_not_when_the_node_has_answered) {
   Fixture f;
   const auto transfer = f.start();
