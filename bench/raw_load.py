@@ -1,7 +1,7 @@
 """The native load by itself: chunks from a node's arena into paged KV, against the best plain copy of the same bytes.
 
 The limit is the fastest of glibc's memcpy and non-temporal copies with as many threads, of the same runs between buffers that are as
-cold (more than any cache holds is touched in between), interleaved with the load round by round. Imported by bench.ttft.
+cold (more than any cache holds is touched in between), interleaved with the load round by round: neighbours in time are compared. Imported by bench.ttft.
 """
 
 from __future__ import annotations
@@ -83,8 +83,9 @@ def load_over_memcpy(socket: str, rounds: int, threads: int = 1) -> dict[str, fl
             if round_number:  # the first round warms up
                 values.append(took)
     rates = {f"{kind}_gb_s": round(total / statistics.median(values) / 1e9, 2) for kind, values in seconds.items()}
-    best = min(statistics.median(seconds["memcpy"]), statistics.median(seconds["nt"]))
-    return rates | {"load_over_memcpy": round(best / statistics.median(seconds["load"]), 3)}
+    best = min(seconds["memcpy"], seconds["nt"], key=statistics.median)
+    ratios = [copy / load for copy, load in zip(best, seconds["load"], strict=True)]
+    return rates | {"load_over_memcpy": round(statistics.median(ratios), 3)}
 
 
 def _load(client: _native.Client, transfer: _native.Transfer, keys: bytes, blocks: array[int], number: int) -> float:

@@ -17,7 +17,6 @@ import argparse
 import json
 import queue
 import random
-import socket
 import statistics
 import sys
 import tempfile
@@ -38,6 +37,8 @@ from kvcommons_cli.progress import Progress, wait_ready
 from kvcommons_cli.stack import ENGINE_SECONDS_MAX, Stack, StackOptions
 from kvcommons_core.redis_server import free_port
 
+from bench import peers
+
 LIMITS = {"rag_over_vllm": 3.0, "chat_over_vllm": 2.0}
 VOCABULARY = 4_096
 FIRST_WORD = 16
@@ -52,9 +53,6 @@ SYSTEM_TOKENS = 512
 TURN_TOKENS = 288
 TURNS = 6
 SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
-
-PEER_SECONDS_MAX = 120.0
-PEER_ENVIRONMENT = {"LMCACHE_TRACK_USAGE": "false", "LMCACHE_DISABLE_BANNER": "1", "PYTHONHASHSEED": "0"}
 
 Prompt = list[int]
 Act = Callable[[Sequence[str], Sequence[EngineSpec]], None]
@@ -189,7 +187,7 @@ def two_engines(
         for spec in specs:
             words = variant(command(spec, gpu))
             log = home / "logs" / f"{spec.name}.log"
-            running.append(spawn(spec.name, words, log, {**PEER_ENVIRONMENT, **engines.environment(spec, gpu)}))
+            running.append(spawn(spec.name, words, log, {**peers.ENVIRONMENT, **engines.environment(spec, gpu)}))
         health = {
             spec.name: (process, partial(talk.answers, spec.url + "/health"))
             for spec, process in zip(specs, running, strict=True)
@@ -202,38 +200,12 @@ def two_engines(
 
 def with_lmcache(home: Path, progress: Progress, model: Path, python: Path, act: Act) -> None:
     """The same with LMCache's server between them."""
-    port = free_port()
-    words = [str(python.with_name("lmcache")), "server", "--host", "127.0.0.1", "--port", str(port)]
-    words += ["--http-port", str(free_port()), "--l1-size-gb", str(ARENA_BYTES >> 30), "--eviction-policy", "LRU"]
-    words += [
-        "--chunk-size",
-        "256",
-        "--supported-transfer-mode",
-        "auto",
-        "--disable-observability",
-        "--max-workers",
-        "2",
-    ]
-    server = spawn("lmcache", words, home / "logs" / "lmcache.log", PEER_ENVIRONMENT)
-    extra = {"lmcache.mp.host": "tcp://127.0.0.1", "lmcache.mp.port": port}
-    transfer = {"kv_connector": "LMCacheMPConnector", "kv_role": "kv_both", "kv_connector_extra_config": extra}
+    with peers.lmcache_server(home, progress, python, ARENA_BYTES) as transfer:
 
-    def variant(command: list[str]) -> list[str]:
-        return [str(python), *command[1:], "--kv-transfer-config", json.dumps(transfer)]
+        def variant(command: list[str]) -> list[str]:
+            return [str(python), *command[1:], "--kv-transfer-config", json.dumps(transfer)]
 
-    try:
-        wait_ready(progress, {"lmcache": (server, partial(accepts, port))}, PEER_SECONDS_MAX)
         two_engines(home, progress, model, "lmcache", variant, act)
-    finally:
-        stop_all([server])
-
-
-def accepts(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), 1.0).close()
-    except OSError:
-        return False
-    return True
 
 
 def with_us(home: Path, progress: Progress, model: Path, act: Act) -> None:
