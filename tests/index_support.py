@@ -45,6 +45,8 @@ class RawClient:
 
     def _read(self) -> Any:
         line = self._file.readline().rstrip(b"\r\n")
+        if not line:
+            raise ConnectionResetError(f"the server at {self.address} closed the connection")
         kind, rest = line[:1], line[1:]
         if kind == b"+":
             return rest
