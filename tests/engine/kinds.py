@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bench.models import tiny_llama
+
 COMMON: dict[str, Any] = {
     "vocab_size": 4096,
     "max_position_embeddings": 16_384,
@@ -156,6 +158,22 @@ def multimodal(folder: Path) -> str:
         feature_extractor=WhisperFeatureExtractor(feature_size=128), tokenizer=tokenizer
     ).save_pretrained(path)
     return path
+
+
+def with_words(folder: Path) -> str:
+    """The smallest Llama, two layers, with a tokenizer, for it is opened as a user opens a model: by its path alone."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"w{i}": i for i in range(COMMON["vocab_size"])}
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w3")),
+        bos_token="w0",
+        eos_token="w1",
+        pad_token="w2",
+        unk_token="w3",
+    ).save_pretrained(tiny_llama(folder, num_hidden_layers=2))
+    return str(folder)
 
 
 def lora(folder: Path, model: str, seed: int) -> str:
