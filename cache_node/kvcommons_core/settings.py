@@ -141,73 +141,10 @@ class NodeSection(Section):
     """One JSON object a line instead of text."""
 
 
-class EngineInstance(Section):
-    """One engine that the router sends to."""
-
-    name: str = Field(min_length=1, max_length=253)
-    url: str = Field(min_length=1)
-    model: str = Field(min_length=1)
-    """As clients name it; several instances of one model are replicas."""
-    node: str = ""
-    """node_id of the cache node that it is attached to."""
-    zone: str = ""
-    fingerprint: str = Field(default="", pattern="^([0-9a-f]{64})?$")
-    dp_rank: int = Field(default=-1, ge=-1)
-    """Data-parallel rank to address (X-data-parallel-rank); -1 for an engine without ranks."""
-    capacity_tokens: int = Field(default=0, ge=0)
-
-
-class ApiKey(Section):
-    """An API key, by its SHA-256 or (in tests and demos) as it is, and the tenant that it stands for."""
-
-    tenant: str = Field(min_length=1, max_length=128)
-    key: str = ""
-    key_sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
-        if bool(self.key) == bool(self.key_sha256):
-            raise ValueError("give exactly one of key and key_sha256")
-        return self
-
-
-class RouterSection(Section):
-    """The router."""
-
-    host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65_535)
-    workers: int = Field(default=1, ge=1, le=256)
-    """Processes that share the port."""
-    policy: str = Field(default="cost", pattern="^(cost|roundRobin|leastLoad|prefixHash)$")
-    instances: tuple[EngineInstance, ...] = ()
-    api_keys: tuple[ApiKey, ...] = ()
-    """None: everybody is the tenant "default" and requests carry no salt."""
-    secret_file: str = ""
-    """From which the tenants' salts are made; made once in state_dir (mode 0600) when empty."""
-    state_dir: str = "/var/lib/kvcommons"
-    body_bytes_max: Bytes = Field(default=64 << 20, ge=1_024)
-    header_bytes_max: Bytes = Field(default=64 << 10, ge=1_024)
-    requests_max: int = Field(default=4_096, ge=1)
-    """At once, over all workers of this router; more are answered 429."""
-    connect_ms_max: int = Field(default=2_000, ge=1)
-    first_byte_seconds_max: float = Field(default=600.0, gt=0)
-    idle_seconds_max: float = Field(default=120.0, gt=0)
-    retries_max: int = Field(default=2, ge=0, le=16)
-    drain_seconds_max: float = Field(default=30.0, ge=0)
-    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
-
-
 class NodeSettings(Section):
     """What `kvcommons node` reads."""
 
     node: NodeSection = NodeSection()
-    index: IndexSettings = IndexSettings()
-
-
-class RouterSettings(Section):
-    """What `kvcommons router` reads."""
-
-    router: RouterSection = RouterSection()
     index: IndexSettings = IndexSettings()
 
 
@@ -282,21 +219,6 @@ def describe(kind: type[Section], own_section: str) -> str:
             help_text = " ".join((field.description or "").split())
             lines.append(f"  {flag:<36} {help_text}{' ' if help_text else ''}[{field.default!r}]")
     return "\n".join(lines)
-
-
-def read_secret_file(field: str, path: str, bytes_min: int = 16) -> bytes:
-    """The content of a secret's file, without the line's end.
-
-    :raises ConfigurationError: if it can't be read or is too short to be a secret."""
-    try:
-        secret = Path(path).read_bytes().strip()
-    except OSError as error:
-        raise ConfigurationError(field, path, f"make the file readable ({error.strerror})") from error
-    if len(secret) < bytes_min:
-        raise ConfigurationError(
-            field, path, f"it holds {len(secret)} bytes; put at least {bytes_min} random ones into it"
-        )
-    return secret
 
 
 def _merge_file(kind: type[Section], merged: dict[str, Any], file: Path) -> None:

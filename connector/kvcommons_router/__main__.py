@@ -1,4 +1,4 @@
-"""`python -m kvcommons_router` and `kvcommons router`."""
+"""Run a router: an OpenAI-compatible proxy that sends each request to the replica that holds its prefix."""
 
 from __future__ import annotations
 
