@@ -143,19 +143,17 @@ class SchedulerCore:
         reason = "" if own + commons >= self._reusable_tokens(request) else request.reason or request.miss
         self._counters.request(reason, request.prompt_tokens, own, commons, computed)
         if self._client.ensure_connected():
-            self._client.feedback(
-                json.dumps(
-                    {
-                        "request_id": request.hints.request_id or request_id,
-                        "prompt_tokens": request.prompt_tokens,
-                        "own_tokens": own,
-                        "commons_tokens": commons,
-                        "computed_tokens": computed,
-                        "reason": reason,
-                    },
-                    separators=(",", ":"),
-                )
-            )
+            report: dict[str, str | int] = {
+                "request_id": request.hints.request_id or request_id,
+                "prompt_tokens": request.prompt_tokens,
+                "own_tokens": own,
+                "commons_tokens": commons,
+                "computed_tokens": computed,
+                "reason": reason,
+            }
+            if self._geometry.dp_rank is not None:
+                report["dp_rank"] = self._geometry.dp_rank
+            self._client.feedback(json.dumps(report, separators=(",", ":")))
 
     def reset(self, nonce: bytes) -> None:
         """The weights, or what else the keys can't see, have changed: nothing stored before is found again by this engine, and

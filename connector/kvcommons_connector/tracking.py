@@ -35,6 +35,8 @@ class Geometry:
     asynchronous: bool
     """Load between steps, never beside a forward: where a failed load beside it could not be taken back."""
     ranks: int = 1
+    dp_rank: int | None = None
+    """Which data-parallel rank this is, where there are several: a cache of its own beside the others'."""
 
     @property
     def blocks_per_chunk(self) -> int:

@@ -80,7 +80,14 @@ class SchedulerSide:
             readers_per_shard=max(1, world // len(first.shards)),  # ranks that hold the same share a lease
         )
         self._client.ensure_connected()
-        geometry = Geometry(first.chunk_tokens, self._block_tokens, first.fingerprint, self._between_steps(), world)
+        geometry = Geometry(
+            first.chunk_tokens,
+            self._block_tokens,
+            first.fingerprint,
+            self._between_steps(),
+            world,
+            _data_parallel_rank(self._vllm_config),
+        )
         self.core = SchedulerCore(
             geometry,
             self._client,
@@ -205,3 +212,11 @@ class SchedulerSide:
         if self._private is not None:
             self._private.stop()
             self._private = None
+
+
+def _data_parallel_rank(config: VllmConfig) -> int | None:
+    """None without data parallelism. vLLM tells ranks of a dense model that they are alone; only their names keep the rank."""
+    parallel, transfer = config.parallel_config, config.kv_transfer_config
+    rank = int(parallel.data_parallel_index)
+    named = transfer is not None and str(transfer.engine_id).endswith(f"_dp{rank}")
+    return rank if named or parallel.data_parallel_size > 1 else None

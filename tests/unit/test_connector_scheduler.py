@@ -19,12 +19,14 @@ FINGERPRINT = bytes(32)
 class Engine:
     """Plays vLLM's scheduler: one call after another in the order that vLLM keeps."""
 
-    def __init__(self, node: FakeNode, *, asynchronous: bool = False, ranks: int = 1) -> None:
+    def __init__(
+        self, node: FakeNode, *, asynchronous: bool = False, ranks: int = 1, dp_rank: int | None = None
+    ) -> None:
         self.now_ms = 0.0
         self.node = node
         self.counters = Counters()
         self.core = SchedulerCore(
-            Geometry(CHUNK, BLOCK, FINGERPRINT, asynchronous, ranks),
+            Geometry(CHUNK, BLOCK, FINGERPRINT, asynchronous, ranks, dp_rank),
             node,
             self.counters,
             lambda: self.now_ms,
@@ -571,3 +573,14 @@ def test_chunks_that_the_engine_has_and_the_node_lost_are_stored_again(node: Fak
     engine.core.allocated("a", blocks, 0)
     plan = engine.core.step([ScheduledRequest("a", tokens, 896, 128, blocks, True)], ())
     assert [list(store.block_ids) for store in plan.stores] == [blocks]
+
+
+def test_data_parallel_ranks_say_who_they_are_and_share_what_they_store() -> None:
+    """Each has a cache of its own, so its reports name it; keys don't, so what one has stored the other loads."""
+    node, tokens = FakeNode(), list(range(600))
+    for rank, loaded in ((0, 0), (1, 512)):
+        engine = Engine(node, dp_rank=rank)
+        engine.add("r", tokens)
+        assert engine.run_prefill("r", tokens)[0] == loaded
+        engine.core.finish("r", len(tokens))
+        assert (node.feedbacks[-1]["dp_rank"], node.feedbacks[-1]["commons_tokens"]) == (rank, loaded)
