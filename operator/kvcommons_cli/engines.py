@@ -33,6 +33,10 @@ OFF = {
     "PYTHONDONTWRITEBYTECODE": "",
 }
 
+# A prefill takes seconds on a CPU, and a busy machine of two cores may let a node wait for tens of milliseconds: here a miss costs more
+# than patience. The connector's defaults are for engines whose steps take milliseconds.
+PATIENCE = {"lookup_ms_max": 1_000, "call_ms_max": 2_000}
+
 
 @dataclass(frozen=True)
 class EngineSpec:
@@ -81,7 +85,7 @@ def command(spec: EngineSpec, gpu: bool) -> list[str]:
     if gpu:
         words += ["--gpu-memory-utilization", str(GPU_SHARE)]
     if spec.node_socket is not None:
-        extra = {"kv_connector_extra_config": {"socket": str(spec.node_socket)}}
+        extra = {"kv_connector_extra_config": {"socket": str(spec.node_socket)} | PATIENCE}
         words += ["--kv-transfer-config", json.dumps({**CONNECTOR, **extra})]
     return words
 

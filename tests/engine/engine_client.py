@@ -27,8 +27,8 @@ FAST = {
 
 
 def connector(**extra: Any) -> dict[str, Any]:
-    """What a user writes into --kv-transfer-config."""
-    return FAST | {"kv_connector_extra_config": extra}
+    """What a user writes into --kv-transfer-config; patient, for the tests count hits and the machine may be busy."""
+    return FAST | {"kv_connector_extra_config": {"lookup_ms_max": 1_000, "call_ms_max": 2_000} | extra}
 
 
 class EngineError(AssertionError):
