@@ -75,6 +75,8 @@ def build_module(werror: bool) -> Path:
     """The module as it is used; or, to see every warning as an error and nothing else, without optimising."""
     folder = ROOT / "build" / f"{'check' if werror else 'native'}-{sysconfig.get_config_var('SOABI')}"
     flags = ["-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O0", "-DKVCOMMONS_WERROR=ON"]
+    if not any(folder.glob("_native*.so")):
+        print("building the native module: a minute or two on two idle cores, once", flush=True)
     configure(folder, f"-DPython_EXECUTABLE={sys.executable}", *(flags if werror else ["-DCMAKE_BUILD_TYPE=Release"]))
     run_quietly("cmake", "--build", folder, "--", "--quiet")
     return next(folder.glob("_native*.so"))

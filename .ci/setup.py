@@ -189,7 +189,7 @@ def setup(role: str) -> Path:
         stamp.write(project=None)
         install_project(uv_path, venv)
         stamp.write(project=project_digest())
-    print(f"setup: done in {time.monotonic() - started:.0f} s", flush=True)
+    print(f"setup: packages done in {time.monotonic() - started:.0f} s", flush=True)
     return venv
 
 

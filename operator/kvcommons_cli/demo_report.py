@@ -50,6 +50,11 @@ class Row:
     def warm_over_cold(self) -> float | None:
         return None if self.expected == "cold" else self.ttft_seconds / self.cold_ttft_seconds
 
+    def _reason(self) -> str:
+        """What the connector gave as the reason of a miss, if it did."""
+        reason = (self.reported or {}).get("reason")
+        return f" ({self.replica} says: {reason}; docs/vllm.md tells what that means)" if reason else ""
+
     def failures(self) -> list[str]:
         """What is not as promised."""
         where = f"{self.scenario}, {self.step}"
@@ -61,7 +66,7 @@ class Row:
             source = "from the commons" if self.expected == "commons" else "at all"
             found.append(
                 f"{where}: of {self.reusable_tokens} tokens in whole chunks {100 * (ratio or 0):.0f} % were reused {source}, "
-                f"not {100 * REUSE_RATIO_MIN:.0f} %"
+                f"not {100 * REUSE_RATIO_MIN:.0f} %{self._reason()}"
             )
         warm = self.warm_over_cold
         from_commons = self.expected != "served" and self.commons_tokens > self.own_tokens

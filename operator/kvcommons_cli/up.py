@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--home", type=Path, default=HOME_DEFAULT, help="folder of the logs (default: .demo)")
     parser.add_argument("--port", type=int, default=ROUTER_PORT_DEFAULT, help="of the router, 0 for any free one")
     options = parser.parse_args(argv)
+    if not 0 <= options.port < 1 << 16:
+        parser.error(f"--port: {options.port} is not between 0 and 65535")
     signal.signal(signal.SIGTERM, _interrupt)
     progress = Progress()
     try:

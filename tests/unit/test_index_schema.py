@@ -19,6 +19,7 @@ from kvcommons_core.index import (
     token_key8,
     unpack_holders,
 )
+from kvcommons_core.index.connection import IndexConnection
 from kvcommons_core.index.schema import (
     age_units,
     age_units_max,
@@ -29,6 +30,7 @@ from kvcommons_core.index.schema import (
     lease_value,
     slot_rest_seconds,
 )
+from kvcommons_core.settings import IndexSettings
 
 u16 = st.integers(0, 65_535)
 holders = st.builds(Holder, slot=u16, epoch=u16, tier=st.integers(0, 255), flags=st.integers(0, 255), born=u16)
@@ -188,3 +190,11 @@ async def test_the_clients_gallop_keeps_to_its_budget() -> None:
         return [world[index] for index in indices]
 
     assert len(await gallop(2_000, fetch, 50)) <= 50
+
+
+@pytest.mark.parametrize("url", ["redis://h:notaport", "redis://:geheim@h:99999", "redis+sentinel://a:1,b:x/m/0"])
+def test_an_address_with_a_port_that_can_be_none_is_refused_at_once(url: str) -> None:
+    """Bad input stops the start, with its remedy and without the password, instead of a background task later."""
+    with pytest.raises(ConfigurationError, match=r"index\.url: .*HOST:PORT") as caught:
+        IndexConnection(IndexSettings(url=url))
+    assert "geheim" not in str(caught.value)

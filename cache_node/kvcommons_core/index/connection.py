@@ -51,6 +51,19 @@ def evalsha(script: Script, keys: Sequence[bytes], arguments: Sequence[Argument]
     return ("EVALSHA", script.sha, len(keys), *keys, *arguments)
 
 
+def _ports_are_numbers(url: str) -> bool:
+    """Whether every host of the address has a port that can be one, or none."""
+    scheme, _, rest = url.partition("://")
+    if scheme == "unix":
+        return True
+    for host in rest.partition("/")[0].rpartition("@")[2].split(","):
+        try:
+            _ = urlsplit(f"//{host}").port
+        except ValueError:
+            return False
+    return True
+
+
 class IndexConnection:
     """A client of the index. Not for two tasks at once inside one pipeline; pipelines of several tasks may overlap."""
 
@@ -59,6 +72,10 @@ class IndexConnection:
         if scheme not in SCHEMES:
             raise ConfigurationError(
                 "index.url", _without_password(settings.url), f"begin it with one of {', '.join(SCHEMES)}"
+            )
+        if not _ports_are_numbers(settings.url):
+            raise ConfigurationError(
+                "index.url", _without_password(settings.url), "give each host as HOST:PORT with a port from 1 to 65535"
             )
         self.is_cluster = scheme.endswith("+cluster")
         self._settings = settings
