@@ -11,6 +11,21 @@ using internal::Filling;
 using internal::kNoSlot;
 using internal::kTextKeysPerSlotMax;
 
+namespace {
+
+// The session's right to seal or to give up this slot, taken out of it: used once. None for a slot of another life.
+std::optional<Filling> take_filling(internal::Session& s, const SlotRef& slot) {
+  const auto it = s.filling.find(slot.offset_bytes);
+  if (it == s.filling.end() || it->second.grant.generation != slot.generation) {
+    return std::nullopt;
+  }
+  const Filling filling = it->second;
+  s.filling.erase(it);
+  return filling;
+}
+
+}  // namespace
+
 // Puts the chunk into the index without a slot yet, so that no second writer looks for room and nobody evicts it.
 ReserveStatus Store::Impl::place(const Session& s, std::uint64_t epoch, const Key& parent, std::uint64_t parent_id,
                                  const Key& key, std::uint64_t* entry_id, bool* link_used) {
@@ -241,14 +256,12 @@ Status Store::Impl::commit(SessionId id, std::span<const CommitItem> items, std:
     return Status::Gone;
   }
   for (const CommitItem& item : items) {
-    const auto it = s->filling.find(item.slot.offset_bytes);
-    if (it == s->filling.end() || it->second.grant.generation != item.slot.generation) {
+    const auto filling = take_filling(*s, item.slot);
+    if (!filling) {
       continue;
     }
-    const Filling filling = it->second;
-    s->filling.erase(it);
     seq_point(SeqPoint::CommitClaimed);
-    if (seal(*s, filling, item)) {
+    if (seal(*s, *filling, item)) {
       ++*accepted;
       internal::add(counters_.committed);
     }
@@ -266,14 +279,12 @@ Status Store::Impl::abort(SessionId id, std::span<const SlotRef> slots) {
     return Status::Gone;
   }
   for (const SlotRef& slot : slots) {
-    const auto it = s->filling.find(slot.offset_bytes);
-    if (it == s->filling.end() || it->second.grant.generation != slot.generation) {
+    const auto filling = take_filling(*s, slot);
+    if (!filling) {
       continue;
     }
-    const Filling filling = it->second;
-    s->filling.erase(it);
-    drop_part(filling.key, filling.entry_id, *s->own_rect, filling.grant.slot);
-    free_granted(*s, filling);
+    drop_part(filling->key, filling->entry_id, *s->own_rect, filling->grant.slot);
+    free_granted(*s, *filling);
     internal::add(counters_.aborted);
   }
   return Status::Ok;

@@ -1,4 +1,4 @@
-"""Command lines of the vLLM engines of a local stack: on the CPU, one core each; on a GPU where there is one."""
+"""Command lines of the vLLM engines of a local stack: on the CPU, one core each; on a GPU where it was asked for."""
 
 from __future__ import annotations
 
