@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".ci" / "requirements"
 ROLES = {
-    "test": ["--extra", "demo", "--group", "test"],
+    "test": ["--extra", "demo", "--extra", "operator", "--group", "test"],
     "demo": ["--extra", "demo", "--group", "build"],
     "demo-gpu": ["--extra", "node", "--extra", "router", "--extra", "vllm", "--group", "gpu", "--group", "build"],
     "operator": ["--extra", "operator"],

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SUITES = ("tests/unit", "tests/integration", "tests/engine")
+SUITES = ("tests/unit", "tests/integration", "tests/cluster", "tests/engine")
 SOAK = "tests/soak"
 
 
