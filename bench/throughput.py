@@ -5,7 +5,7 @@ Two loads: questions about documents that come again and again (rag), and chats 
 clients take turns between the engines, as a plain service does; with us they ask the router. Everything else is the same: model,
 seeds, prompts, order, clients. `reuse_possible` is the share of prompt tokens that somebody had computed before.
 
-    python -m bench.throughput [--clients 4] [--rag-requests 48] [--chat-sessions 16] [--only rag|chat] [--peers]
+    python -m bench.throughput [--clients 4] [--rag-requests 48] [--chat-sessions 24] [--only rag|chat] [--peers]
 
 --peers measures LMCache's multi-process server beside us, with clients that take turns; --peer-python names the interpreter of an
 environment that has vLLM and lmcache, where that is not this one.
@@ -52,6 +52,7 @@ QUESTION_TOKENS = 64
 SYSTEM_TOKENS = 512
 TURN_TOKENS = 288
 TURNS = 6
+WARM_TURNS = 2
 SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
 
 Prompt = list[int]
@@ -84,7 +85,10 @@ def rag_load(requests: int) -> Load:
 
 
 def chat_load(sessions: int) -> Load:
-    """All sessions take their turns side by side, so that each has been forgotten by an engine when its next turn comes."""
+    """All sessions take their turns side by side, so that each has been forgotten by an engine when its next turn comes.
+
+    The first turns are not timed: their histories still fit into the engines, and chats of a service stand at all lengths.
+    """
     choose = random.Random(4)
     system = words(choose, SYSTEM_TOKENS)
     histories = [list(system) for _ in range(sessions)]
@@ -92,7 +96,8 @@ def chat_load(sessions: int) -> Load:
     for _turn in range(TURNS):
         histories = [history + words(choose, TURN_TOKENS) for history in histories]
         rounds.append(choose.sample(histories, sessions))
-    return Load("chat", [], rounds)
+    warm_up = [prompt for several in rounds[:WARM_TURNS] for prompt in several]
+    return Load("chat", warm_up, rounds[WARM_TURNS:])
 
 
 def reuse_possible(load: Load) -> float:
@@ -220,7 +225,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.throughput", description=__doc__)
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--rag-requests", type=int, default=48)
-    parser.add_argument("--chat-sessions", type=int, default=16)
+    parser.add_argument("--chat-sessions", type=int, default=24)
     parser.add_argument("--only", choices=["rag", "chat"])
     parser.add_argument("--peers", action="store_true", help="also LMCache")
     parser.add_argument("--peer-python", type=Path, default=Path(sys.executable), help="interpreter that has it")

@@ -6,7 +6,17 @@ import pytest
 from kvcommons_cli.talk import TalkError
 from kvcommons_core.redis_server import free_port
 
-from bench.throughput import BLOCK_TOKENS, DOCUMENT_TOKENS, TURNS, Load, ask_all, chat_load, rag_load, reuse_possible
+from bench.throughput import (
+    BLOCK_TOKENS,
+    DOCUMENT_TOKENS,
+    TURNS,
+    WARM_TURNS,
+    Load,
+    ask_all,
+    chat_load,
+    rag_load,
+    reuse_possible,
+)
 
 
 def test_loads_are_always_the_same() -> None:
@@ -18,8 +28,9 @@ def test_loads_are_always_the_same() -> None:
 def test_a_chat_s_history_grows_and_its_sessions_share_their_beginning() -> None:
     """A session's turn begins with its whole turn before; all sessions begin with the same system prompt."""
     load = chat_load(3)
-    assert len(load.rounds) == TURNS
-    for earlier, later in zip(load.rounds, load.rounds[1:], strict=False):
+    assert len(load.rounds) == TURNS - WARM_TURNS
+    assert len(load.warm_up) == 3 * WARM_TURNS
+    for earlier, later in zip([load.warm_up, *load.rounds], load.rounds, strict=False):
         assert all(any(prompt[: len(before)] == before for before in earlier) for prompt in later)
     assert len({tuple(prompt[:512]) for prompt in load.prompts}) == 1
 
