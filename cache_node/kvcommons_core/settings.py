@@ -13,50 +13,19 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Self, TypeVar, get_args
+from typing import Any, Final, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kvcommons_core import limits
+from kvcommons_core import limits, settings_values
 from kvcommons_core.errors import ConfigurationError, UnknownSettingError
 
 ENVIRONMENT_PREFIX: Final = "KVCOMMONS_"
 SECTIONS: Final = ("node", "router", "index", "operator")
+Bytes = settings_values.Bytes
+Words = settings_values.Words
+Numbers = settings_values.Numbers
 _SECRET_NAMES: Final = frozenset({"key", "password", "secret"})
-_SUFFIXES: Final = {
-    "": 1,
-    "k": 10**3,
-    "m": 10**6,
-    "g": 10**9,
-    "t": 10**12,
-    "ki": 2**10,
-    "mi": 2**20,
-    "gi": 2**30,
-    "ti": 2**40,
-}
-
-
-def parse_bytes(value: object) -> object:
-    """ "4GiB", "512Mi", "2GB" or a number as bytes; anything else is left for pydantic to refuse."""
-    if not isinstance(value, str):
-        return value
-    text = value.strip().lower().removesuffix("b")
-    digits = text.rstrip("kmgti").strip()
-    factor = _SUFFIXES.get(text[len(digits) :].strip())
-    try:
-        number = float(digits) if "." in digits else int(digits)
-    except ValueError:
-        return value
-    return value if factor is None else int(number * factor)
-
-
-def _split_commas(value: object) -> object:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-Bytes = Annotated[int, BeforeValidator(parse_bytes)]
-Words = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
-Numbers = Annotated[tuple[int, ...], BeforeValidator(_split_commas)]
 
 
 class Section(BaseModel):
@@ -71,11 +40,15 @@ class IndexSettings(Section):
     url: str = ""
     """redis://, rediss://, unix://, redis+sentinel://HOST:PORT,HOST:PORT/MASTER/DB or redis+cluster://HOST:PORT; empty for no index."""
     username: str = ""
+    """Of Redis' ACL; Redis' default user when empty."""
     password_file: str = ""
     """A file whose content is the password, so that it stands in no process list."""
     tls_ca_file: str = ""
+    """Authorities (PEM) that Redis' certificate must be signed by; the system's when empty."""
     tls_cert_file: str = ""
+    """The own certificate (PEM), where Redis asks for one."""
     tls_key_file: str = ""
+    """Its private key (PEM)."""
     prefix: str = Field(default="kvc:default:", min_length=1, max_length=128)
     """All keys of one pool begin with it."""
     holder_ttl_seconds: int = Field(default=limits.HOLDER_TTL_SECONDS_DEFAULT, ge=1)
@@ -85,12 +58,17 @@ class IndexSettings(Section):
     )
     """No holder is believed for longer than this after it was last published, however often it is confirmed."""
     republish_keys_per_second: int = Field(default=20_000, ge=1)
+    """How fast a node tells again what it holds, after Redis or its own place there was lost."""
     mirror_keys_max: int = Field(default=limits.MIRROR_KEYS_MAX_DEFAULT, ge=0)
+    """Keys that a router remembers the answers for."""
     mirror_ms_max: int = Field(default=1_000, ge=0)
+    """How old such an answer may be."""
     lookup_ms_max: float = Field(default=5.0, gt=0)
     """A router picks without the index after this long."""
     connect_ms_max: int = Field(default=1_000, ge=1)
+    """Until Redis counts as unreachable."""
     call_ms_max: int = Field(default=1_000, ge=1)
+    """Until a call to Redis counts as failed."""
 
     @model_validator(mode="after")
     def _ttl_within_age(self) -> Self:
@@ -109,34 +87,49 @@ class NodeSection(Section):
     address: str = ""
     """HOST:PORT under which others reach its control API; made from control_host and control_port when empty."""
     zone: str = ""
+    """Failure domain; KV in the own zone is nearer."""
     kubernetes_node: str = ""
+    """Name of the Kubernetes node that this runs on."""
     socket_path: str = "/run/kvcommons/node.sock"
+    """Unix socket that engines attach at."""
     holder_socket: str = ""
     """Of the process that keeps the arena while the daemon restarts; beside socket_path when empty, "none" for none."""
     holder_idle_seconds: int = Field(default=120, ge=1)
     """A holder that the node started ends when no node came back for so long."""
     state_dir: str = "/var/lib/kvcommons"
+    """Keeps the namespace secret and the holder's log; made (mode 0700) when missing."""
     namespace_secret_file: str = ""
     """Shared by all nodes of a pool; made once in state_dir (mode 0600) when empty."""
     arena_bytes: Bytes = Field(default=4 << 30, ge=1 << 20)
+    """Memory for KV; it is taken at start."""
     slab_bytes: Bytes = Field(default=64 << 20, ge=1 << 20, le=1 << 30)
+    """What the arena is given to models in; less where the arena has not eight of them."""
     control_host: str = "127.0.0.1"
+    """Address of the control API, health and metrics."""
     control_port: int = Field(default=9470, ge=0, le=65_535)
+    """Its port, 0 for any free one."""
     control_token_file: str = ""
     """Holds the bearer token of the control API; beyond loopback the API is closed without one."""
     multi_tenant: bool = False
     """Refuses to cache requests without a tenant's salt."""
     lease_pending_ms_max: int = Field(default=30_000, ge=1)
+    """A lease that no worker has begun to copy ends after this."""
     sessions_max: int = Field(default=256, ge=1)
+    """Engines' processes (and tools) attached at one time; one more is refused."""
     leases_max: int = Field(default=16_384, ge=1)
+    """Leases open at one time; without one a lookup only counts."""
     events_max: int = Field(default=262_144, ge=1)
+    """Commits and evictions that may wait to be published; one more begins a new epoch."""
     verify_one_in: int = Field(default=64, ge=0)
     """Every so many reads from memory are checksummed; 0 for none."""
     populate: bool = True
+    """Takes all of the arena's memory at start, not when it is first used."""
     huge_pages: bool = False
+    """Asks for huge pages; ordinary ones, and a note in the log, where the machine has none."""
     allowed_uids: Numbers = ()
     """Who may connect besides the node's own user."""
-    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least that is logged."""
     log_json: bool = False
     """One JSON object a line instead of text."""
 
@@ -216,8 +209,10 @@ def describe(kind: type[Section], own_section: str) -> str:
     for section, model in _sections(kind).items():
         for name, field in model.model_fields.items():
             flag = "--" + (name if section == own_section else f"{section}.{name}").replace("_", "-")
-            help_text = " ".join((field.description or "").split())
-            lines.append(f"  {flag:<36} {help_text}{' ' if help_text else ''}[{field.default!r}]")
+            choices, default = settings_values.choices_of(field), settings_values.shown_default(field)
+            words = [field.description or "", f"One of {', '.join(choices)}." if choices else ""]
+            help_text = " ".join(" ".join([*words, f"[{default}]" if default else ""]).split())
+            lines.append(f"  {flag:<36} {help_text}")
     return "\n".join(lines)
 
 
@@ -272,26 +267,14 @@ def _translated(kind: type[Section], error: ValidationError) -> ConfigurationErr
     shown = ".".join(str(part) for part in location)
     if first["type"] == "extra_forbidden":
         parent = ".".join(str(part) for part in location[:-1])
-        known = [f"{parent}.{name}".lstrip(".") for name in _fields_at(kind, location[:-1])]
+        known = [f"{parent}.{name}".lstrip(".") for name in settings_values.names_at(kind, location[:-1])]
         return _unknown(shown, shown, known, lambda found: found)
     value = first["input"]
     if isinstance(value, dict) or not _SECRET_NAMES.isdisjoint(location):  # an error message is no place for a secret
         value = "(not shown)"
-    return ConfigurationError(shown or "settings", value, first["msg"].removeprefix("Value error, "))
-
-
-def _fields_at(kind: type[BaseModel], location: Iterable[int | str]) -> list[str]:
-    model = kind
-    for part in location:
-        if isinstance(part, str) and part in model.model_fields:
-            model = _model_in(model.model_fields[part].annotation) or model
-    return list(model.model_fields)
-
-
-def _model_in(annotation: object) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for argument in get_args(annotation) if (found := _model_in(argument))), None)
+    field = settings_values.field_at(kind, location)
+    size = field is not None and settings_values.is_size(field)
+    return ConfigurationError(shown or "settings", value, settings_values.remedy_of(first, size))
 
 
 def _unknown(shown: str, path: str, known: Iterable[str], name: Any) -> UnknownSettingError:

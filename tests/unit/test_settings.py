@@ -14,8 +14,8 @@ from kvcommons_core.settings import (
     describe,
     flags_of,
     load_settings,
-    parse_bytes,
 )
+from kvcommons_core.settings_values import format_bytes, parse_bytes
 from pydantic import Field
 
 
@@ -101,15 +101,19 @@ def test_variables_that_are_no_settings_are_left_alone() -> None:
     ("flags", "message"),
     [
         ({"node.arena_bytes": "lots"}, "node.arena_bytes: 'lots'"),
-        ({"node.arena_bytes": "1KiB"}, "node.arena_bytes: .*greater than or equal to 1048576"),
-        ({"node.control_port": "70000"}, "node.control_port: '70000'"),
-        ({"node.log_level": "loud"}, "node.log_level: 'loud'"),
+        ({"node.arena_bytes": "8XiB"}, "node.arena_bytes: '8XiB': give a number of bytes, .* KiB, MiB, GiB, TiB"),
+        ({"node.arena_bytes": "1KiB"}, "node.arena_bytes: .*: give at least 1MiB"),
+        ({"node.control_port": "70000"}, "node.control_port: '70000': give at most 65535"),
+        ({"node.control_port": "many"}, "node.control_port: 'many': give a whole number"),
+        ({"node.populate": "maybe"}, "node.populate: 'maybe': give true or false"),
+        ({"node.log_level": "loud"}, "node.log_level: 'loud': give one of debug, info, warning, error"),
+        ({"node.allowed_uids": "me,you"}, "node.allowed_uids.0: 'me': give a whole number"),
         ({"index.holder_ttl_seconds": "30000"}, "must not exceed holder_age_seconds_max"),
         ({"index.prefix": ""}, "index.prefix"),
     ],
 )
 def test_a_wrong_value_names_the_field_and_the_bound(flags: dict[str, str], message: str) -> None:
-    """The error says which field, which value, and what would do."""
+    """The error says which field, which value, and what would do, with no word of the library that checks it."""
     with pytest.raises(ConfigurationError, match=message):
         load_settings(NodeSettings, environ={}, flags=flags)
 
@@ -171,11 +175,38 @@ def test_an_unknown_flag_names_the_nearest_one_as_a_flag() -> None:
         flags_of(NodeSettings, ["--arena-bytes"], "node")
 
 
-def test_every_setting_has_a_unit_or_needs_none_and_shows_in_the_help() -> None:
-    """The help lists every flag with its default; bounded sizes and times carry their unit last."""
+def test_every_flag_says_in_the_help_what_it_is_for_and_its_default_as_one_would_type_it() -> None:
+    """Every flag has a sentence; sizes have units, choices are listed, and an empty default is no pair of quotes."""
+    lines = {line.split()[0]: line.split(maxsplit=1)[1:] for line in describe(NodeSettings, "node").splitlines()}
+    assert not [flag for flag, text in lines.items() if not text or text[0].startswith("[")]
     text = describe(NodeSettings, "node")
-    for name in ("--arena-bytes", "--index.holder-ttl-seconds", "--multi-tenant"):
-        assert name in text
+    for shown in ("[4GiB]", "[64MiB]", "[true]", "One of debug, info, warning, error. [info]"):
+        assert shown in text
+    for raw in ("4294967296", "['", "['']", "[()]", "[True]"):
+        assert raw not in text
+
+
+@given(size=st.integers(min_value=0, max_value=1 << 50))
+def test_a_size_is_shown_as_it_could_be_typed(size: int) -> None:
+    """What the help and the errors show as a size is read back as the same number."""
+    assert parse_bytes(format_bytes(size)) == size
+
+
+def test_a_pattern_that_is_a_list_of_choices_is_told_as_choices() -> None:
+    """No message holds a regular expression."""
+
+    class Level(Section):
+        level: str = Field(default="low", pattern="^(low|high)$")
+        name: str = Field(default="a", pattern="^[a-z]{1,9}$")
+
+    class Levels(Section):
+        level: Level = Level()
+
+    with pytest.raises(ConfigurationError, match=r"level\.level: 'mid': give one of low, high"):
+        load_settings(Levels, environ={}, flags={"level.level": "mid"})
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(Levels, environ={}, flags={"level.name": "A!"})
+    assert "[a-z]" not in str(caught.value)
 
 
 def test_files_that_cannot_be_read_say_what_to_mend(tmp_path: Path) -> None:
