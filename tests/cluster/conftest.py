@@ -1,0 +1,87 @@
+"""A real Kubernetes for the tests here: `apiserver` (etcd and an API server), `controllers` beside it, `cluster` (with kubelets)."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import tempfile
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import kube_reaper
+import pytest
+from kube_apiserver import ApiServer
+from kube_binaries import Binaries
+from kube_process import Process
+
+FOLDERS = Path(tempfile.gettempdir())
+PREFIX = "kvcommons-kube-"
+_numbers = itertools.count(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks by fixture; the first test of a fixture pays for its start, and once ever for the build."""
+    for item in items:
+        names = getattr(item, "fixturenames", ())
+        if "cluster" in names:
+            item.add_marker(pytest.mark.cluster)
+            item.add_marker(pytest.mark.timeout(1_800))
+        elif "apiserver" in names:
+            item.add_marker(pytest.mark.apiserver)
+            item.add_marker(pytest.mark.timeout(300, func_only=True))
+
+
+@pytest.fixture(scope="session")
+def kube_binaries() -> Binaries:
+    """Programs by name: `kube_binaries["helm"]` is a path; what is missing is built at once, once."""
+    return Binaries()
+
+
+@pytest.fixture(scope="session")
+def kube_folder() -> Iterator[Path]:
+    """A folder that is cleared, with all that runs from it, however this run ends."""
+    kube_reaper.clear_abandoned(FOLDERS, f"{PREFIX}*")
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=FOLDERS))
+    watcher = kube_reaper.Watcher(folder)
+    yield folder
+    watcher.close()
+
+
+@pytest.fixture(scope="session")
+def apiserver(kube_binaries: Binaries, kube_folder: Path) -> Iterator[ApiServer]:
+    """A real API server with the administrator's client. No controllers: nothing is collected, nothing becomes ready."""
+    kube_binaries.bring("etcd", "kube-apiserver", "kubectl")
+    folder = kube_folder / "apiserver"
+    folder.mkdir()
+    server = ApiServer(folder, kube_binaries)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def controllers(apiserver: ApiServer, kube_binaries: Binaries) -> Iterator[Process]:
+    """kube-controller-manager beside the API server: garbage collection, namespaces, Deployments, HPA (no pod runs)."""
+    command = [
+        kube_binaries["kube-controller-manager"],
+        f"--kubeconfig={apiserver.kubeconfig}",
+        f"--service-account-private-key-file={apiserver.folder / 'tokens.key'}",
+        f"--root-ca-file={apiserver.ca}",
+        "--use-service-account-credentials",
+        "--leader-elect=false",
+        "--secure-port=0",
+    ]
+    process = Process("kube-controller-manager", command, apiserver.folder)
+    process.start()
+    yield process
+    process.stop()
+
+
+@pytest.fixture
+def namespace(apiserver: ApiServer, request: pytest.FixtureRequest) -> Generator[str]:
+    """A namespace that no other test uses."""
+    words = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:40].strip("-")
+    name = f"{words}-{next(_numbers)}"
+    apiserver.create_namespace(name)
+    yield name
+    apiserver.request("DELETE", f"/api/v1/namespaces/{name}")
