@@ -38,6 +38,7 @@ class FakeCore:
         self.gap = False
         self.adopted = False
         self.arena_id = bytes(16)
+        self.notes: list[str] = []
         self.running = False
         self._start_error = start_error
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)

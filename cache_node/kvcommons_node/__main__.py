@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from kvcommons_core.errors import ConfigurationError, NativeMissingError, StartRefusedError
 from kvcommons_core.settings import NodeSettings, describe, flags_of, load_settings
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = read_settings(words)
         logs.configure(settings.node.log_level, as_json=settings.node.log_json)
+        native()
         asyncio.run(_run(make_plan(settings, importlib.metadata.version("kvcommons"))))
     except (ConfigurationError, StartRefusedError, NativeMissingError) as error:
         sys.stderr.write(f"kvcommons node: {error}\n")
@@ -70,24 +72,30 @@ async def _run(plan: StartPlan) -> None:
     await daemon.run()
 
 
-def make_core(plan: StartPlan) -> Core:
-    """The native core, built but not started. :raises StartRefusedError: if it does not take the arguments."""
+def native() -> ModuleType:
+    """:raises NativeMissingError: where the module was not built; asked first, before anything is made."""
     try:
         from kvcommons_core import _native
     except ImportError as error:
         raise NativeMissingError("the cache node") from error
+    return _native
+
+
+def make_core(plan: StartPlan) -> Core:
+    """The native core, built but not started. :raises StartRefusedError: if it does not take the arguments."""
     try:
-        return _native.NodeCore(
+        core: Core = native().NodeCore(
             socket_path=str(plan.socket_path),
             arena_bytes=plan.arena_bytes,
             node_id=plan.node_id,
             namespace_secret=plan.namespace_secret,
             holder_socket=str(plan.holder_socket or ""),
             multi_tenant=plan.multi_tenant,
-            **plan.core,  # type: ignore[arg-type]  # names and types are those of plan.make_plan
+            **plan.core,  # names and types are those of plan.make_plan
         )
     except ValueError as error:
         raise StartRefusedError(str(error)) from error
+    return core
 
 
 def make_index(plan: StartPlan, core: Core) -> IndexLink:

@@ -11,12 +11,13 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 from aiohttp import web
 from kvcommons_core.errors import StartRefusedError
+from kvcommons_core.settings_values import format_bytes
 
 from kvcommons_node import holder, preflight
 from kvcommons_node.api.server import SHUTDOWN_SECONDS_MAX, Access, Api
@@ -71,7 +72,7 @@ class Daemon:
             self._attach(control, core, index, stack)
             await index.start()
             stack.push_async_callback(_leave, index)
-            self._announce()
+            self._announce(core.notes, core.adopted)
             self.serving.set()
             await self._stopping.wait()
             logger.info("stopping")
@@ -95,9 +96,7 @@ class Daemon:
         try:
             await web.TCPSite(runner, host, port).start()
         except OSError as error:
-            raise StartRefusedError(
-                f"control_port: {host}:{port} cannot be used: {error.strerror}; set another one"
-            ) from error
+            raise StartRefusedError(preflight.port_refused(host, port, error)) from error
         self.http_address = (host, int(runner.addresses[0][1]))
 
     async def _start_core(self, core: Core) -> None:
@@ -115,7 +114,7 @@ class Daemon:
                 _stop_holder(plan.holder_socket)
             raise StartRefusedError(str(error)) from error
 
-    def _announce(self) -> None:
+    def _announce(self, notes: Sequence[str], adopted: bool) -> None:
         """Leave a note for tools, and for whoever chose port 0."""
         host, port = self.http_address or ("", 0)
         note = {
@@ -128,7 +127,11 @@ class Daemon:
         scratch = file.with_suffix(".new")
         scratch.write_text(json.dumps(note) + "\n")
         scratch.replace(file)
-        logger.info("serving", extra=note)
+        for line in (*notes, *self._plan.notes):
+            logger.warning("%s", line)
+        arena = f"arena of {format_bytes(self._plan.arena_bytes)}{', adopted with what it held' if adopted else ''}"
+        told = f"engines attach at {note['socket']} ({arena}), control API at http://{note['http']}"
+        logger.info("serving as %s: %s", self._plan.node_id, told, extra=note)
 
 
 async def _leave(index: IndexLink) -> None:

@@ -1,4 +1,4 @@
-"""From settings to what is started: everything is checked here, before anything is touched."""
+"""From settings to what is started: everything is checked here, before anything is made or touched."""
 
 from __future__ import annotations
 
@@ -39,6 +39,8 @@ class StartPlan:
     zone: str
     kubernetes_node: str
     index: IndexSettings
+    notes: tuple[str, ...] = ()
+    """What the log is to say: settings that are followed in part."""
 
 
 def make_plan(settings: NodeSettings, version: str, memory_bytes: int | None = None) -> StartPlan:
@@ -48,24 +50,29 @@ def make_plan(settings: NodeSettings, version: str, memory_bytes: int | None = N
     state_directory = Path(node.state_dir)
     socket_path = Path(node.socket_path)
     preflight.check_capacity(node.arena_bytes, memory)
+    notes = preflight.check_slabs(node.slab_bytes, node.arena_bytes) if "slab_bytes" in node.model_fields_set else []
     preflight.check_state_directory(state_directory)
     preflight.check_socket(socket_path)
+    preflight.check_port(node.control_host, node.control_port)
     secret_file = Path(node.namespace_secret_file) if node.namespace_secret_file else None
     token_file = Path(node.control_token_file) if node.control_token_file else None
+    control_token = preflight.control_token(token_file)
+    secret = preflight.kept_secret(state_directory, secret_file)
+    preflight.make_directories(state_directory, socket_path)
     return StartPlan(
         node_id=node.node_id or socket.gethostname(),
         version=version,
         socket_path=socket_path,
         state_directory=state_directory,
         arena_bytes=node.arena_bytes,
-        namespace_secret=preflight.namespace_secret(state_directory, secret_file),
+        namespace_secret=secret or preflight.make_secret(state_directory),
         holder_socket=_holder_socket(node.holder_socket, socket_path),
         owns_holder=not node.holder_socket,
         holder_idle_seconds=node.holder_idle_seconds,
         multi_tenant=node.multi_tenant,
         control_host=node.control_host,
         control_port=node.control_port,
-        control_token=preflight.control_token(token_file),
+        control_token=control_token,
         core={
             "slab_bytes": node.slab_bytes,
             "lease_pending_ms_max": node.lease_pending_ms_max,
@@ -81,6 +88,7 @@ def make_plan(settings: NodeSettings, version: str, memory_bytes: int | None = N
         zone=node.zone,
         kubernetes_node=node.kubernetes_node,
         index=settings.index,
+        notes=tuple(notes),
     )
 
 

@@ -12,15 +12,19 @@ import stat
 from pathlib import Path
 
 from kvcommons_core.errors import StartRefusedError
+from kvcommons_core.settings_values import format_bytes
 
 SECRET_BYTES = 32
 SECRET_GIVEN_BYTES_MIN = 16
+OWN_SECRET_NAME = "namespace.secret"
 SECRET_DOMAIN = b"kvcommons/namespace/1\0"
 TOKEN_CHARACTERS_MIN = 16
 SOCKET_PATH_BYTES_MAX = 107
 """sockaddr_un holds 108 bytes with the final zero."""
 MEMORY_LEFT_BYTES_MIN = 256 << 20
 """What the machine (or the cgroup) must have left beside the arena."""
+SLABS_MIN = 8
+"""The native core makes slabs smaller rather than have fewer."""
 HOLDER_SUFFIX = ".hold"
 CGROUP_LIMIT_FILES = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
@@ -54,7 +58,7 @@ def check_socket(path: Path) -> None:
         raise StartRefusedError(
             f"socket_path: {path} is longer than {SOCKET_PATH_BYTES_MAX - len(HOLDER_SUFFIX)} bytes; set a shorter one"
         )
-    _make_directory(path.parent, "socket_path", 0o755)
+    _check_directory(path.parent, "socket_path")
     if not path.exists():
         return
     if not stat.S_ISSOCK(path.stat().st_mode):
@@ -64,19 +68,67 @@ def check_socket(path: Path) -> None:
 
 
 def check_state_directory(path: Path) -> None:
-    """Makes it if need be. :raises StartRefusedError: if it cannot be written."""
-    _make_directory(path, "state_dir", 0o700)
+    """Makes nothing. :raises StartRefusedError: if it could not be made or cannot be written."""
+    _check_directory(path, "state_dir")
 
 
-def _make_directory(path: Path, setting: str, mode: int) -> None:
-    try:
-        path.mkdir(mode=mode, parents=True, exist_ok=True)
-    except OSError as error:
-        raise StartRefusedError(f"{setting}: {path} cannot be made: {error.strerror}; set another one") from error
-    if not os.access(path, os.W_OK | os.X_OK):
+def make_directories(state_directory: Path, socket_path: Path) -> None:
+    """After all checks. :raises StartRefusedError: if a directory cannot be made all the same."""
+    for path, setting, mode in ((state_directory, "state_dir", 0o700), (socket_path.parent, "socket_path", 0o755)):
+        try:
+            path.mkdir(mode=mode, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StartRefusedError(f"{setting}: {path} cannot be made: {error.strerror}; set another one") from error
+
+
+def _check_directory(path: Path, setting: str) -> None:
+    """The directory itself, or the nearest one above it, in which the missing ones will be made."""
+    there = path
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise StartRefusedError(f"{setting}: {path} cannot be made: {there} is no directory; set another one")
+    if not os.access(there, os.W_OK | os.X_OK):
         raise StartRefusedError(
-            f"{setting}: directory {path} is not writable for user {os.geteuid()}; give it to that user"
+            f"{setting}: directory {there} is not writable for user {os.geteuid()}; give it to that user, "
+            f"or set another one"
         )
+
+
+def check_port(host: str, port: int) -> None:
+    """:raises StartRefusedError: if the control API could not listen there now."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen()
+    except socket.gaierror as error:
+        raise StartRefusedError(
+            f"control_host: {host} is no address here: {error.strerror}; set another one"
+        ) from error
+    except OSError as error:
+        raise StartRefusedError(port_refused(host, port, error)) from error
+
+
+def port_refused(host: str, port: int, error: OSError) -> str:
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return f"control_port: {host}:{port} cannot be used: {reason}; set another one, or 0 for any free one"
+
+
+def check_slabs(slab_bytes: int, arena_bytes: int) -> list[str]:
+    """For a size that was asked for: what the log is to say about it.
+
+    :raises StartRefusedError: if the arena cannot have such slabs."""
+    if slab_bytes > arena_bytes:
+        raise StartRefusedError(
+            f"slab_bytes: {format_bytes(slab_bytes)} is over arena_bytes ({format_bytes(arena_bytes)}); "
+            f"leave it out, or set it to at most an eighth of the arena"
+        )
+    if slab_bytes > arena_bytes // SLABS_MIN:
+        sizes = f"{format_bytes(slab_bytes)} is over an eighth of arena_bytes ({format_bytes(arena_bytes)})"
+        return [f"slab_bytes: {sizes}: slabs are made smaller, so that there are {SLABS_MIN}"]
+    return []
 
 
 def answers(path: Path) -> bool:
@@ -91,15 +143,20 @@ def answers(path: Path) -> bool:
         return True
 
 
-def namespace_secret(state_directory: Path, given: Path | None) -> bytes:
-    """The secret that separates namespaces: from the given file, else one made once and kept in the state directory.
+def own_secret_file(state_directory: Path) -> Path:
+    """Where a node keeps the secret that it made by itself."""
+    return state_directory / OWN_SECRET_NAME
+
+
+def kept_secret(state_directory: Path, given: Path | None) -> bytes | None:
+    """The secret that separates namespaces, as the given file or the node's own holds it; None where that is not made yet.
 
     A file of another length than SECRET_BYTES (a passphrase, a mounted Kubernetes secret) is hashed to that length.
 
     :raises StartRefusedError: if the file cannot be read, is too short, or is open to others."""
-    path = given if given is not None else state_directory / "namespace.secret"
+    path = given or own_secret_file(state_directory)
     if given is None and not path.exists():
-        return _make_secret(path)
+        return None
     try:
         mode = path.stat().st_mode
         secret = path.read_bytes()
@@ -118,7 +175,9 @@ def namespace_secret(state_directory: Path, given: Path | None) -> bytes:
     return hashlib.sha256(SECRET_DOMAIN + secret).digest()
 
 
-def _make_secret(path: Path) -> bytes:
+def make_secret(state_directory: Path) -> bytes:
+    """The node's own, made once."""
+    path = own_secret_file(state_directory)
     secret = secrets.token_bytes(SECRET_BYTES)
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -30,6 +30,7 @@ def settings(folder: Path, **changed: object) -> NodeSettings:
         "socket_path": str(folder / "n.sock"),
         "state_dir": str(folder / "state"),
         "arena_bytes": 64 * MIB,
+        "control_port": 0,
     }
     return NodeSettings(node=NodeSection.model_validate({**values, **changed}))
 
@@ -83,6 +84,39 @@ def test_a_directory_that_cannot_be_made_is_refused(folder: Path) -> None:
     (folder / "file").write_text("")
     with pytest.raises(StartRefusedError, match="state_dir"):
         make_plan(settings(folder, state_dir=str(folder / "file" / "state")), "0")
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"arena_bytes": 1 << 50}, "arena_bytes"),
+        ({"slab_bytes": 128 * MIB}, "slab_bytes: 128MiB is over arena_bytes .64MiB.; leave it out"),
+        ({"control_token_file": "/none"}, "control_token_file"),
+        ({"namespace_secret_file": "/none"}, "namespace_secret_file"),
+        ({"control_host": "192.0.2.1"}, "control_port: 192.0.2.1:0 cannot be used"),
+    ],
+)
+def test_nothing_is_made_by_a_start_that_is_refused(folder: Path, changed: dict[str, object], told: str) -> None:
+    """Whatever is in the way is told before the first directory or file is made."""
+    with pytest.raises(StartRefusedError, match=told):
+        make_plan(settings(folder, socket_path=str(folder / "run" / "n.sock"), **changed), "0")
+    assert list(folder.iterdir()) == []
+
+
+def test_a_port_in_use_is_refused_before_anything_is_made(folder: Path) -> None:
+    """The control API's port is tried with the other checks, and the remedy names the way out."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(StartRefusedError, match=r"control_port: .* in use; set another one, or 0"):
+            make_plan(settings(folder, control_port=other.getsockname()[1]), "0")
+    assert list(folder.iterdir()) == []
+
+
+def test_slabs_that_are_made_smaller_are_told(folder: Path) -> None:
+    """A slab size that was asked for and is not followed is in the log; the default, which fits most arenas, is not."""
+    assert make_plan(settings(folder), "0").notes == ()
+    assert "slab_bytes: 32MiB is over an eighth" in make_plan(settings(folder, slab_bytes=32 * MIB), "0").notes[0]
 
 
 def test_the_secret_is_made_once_and_kept_private(folder: Path) -> None:
