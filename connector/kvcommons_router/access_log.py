@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import orjson
 
-if TYPE_CHECKING:
-    from kvcommons_router.exchange import Exchange
-    from kvcommons_router.fleet import Instance
+from kvcommons_router.exchange import Exchange
+from kvcommons_router.fleet import Instance
 
 PENDING_MAX: Final = 10_000
 

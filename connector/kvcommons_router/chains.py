@@ -8,17 +8,13 @@ every key from the first one on.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from kvcommons_core.errors import CorruptRecordError
-from kvcommons_core.index import Tier, schema
+from kvcommons_core.index import Member, Tier, schema
 
+from kvcommons_router.fleet import Instance
 from kvcommons_router.index import Depth
-
-if TYPE_CHECKING:
-    from kvcommons_core.index import Member
-
-    from kvcommons_router.fleet import Instance
 
 KNOWN_MAX: Final = 50_000
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from kvcommons_router.context import Context
+from kvcommons_router.fleet import Instance
 from kvcommons_router.health import Active
-
-if TYPE_CHECKING:
-    from kvcommons_router.app import App
-    from kvcommons_router.fleet import Instance
 
 logger = logging.getLogger(__name__)
 
@@ -21,14 +19,14 @@ STATUS_LINE_BYTES_MAX: Final = 1024
 class HealthChecker:
     """Asks each instance on a connection of its own: one that answers here accepts requests."""
 
-    def __init__(self, app: App) -> None:
-        self._app = app
-        self._settings = app.settings.health
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._settings = context.settings.health
         self._at_once = asyncio.Semaphore(CHECKS_AT_ONCE_MAX)
 
     async def run(self) -> None:
         """Runs until cancelled."""
-        instances = self._app.fleet.instances
+        instances = self._context.fleet.instances
         while True:
             await asyncio.gather(*(self._check(instance) for instance in instances))
             await asyncio.sleep(self._settings.interval_seconds)
@@ -36,14 +34,14 @@ class HealthChecker:
     async def _check(self, instance: Instance) -> None:
         async with self._at_once:
             ok, reason = await self._ask(instance)
-        app = self._app
-        before = app.health.active[instance.index]
-        if app.health.checked(instance.index, ok=ok):
-            app.fleet.refresh(app.health, app.now_ms())
+        context = self._context
+        before = context.health.active[instance.index]
+        if context.health.checked(instance.index, ok=ok):
+            context.fleet.refresh(context.health, context.now_ms())
             if ok:
                 logger.info("%s is up", instance.name)
                 if before is Active.DOWN:
-                    app.index.revived(instance)
+                    context.index.revived(instance)
             else:
                 instance.pool.close_idle()
                 logger.warning("%s is down: %s", instance.name, reason)

@@ -5,20 +5,17 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import orjson
 from kvcommons_core.index import schema
 
+from kvcommons_router.context import Context
+from kvcommons_router.fleet import Instance
+from kvcommons_router.index import Inquiry
 from kvcommons_router.picker import Hit
 from kvcommons_router.rates import TokenRatio
 from kvcommons_router.usage import Usage
-
-if TYPE_CHECKING:
-    from kvcommons_router.app import App
-    from kvcommons_router.exchange import Exchange
-    from kvcommons_router.fleet import Instance
-    from kvcommons_router.index_redis import RedisIndex
 
 EXPECTATIONS_MAX: Final = 20_000
 # Being wrong by less than this many steps of text is the error of counting tokens by bytes.
@@ -69,21 +66,31 @@ def parse_report(data: bytes) -> Report | None:
     return report
 
 
+class Beliefs(Protocol):
+    """The index, as feedback changes it."""
+
+    def confirm(self, keys: Sequence[bytes]) -> None:
+        """These were really hit."""
+
+    def disbelieve(self, instance: Instance, keys: Sequence[bytes], dispatch_born: int) -> bool:
+        """Takes back what an instance's node was believed to hold; whether it was begun."""
+
+
 class Expectations:
     """The requests that reports are awaited of; bounded, the oldest are forgotten first."""
 
-    def __init__(self, app: App, index: RedisIndex) -> None:
-        self._app = app
+    def __init__(self, context: Context, index: Beliefs) -> None:
+        self._context = context
         self._index = index
         self._open: dict[str, Expectation] = {}
-        self._mark = app.id_prefix.encode()
+        self._mark = context.id_prefix.encode()
         self.reports = False  # whether connectors report at all
 
-    def expect(self, exchange: Exchange, instance: Instance, keys: Sequence[bytes]) -> None:
+    def expect(self, inquiry: Inquiry, instance: Instance, keys: Sequence[bytes]) -> None:
         """A request was sent."""
         found = self._open
-        found[exchange.request_id] = Expectation(
-            instance, keys, exchange.hit, schema.born_of(time.time()), exchange.text_bytes, exchange.group.ratio
+        found[inquiry.request_id] = Expectation(
+            instance, keys, inquiry.hit, schema.born_of(time.time()), inquiry.text_bytes, inquiry.group.ratio
         )
         if len(found) > EXPECTATIONS_MAX:
             for request_id in list(itertools.islice(found, EXPECTATIONS_MAX // 16)):
@@ -100,8 +107,8 @@ class Expectations:
 
     def take(self, data: bytes) -> None:
         """A message of the channel, ours or another worker's."""
-        column = self._app.layout.feedback
-        count = self._app.recorder.count
+        column = self._context.layout.feedback
+        count = self._context.recorder.count
         if self._mark not in data:
             count(column + FOREIGN)
             return
@@ -127,8 +134,8 @@ class Expectations:
         self._compare(expected, Report(request_id, usage.prompt_tokens, usage.cached_tokens, 0, "usage"))
 
     def _compare(self, expected: Expectation, report: Report) -> None:
-        app = self._app
-        layout, count, index = app.layout, app.recorder.count, expected.instance.index
+        context = self._context
+        layout, count, index = context.layout, context.recorder.count, expected.instance.index
         expected.ratio.add(expected.text_bytes, report.prompt_tokens)
         hit = expected.hit
         for at, tokens in enumerate((hit.engine, hit.memory - hit.engine, hit.disk - hit.memory, hit.peer - hit.disk)):
@@ -148,11 +155,11 @@ class Expectations:
         if not keys or not report.prompt_tokens:
             return False
         total = max(expected.text_bytes, 1)
-        step = report.prompt_tokens / total * self._app.step_bytes
+        step = report.prompt_tokens / total * self._context.step_bytes
         reused = report.own_tokens + report.commons_tokens
         held = min(len(keys), int(reused / step + 0.5))
         if held:
-            self._index.recorder.confirm(keys[:held])
+            self._index.confirm(keys[:held])
         claimed = min(len(keys), int(expected.hit.memory / step + 0.5))
         if report.reason not in ABSENT or claimed <= held + SLACK_STEPS:
             return False

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import struct
 import time
-from typing import TYPE_CHECKING, Final
+from collections.abc import Sequence
+from typing import Final
 
 from kvcommons_core import limits
 from kvcommons_core.errors import IndexUnavailableError
@@ -23,17 +24,13 @@ from kvcommons_core.index import (
 from kvcommons_core.index.stream import REMOVE
 
 from kvcommons_router.chains import Places, member_name
+from kvcommons_router.context import Context
 from kvcommons_router.feedback import Expectations
-from kvcommons_router.index import Index, OwnMemory
+from kvcommons_router.fleet import Instance
+from kvcommons_router.index import Index, Inquiry
+from kvcommons_router.index_memory import OwnMemory
 from kvcommons_router.link import Links, Values
 from kvcommons_router.usage import usage_of
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from kvcommons_router.app import App
-    from kvcommons_router.exchange import Exchange
-    from kvcommons_router.fleet import Instance
 
 CORRECTIONS_AT_ONCE_MAX: Final = 16
 MIRROR, REDIS, LATE, AWAY = range(4)  # columns of the metric
@@ -45,9 +42,9 @@ SOURCES: Final = {
 }
 
 
-def make_index(app: App) -> Index:
+def make_index(context: Context) -> Index:
     """The index of the settings: in Redis, or what this process remembers."""
-    return RedisIndex(app) if app.index_settings.url else OwnMemory(app)
+    return RedisIndex(context) if context.index_settings.url else OwnMemory(context)
 
 
 class Reader(IndexReader):
@@ -92,15 +89,15 @@ class Reader(IndexReader):
 class RedisIndex:
     """The index that all routers and nodes of a pool share. Nothing here makes a request wait but one bounded lookup."""
 
-    def __init__(self, app: App) -> None:
-        self._app = app
-        settings = app.index_settings
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        settings = context.index_settings
         self.reader = Reader(settings)
         self.recorder = EngineRecorder(settings, self.reader)
-        self._instances = app.fleet.instances
+        self._instances = context.fleet.instances
         self._places = Places(self._instances, schema.age_units_max(settings.holder_age_seconds_max))
         self._links = Links(settings) if Links.can_serve(settings) else None
-        self.expectations = Expectations(app, self)
+        self.expectations = Expectations(context, self)
         self._listener = FeedbackListener(settings, self.expectations.take)
         self._tasks: list[asyncio.Task[None]] = []
         self.corrections = 0  # under way
@@ -143,7 +140,7 @@ class RedisIndex:
 
     def observe(self) -> None:
         """Shows how the index is, in the metrics."""
-        layout, row = self._app.layout, self._app.recorder.row
+        layout, row = self._context.layout, self._context.recorder.row
         row[layout.index_up] = int(self.reader.view.reachable)
         row[layout.mirror_entries] = len(self.reader.mirror)
 
@@ -151,81 +148,85 @@ class RedisIndex:
         """An instance that was down serves again: it has likely been started anew, and holds nothing."""
         self.recorder.fence(member_name(instance.name), "was_down")
 
-    def locate(self, exchange: Exchange) -> None:
+    def locate(self, inquiry: Inquiry) -> None:
         """Asks the mirror, and Redis for what that does not know."""
-        keys = keys8(exchange.text_keys)
-        exchange.keys8 = keys
+        keys = keys8(inquiry.text_keys)
+        inquiry.keys8 = keys
         reader = self.reader
         chain, complete = reader.known(keys)
         if complete:
-            self._located(exchange, MIRROR, chain)
+            self._located(inquiry, MIRROR, chain)
             return
         if not reader.view.reachable:
-            self._located(exchange, AWAY, None)
+            self._located(inquiry, AWAY, None)
             return
         asked = keys[len(chain) :]
         link = self._links.link if self._links is not None else None
-        begun = self._app.loop_time()
+        begun = self._context.loop_time()
 
         def answered(values: Values | None) -> None:
-            self._app.recorder.observe_lookup(self._app.loop_time() - begun)
+            self._context.recorder.observe_lookup(self._context.loop_time() - begun)
             if values is None or len(values) != len(asked):
-                self._located(exchange, LATE, chain)
+                self._located(inquiry, LATE, chain)
                 return
             found = [value or b"" for value in values]
             reader.remember(asked, found)
-            self._located(exchange, REDIS, chain + found)
+            self._located(inquiry, REDIS, chain + found)
 
         short = len(asked) <= limits.LOOKUP_MGET_KEYS_MAX
         if not (short and link is not None and link.mget([reader.name(key8) for key8 in asked], answered)):
-            self._app.spawn(self._ask(exchange, keys))
+            self._context.spawn(self._ask(inquiry, keys))
 
-    async def _ask(self, exchange: Exchange, keys: Sequence[bytes]) -> None:
-        begun = self._app.now()
+    async def _ask(self, inquiry: Inquiry, keys: Sequence[bytes]) -> None:
+        begun = self._context.loop_time()
         status, positions, chain = await self.reader.read(keys)
-        self._app.recorder.observe_lookup(self._app.now() - begun)
-        self._located(exchange, SOURCES[status], None if status is LookupStatus.AWAY else chain, positions)
+        self._context.recorder.observe_lookup(self._context.loop_time() - begun)
+        self._located(inquiry, SOURCES[status], None if status is LookupStatus.AWAY else chain, positions)
 
     def _located(
         self,
-        exchange: Exchange,
+        inquiry: Inquiry,
         source: int,
         chain: Sequence[bytes] | None,
         positions: Sequence[int] | None = None,
     ) -> None:
-        app = self._app
-        app.recorder.count(app.layout.lookups + source)
+        context = self._context
+        context.recorder.count(context.layout.lookups + source)
         if chain is None:
-            exchange.located(None)
+            inquiry.located(None)
             return
         self._places.follow(self.reader.view.by_name, schema.born_of(time.time()))
-        exchange.located(self._places.depths(chain, positions))
+        inquiry.located(self._places.depths(chain, positions))
 
-    def dispatched(self, exchange: Exchange, instance: Instance) -> None:
+    def dispatched(self, inquiry: Inquiry, instance: Instance) -> None:
         """The instance will hold the whole text: said now, not when it does."""
-        keys = exchange.keys8 or keys8(exchange.text_keys)
-        depth = exchange.depth
+        keys = inquiry.keys8 or keys8(inquiry.text_keys)
+        depth = inquiry.depth
         fresh = keys[depth.engine :] if depth is not None else keys
-        app = self._app
+        context = self._context
         if fresh:
             sent = self.recorder.record(member_name(instance.name), fresh)
-            app.recorder.count(app.layout.intents + (0 if sent else 1), len(fresh))
-        exchange.intended = fresh
-        self.expectations.expect(exchange, instance, keys)
+            context.recorder.count(context.layout.intents + (0 if sent else 1), len(fresh))
+        inquiry.intended = fresh
+        self.expectations.expect(inquiry, instance, keys)
 
-    def failed(self, exchange: Exchange, instance: Instance) -> None:
+    def failed(self, inquiry: Inquiry, instance: Instance) -> None:
         """The instance did not begin to answer, so it does not hold what was said that it would."""
-        if exchange.intended:
-            self.recorder.retract(member_name(instance.name), exchange.intended)
-        self.expectations.forget(exchange.request_id)
+        if inquiry.intended:
+            self.recorder.retract(member_name(instance.name), inquiry.intended)
+        self.expectations.forget(inquiry.request_id)
 
-    def answered(self, exchange: Exchange, instance: Instance) -> None:
+    def answered(self, inquiry: Inquiry, instance: Instance) -> None:
         """Where no connector reports, the answer itself may say how much was reused."""
         if self.expectations.reports:
             return
-        usage = usage_of(exchange.tail)
+        usage = usage_of(inquiry.tail)
         if usage is not None:
-            self.expectations.take_usage(exchange.request_id, usage)
+            self.expectations.take_usage(inquiry.request_id, usage)
+
+    def confirm(self, keys: Sequence[bytes]) -> None:
+        """These were really hit."""
+        self.recorder.confirm(keys)
 
     def disbelieve(self, instance: Instance, keys: Sequence[bytes], dispatch_born: int) -> bool:
         """Takes back that an instance's node holds these, where it was said before a request that did not find them."""
@@ -233,7 +234,7 @@ class RedisIndex:
         if slot is None or self.corrections >= CORRECTIONS_AT_ONCE_MAX:
             return False
         self.corrections += 1
-        self._app.spawn(self._take_back(slot, keys, dispatch_born))
+        self._context.spawn(self._take_back(slot, keys, dispatch_born))
         return True
 
     async def _take_back(self, slot: int, keys: Sequence[bytes], dispatch_born: int) -> None:

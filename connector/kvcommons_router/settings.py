@@ -8,68 +8,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Self
-from urllib.parse import urlsplit
+from typing import Annotated, Literal, Self
 
 from kvcommons_core.errors import ConfigurationError, UnknownSettingError
 from kvcommons_core.settings import Bytes, IndexSettings, Section, load_settings
+from kvcommons_core.settings_values import remedy_of
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from kvcommons_router.picker import Policy
+from kvcommons_router.settings_instances import INSTANCES_MAX, InstanceSettings, KubernetesSettings
 
-INSTANCES_MAX = 1024
-
-
-class InstanceSettings(Section):
-    """One engine replica, or one data-parallel rank of it."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")
-    url: str
-    """Where its OpenAI API is: http://HOST:PORT."""
-    model: str | None = None
-    """The name that clients ask for."""
-    models: tuple[str, ...] = ()
-    """More names that it answers to: LoRA adapters, aliases."""
-    node: str = ""
-    """The cache node that its connector uses; KV in that node's memory is near to it."""
-    zone: str = ""
-    dp_rank: int | None = Field(default=None, ge=0)
-    """The data-parallel rank that this entry stands for; sent as X-Data-Parallel-Rank."""
-    api_key: str | None = None
-    """What the engine itself asks for, sent instead of the client's key."""
-
-    @field_validator("url")
-    @classmethod
-    def _url(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme != "http" or not parts.hostname or parts.path not in ("", "/") or parts.query:
-            raise ValueError("give an engine as http://HOST:PORT, with no path")
-        if not value.isascii() or any(char in value for char in "\r\n @"):
-            raise ValueError("a URL has no spaces and no user name")
-        _ = parts.port
-        return value
-
-    @model_validator(mode="after")
-    def _named(self) -> Self:
-        if not self.names:
-            raise ValueError(f"instance {self.name} serves no model: give `model`")
-        return self
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Every model name that it answers to."""
-        first = (self.model,) if self.model is not None else ()
-        return first + tuple(name for name in self.models if name != self.model)
-
-    @property
-    def host(self) -> str:
-        """The host to connect to."""
-        return urlsplit(self.url).hostname or ""
-
-    @property
-    def port(self) -> int:
-        """The port to connect to."""
-        return urlsplit(self.url).port or 80
+__all__ = ["INSTANCES_MAX", "InstanceSettings", "KubernetesSettings", "RouterSection", "RouterSettings", "load"]
 
 
 class LimitSettings(Section):
@@ -144,6 +93,9 @@ class RouterSection(Section):
     listen: str = "127.0.0.1:8000"
     workers: int = Field(default=1, ge=1, le=256)
     instances: Annotated[tuple[InstanceSettings, ...], Field(max_length=INSTANCES_MAX)] = ()
+    """The engines that are listed; read again when the file changes."""
+    kubernetes: KubernetesSettings | None = None
+    """Where more of them are found."""
     policy: Policy = Policy.COST
     api_keys: Path | None = None
     """A file of API keys; without it everyone may ask, as one tenant."""
@@ -153,7 +105,7 @@ class RouterSection(Section):
     transfer_params: bool = True
     """Whether requests carry their text keys for the connector."""
     access_log: bool = False
-    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
     drain_delay_seconds: float = Field(default=0.0, ge=0)
     """After SIGTERM: how long to answer as before, but unhealthy, so that load balancers take us out."""
     drain_seconds: float = Field(default=120.0, ge=0)
@@ -167,17 +119,8 @@ class RouterSection(Section):
     def _listen(cls, value: str) -> str:
         host, colon, port = value.rpartition(":")
         if not colon or not host or not port.isdigit() or int(port) > 65535:
-            raise ValueError("give HOST:PORT")
+            raise ValueError("give HOST:PORT; a port is 0 (any that is free) to 65535")
         return value
-
-    @model_validator(mode="after")
-    def _unique(self) -> Self:
-        seen: set[str] = set()
-        for instance in self.instances:
-            if instance.name in seen:
-                raise ValueError(f"two instances are called {instance.name}")
-            seen.add(instance.name)
-        return self
 
     @property
     def host(self) -> str:
@@ -232,10 +175,22 @@ def load(
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ConfigurationError(where, first["input"], first["msg"].removeprefix("Value error, ")) from error
-    if not settings.router.instances:
-        raise ConfigurationError("instances", "", "give at least one: --instance, or [[router.instances]] in the file")
+        value = "(not shown)" if isinstance(first["input"], dict) else first["input"]
+        raise ConfigurationError(where, value, remedy_of(first)) from error
+    _check_instances(settings.router)
     return settings
+
+
+def _check_instances(router: RouterSection) -> None:
+    if not router.instances and router.kubernetes is None:
+        remedy = "give at least one: --instance, or [[router.instances]] or [router.kubernetes] in the file"
+        raise ConfigurationError("router.instances", "", remedy)
+    seen: dict[str, int] = {}
+    for at, instance in enumerate(router.instances):
+        first = seen.setdefault(instance.name, at)
+        if first != at:
+            remedy = f"router.instances.{first} has this name already: give each one its own"
+            raise ConfigurationError(f"router.instances.{at}.name", instance.name, remedy)
 
 
 def secret_path(settings: RouterSection) -> Path:

@@ -12,7 +12,8 @@ from kvcommons_router.chains import Places
 from kvcommons_router.feedback import parse_report
 from kvcommons_router.fleet import Fleet
 from kvcommons_router.health import Active, Health
-from kvcommons_router.index import Depth, depths_of_masks
+from kvcommons_router.index import Depth
+from kvcommons_router.index_memory import depths_of_masks
 from kvcommons_router.index_redis import keys8
 from kvcommons_router.load import InstanceLoad, Load, SiblingLoad, Utilisation
 from kvcommons_router.metrics import Layout, Recorder, render
@@ -325,6 +326,18 @@ def test_an_instance_is_read_from_a_flag() -> None:
         ({"KVCOMMONS_ROUTER__POLICY": "best"}, "roundRobin"),
         ({"KVCOMMONS_ROUTER__LIMITS__BODY_BYTES_MAX": "2GiB"}, "bodies_bytes_max"),
         ({"KVCOMMONS_ROUTER__LISTEN": "nowhere"}, "HOST:PORT"),
+        ({"KVCOMMONS_ROUTER__LISTEN": "0.0.0.0:65536"}, "a port is 0"),
+        ({"KVCOMMONS_ROUTER__LOG_LEVEL": "loud"}, "give one of debug, info, warning, error"),
+        ({"KVCOMMONS_ROUTER__KUBERNETES__NAMESPACE": "n"}, "router.kubernetes.selector.*it is required"),
+        ({"KVCOMMONS_ROUTER__KUBERNETES": '{"namespace": "n", "selector": "a=b"}'}, "which model"),
+        (
+            {"KVCOMMONS_ROUTER__KUBERNETES": '{"namespace":"n","selector":"a=b","model":"m","api":"http://10.0.0.1"}'},
+            "without TLS",
+        ),
+        (
+            {"KVCOMMONS_ROUTER__KUBERNETES": '{"namespace":"n","selector":"a=b","model":"m","node_by":"x"}'},
+            "give one of nodeName, podName",
+        ),
     ],
 )
 def test_unusable_settings_name_the_setting(environ: dict[str, str], words: str) -> None:
@@ -334,8 +347,17 @@ def test_unusable_settings_name_the_setting(environ: dict[str, str], words: str)
         load(None, environ, {"instances": instances}, {})
 
 
+@pytest.mark.parametrize("port", ["65536", "0", "x"])
+def test_an_engines_port_is_one_that_exists(port: str) -> None:
+    """A port that no machine has is named before anything is sent there."""
+    with pytest.raises(ConfigurationError, match=r"router.instances.0.url: .*a port is 1 to 65535"):
+        load(None, {}, {"instances": (parse_instance(f"name=a,url=http://h:{port},model=m"),)}, {})
+
+
 def test_two_instances_of_one_name_are_refused() -> None:
     """Metrics, logs and the index tell instances apart by name."""
     one = parse_instance("name=a,url=http://h:1,model=m")
-    with pytest.raises(ConfigurationError, match="two instances are called a"):
+    with pytest.raises(
+        ConfigurationError, match=r"router.instances.1.name: 'a': router.instances.0 has this name already"
+    ):
         load(None, {}, {"instances": (one, one)}, {})

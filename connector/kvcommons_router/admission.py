@@ -1,0 +1,117 @@
+"""From a whole request to an exchange: whose it is, which model, what of it can be reused, and what goes to the engine."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import xxhash
+from kvcommons_core import textkeys
+
+from kvcommons_router import body as bodies
+from kvcommons_router.auth import Authenticator, Tenant
+from kvcommons_router.budgets import Budgets
+from kvcommons_router.context import Context
+from kvcommons_router.errors import Refusal
+from kvcommons_router.exchange import Client, Exchange, Owner
+from kvcommons_router.fleet import Group
+from kvcommons_router.picker import Shape
+from kvcommons_router.request import Request
+
+AFFINITY_STEP: Final = 3  # texts that share this many steps and one more, about 8 KiB, meet when there is no index
+SEEDS_MAX: Final = 10_000
+RELAYED: Final = frozenset({b"/v1/chat/completions", b"/v1/completions", b"/v1/embeddings"})
+OWN: Final = frozenset({b"/health", b"/metrics", b"/v1/models"})
+
+
+class Admission:
+    """Refuses what must be refused, as early as it can be, and prepares the rest."""
+
+    def __init__(self, context: Context, auth: Authenticator, budgets: Budgets) -> None:
+        self._context = context
+        self.auth = auth
+        self.budgets = budgets
+        self.recorder = context.recorder
+        self.limits = context.settings.limits
+        # The client's key is for the router, or would stand beside the engine's own.
+        self.drops_authorization = auth.enabled or any(one.api_key is not None for one in context.settings.instances)
+        self._seeds: dict[tuple[str, str], int] = {}
+        self._transfer_params = context.settings.transfer_params
+
+    def admit_head(self, request: Request, length: int) -> None:
+        """Refuses what can be refused before its body comes.
+
+        :raises Refusal: with the reason.
+        """
+        path = request.path
+        if path in RELAYED:
+            if request.method != b"POST":
+                raise Refusal(405, f"{path.decode('latin-1')} takes POST.", param="POST")
+            self.auth.tenant(request.head.authorization)
+            if length > self.limits.body_bytes_max:
+                raise self.budgets.too_large()
+            return
+        known = path in OWN or path.startswith(b"/v1/models/")
+        if not known:
+            raise Refusal(404, f"There is nothing at {path.decode('latin-1')[:200]}.", code="not_found")
+        if request.method not in (b"GET", b"HEAD"):
+            raise Refusal(405, f"{path.decode('latin-1')[:200]} takes GET.", param="GET, HEAD")
+        if path.startswith(b"/v1/"):
+            self.auth.tenant(request.head.authorization)
+
+    def admit(self, owner: Owner, client: Client, request: Request, request_id: str) -> Exchange:
+        """A request that is on its way from now on; its body is taken from it.
+
+        :raises Refusal: with the reason.
+        """
+        tenant = self.auth.tenant(request.head.authorization)
+        fields = bodies.parse(request.body)
+        bodies.check_nested(fields)
+        group = self._group(fields)
+        self.budgets.check(tenant.name)
+        exchange = Exchange(self._context, owner, client, request, tenant, group)
+        exchange.request_id = request_id
+        exchange.streaming = fields.get("stream") is True
+        keys: list[int] = []
+        affinity = 0
+        completion = request.path != b"/v1/embeddings"
+        if completion:
+            canonical, _ = textkeys.canonical_text(fields)
+            text_bytes = len(canonical)
+            seed = self._seed(group.model, tenant)
+            keys = textkeys.chain(canonical, seed)
+            affinity = keys[min(AFFINITY_STEP, len(keys) - 1)] if keys else xxhash.xxh3_64_intdigest(canonical, seed)
+        else:
+            text_bytes = len(request.body)
+        exchange.text_keys = keys
+        exchange.text_bytes = text_bytes
+        exchange.length = group.ratio.tokens(text_bytes)
+        exchange.shape = Shape(exchange.length, affinity)
+        additions = bodies.members(
+            request_id, tenant.salt, keys, text_bytes, transfer_params=completion and self._transfer_params
+        )
+        exchange.forwarded = bodies.rewrite(request.body, fields, additions)
+        exchange.forwarded_bytes = sum([len(part) for part in exchange.forwarded])
+        request.body = b""
+        self.budgets.begin(tenant.name)
+        return exchange
+
+    def _group(self, fields: bodies.Fields) -> Group:
+        model = fields.get("model")
+        groups = self._context.fleet.groups
+        if model is None and len(groups) == 1:
+            return next(iter(groups.values()))
+        if not isinstance(model, str):
+            raise Refusal(400, "`model` must name a model.", code="invalid_model", param="model")
+        group = groups.get(model)
+        if group is None:
+            raise Refusal(404, f"The model {model[:200]!r} is not served here.", code="model_not_found", param="model")
+        return group
+
+    def _seed(self, model: str, tenant: Tenant) -> int:
+        seed = self._seeds.get((model, tenant.name))
+        if seed is None:
+            if len(self._seeds) >= SEEDS_MAX:
+                self._seeds.clear()
+            seed = textkeys.text_seed(model, "", tenant.name, tenant.salt or "")
+            self._seeds[(model, tenant.name)] = seed
+        return seed

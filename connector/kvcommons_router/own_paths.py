@@ -1,0 +1,62 @@
+"""What the router answers by itself: its health, its metrics, and the models that it serves."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import orjson
+
+from kvcommons_router import metrics
+from kvcommons_router.context import Context
+from kvcommons_router.errors import Refusal
+
+METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+
+
+class Answer(NamedTuple):
+    """A response without its framing."""
+
+    status: int
+    body: bytes
+    content_type: bytes = b"application/json"
+
+
+def health_report(context: Context, *, leaving: bool) -> Answer:
+    """200 if every model has an instance that serves and we are staying; the details for people."""
+    up = context.up()
+    models = {
+        group.model: {"instances": len(group.members), "up": sum(up[one.index] for one in group.members)}
+        for group in context.fleet.groups.values()
+    }
+    if leaving:
+        status = "draining"
+    elif not models or not all(model["up"] for model in models.values()):
+        status = "unavailable" if not any(up) else "degraded"
+    else:
+        status = "ok"
+    workers = context.cells.total(context.layout.workers)
+    answer = orjson.dumps({"status": status, "models": models, "workers": workers})
+    return Answer(200 if status in ("ok", "degraded") else 503, answer)
+
+
+def metrics_page(context: Context) -> Answer:
+    """All workers' metrics; the gauges must be up to date."""
+    return Answer(200, metrics.render(context.layout, context.cells, context.up()), METRICS_TYPE)
+
+
+def models_page(context: Context, path: bytes) -> Answer:
+    """The models, or the one that the path names.
+
+    :raises Refusal: if that one is not served.
+    """
+    groups = context.fleet.groups
+    if path == b"/v1/models":
+        return Answer(200, orjson.dumps({"object": "list", "data": [_model(name) for name in groups]}))
+    name = path[len(b"/v1/models/") :].decode("latin-1")
+    if name not in groups:
+        raise Refusal(404, f"The model {name[:200]!r} is not served here.", code="model_not_found")
+    return Answer(200, orjson.dumps(_model(name)))
+
+
+def _model(name: str) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "kvcommons"}
