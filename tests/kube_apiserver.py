@@ -127,7 +127,7 @@ class ApiServer(Client):
         try:
             self.apiserver.wait_until(self._is_ready, "ready", READY_SECONDS_MAX)
         except NotReady as error:
-            raise NotReady(f"{error}\netcd's log ends:\n{self.etcd.tail()}") from error
+            raise NotReady(f"{error}\netcd's log ends:\n{self.etcd.tail()}") from None
 
     def stop_apiserver(self) -> None:
         """Clients find nobody there; etcd keeps what is stored."""
@@ -144,11 +144,12 @@ class ApiServer(Client):
         except (OSError, ApiError):
             return False
 
-    def compact(self) -> int:
-        """Forgets all revisions but the newest: a watch or a page from an older one is answered 410. The revision."""
-        revision = int(self._etcd("/v3/kv/range", {"key": "AA=="})["header"]["revision"])
+    def expire(self) -> None:
+        """Forgets its history, by a compaction and a restart: watches and pages from before are answered 410."""
+        self.stop_apiserver()
+        revision = self._etcd("/v3/kv/range", {"key": "AA=="})["header"]["revision"]
         self._etcd("/v3/kv/compaction", {"revision": str(revision), "physical": True})
-        return revision
+        self.start_apiserver()
 
     def _etcd(self, path: str, body: dict[str, Any]) -> Any:
         request = urllib.request.Request(self.etcd_url + path, data=json.dumps(body).encode())

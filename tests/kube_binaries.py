@@ -22,7 +22,7 @@ class Binaries:
         self._built: dict[str, Path] = {}
 
     def bring(self, *names: str) -> None:
-        """Builds what is missing; a program at a time is remembered."""
+        """Builds what is missing."""
         missing = [name for name in names if name not in self._built and not self._asset(name)]
         if not missing:
             return
@@ -30,8 +30,7 @@ class Binaries:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, timeout=BUILD_SECONDS_MAX)
         if done.returncode != 0:
             pytest.fail(f"`python .ci/kube.py {' '.join(missing)}` failed: what it said is above", pytrace=False)
-        folder = Path(done.stdout.strip().splitlines()[-1])
-        self._built.update({name: folder / name for name in missing})
+        self._built.update({path.name: path for path in map(Path, done.stdout.splitlines())})
 
     def _asset(self, name: str) -> Path | None:
         path = self.assets / name if self.assets else None

@@ -95,12 +95,14 @@ class Process:
     def wait_until(self, condition: Callable[[], T | None], what: str, seconds_max: float) -> T:
         """As wait_for, but says what the log says if it takes too long or the process ends."""
 
-        def alive_and_true() -> T | None:
-            if not self.alive:
-                raise NotReady(f"{self.name} ended while it was to be {what}; its log ends:\n{self.tail()}")
-            return condition()
+        def ended_or_true() -> tuple[bool, T | None] | None:
+            answer = condition() if self.alive else None
+            return (self.alive, answer) if answer or not self.alive else None
 
         try:
-            return wait_for(alive_and_true, f"{self.name} {what}", seconds_max)
+            alive, answer = wait_for(ended_or_true, f"{self.name} {what}", seconds_max)
         except NotReady as error:
-            raise NotReady(f"{error}; its log ends:\n{self.tail()}") from error
+            raise NotReady(f"{error}; its log ends:\n{self.tail()}") from None
+        if answer is None:
+            raise NotReady(f"{self.name} ended while it was to be {what} ({alive=}); its log ends:\n{self.tail()}")
+        return answer

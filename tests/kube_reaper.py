@@ -1,6 +1,7 @@
-"""Leaves nothing behind of a test cluster, however it ended: processes by id, mounts, network namespaces, control groups.
+"""Leaves nothing behind of a test cluster, however it ended: processes by id, mounts, control groups, folders.
 
-A cluster's folder has a record of what was made, one thing a line. As a program this waits until its standard input ends,
+A node's mounts, addresses and processes live in namespaces of its own and go with their first process. A cluster's folder has a
+record of what was made, one thing a line. As a program this waits until its standard input ends,
 that is until whoever started it is gone, and then clears the folder.
 """
 
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 RECORD = "record"
@@ -42,26 +43,13 @@ def record_process(folder: Path, pid: int) -> None:
     _record(folder, "process", str(pid), start_time(pid) or "")
 
 
-def record_namespace(folder: Path, name: str) -> None:
-    _record(folder, "namespace", name)
-
-
-def record_link(folder: Path, name: str) -> None:
-    _record(folder, "link", name)
-
-
 def record_cgroup(folder: Path, path: Path) -> None:
     _record(folder, "cgroup", str(path))
 
 
-def record_rule(folder: Path, table: str, rule: str) -> None:
-    """A rule of iptables that was added: its chain and what follows."""
-    _record(folder, "rule", table, rule)
-
-
-def record_folder(folder: Path, path: Path) -> None:
-    """A folder elsewhere that goes too, with what is mounted under it."""
-    _record(folder, "folder", str(path))
+def record_mount_point(folder: Path, path: Path) -> None:
+    """A folder elsewhere that was made to mount on; it goes where it is empty."""
+    _record(folder, "mount-point", str(path))
 
 
 def own(folder: Path) -> None:
@@ -78,9 +66,9 @@ def abandoned(folder: Path) -> bool:
 
 
 def _entries(folder: Path, kind: str) -> list[list[str]]:
-    if not (folder / RECORD).exists():
-        return []
-    lines = [line.split("\t") for line in (folder / RECORD).read_text().splitlines()]
+    """Of the folder's record and those of the folders in it."""
+    records = [*folder.glob(RECORD), *folder.glob(f"*/{RECORD}")]
+    lines = [line.split("\t") for record in records for line in record.read_text().splitlines()]
     return [line[1:] for line in lines if line[0] == kind]
 
 
@@ -91,7 +79,7 @@ def _quietly(*command: str) -> bool:
         return False
 
 
-def _kill(pids: Iterator[int]) -> None:
+def _kill(pids: Iterable[int]) -> None:
     for pid in pids:
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)
@@ -109,12 +97,6 @@ def _in_cgroups(folder: Path) -> Iterator[int]:
         for file in Path(path).rglob("cgroup.procs"):
             with contextlib.suppress(OSError):
                 yield from map(int, file.read_text().split())
-
-
-def _in_namespaces(folder: Path) -> Iterator[int]:
-    for (name,) in _entries(folder, "namespace"):
-        done = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False)
-        yield from map(int, done.stdout.split())
 
 
 def _until_gone(pids: list[int]) -> None:
@@ -156,34 +138,20 @@ def clear(folder: Path) -> None:
     """Ends, unmounts and removes all that the record names, and the folder. May be called again, and of nothing."""
     if not folder.exists():
         return
-    if _entries(folder, "namespace") or _entries(folder, "cgroup"):
-        _clear_nodes(folder)
     pids = list(_recorded(folder))
-    _kill(iter(pids))
+    _kill(pids)
     _until_gone(pids)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _clear_nodes(folder: Path) -> None:
-    """What needs root: first those who would start things anew, then all in their groups and namespaces."""
-    _kill(_recorded(folder))
-    rest = [*_in_cgroups(folder), *_in_namespaces(folder)]
-    _kill(iter(rest))
+    rest = list(_in_cgroups(folder))
+    _kill(rest)
     _until_gone(rest)
-    places = [folder, *(Path(path) for (path,) in _entries(folder, "folder"))]
-    for place in places:
-        _unmount(place)
-    for (name,) in _entries(folder, "namespace"):
-        _quietly("ip", "netns", "delete", name)
-    for (name,) in _entries(folder, "link"):
-        _quietly("ip", "link", "delete", name)
-    for table, rule in _entries(folder, "rule"):
-        _quietly("iptables", "-w", "-t", table, "-D", *rule.split())
+    _unmount(folder)
     for (path,) in _entries(folder, "cgroup"):
         _remove_cgroup(Path(path))
-    for place in places[1:]:
-        if not mounts_under(place):
-            shutil.rmtree(place, ignore_errors=True)
+    for (path,) in _entries(folder, "mount-point"):
+        with contextlib.suppress(OSError):
+            Path(path).rmdir()
+    if not mounts_under(folder):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def clear_abandoned(parent: Path, pattern: str) -> list[Path]:

@@ -54,9 +54,11 @@ def apiserver(kube_binaries: Binaries, kube_folder: Path) -> Iterator[ApiServer]
     folder = kube_folder / "apiserver"
     folder.mkdir()
     server = ApiServer(folder, kube_binaries)
-    server.start()
-    yield server
-    server.stop()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture
