@@ -1,0 +1,309 @@
+"""Parts of pods that a resource may override; the spelling and the meaning are those of Kubernetes' own pod specification."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from kvcommons_operator.api.common import (
+    EMPTY,
+    Annotations,
+    EnvName,
+    KeyName,
+    Labels,
+    LocalRef,
+    Model,
+    ObjectName,
+    QualifiedName,
+    RelativePath,
+    ResourceQuantity,
+    Rule,
+    StrictBool,
+    StrictInt,
+    list_type,
+)
+from kvcommons_operator.api.scheduling import Affinity, TopologySpreads
+from kvcommons_operator.api.volumes import Mounts, Volumes
+
+UserId = Annotated[StrictInt, Field(ge=0, le=2**31 - 1)]
+
+
+class Resources(Model):
+    """What a container asks of its node, and at most gets."""
+
+    requests: Annotated[dict[QualifiedName, ResourceQuantity], Field(max_length=16)] = EMPTY
+    """What the scheduler sets aside: cpu, memory, nvidia.com/gpu and others."""
+    limits: Annotated[dict[QualifiedName, ResourceQuantity], Field(max_length=16)] = EMPTY
+    """What the container may use at most."""
+
+
+class EnvKeyRef(Model):
+    """A key of a Secret or ConfigMap in the pods' namespace."""
+
+    name: ObjectName
+    """Name of the Secret or ConfigMap."""
+    key: KeyName
+    """Key whose value is taken."""
+    optional: StrictBool | None = None
+    """Whether the variable is left out, instead of the pod waiting, where the object or key is missing."""
+
+
+class FieldRef(Model):
+    """A field of the pod itself."""
+
+    field_path: Annotated[str, Field(min_length=1, max_length=256)]
+    """Path of the field, such as status.podIP or metadata.annotations['key']."""
+
+
+class EnvSource(Model):
+    """Where a variable's value comes from; exactly one."""
+
+    secret_key_ref: EnvKeyRef | None = None
+    """A key of a Secret."""
+    config_map_key_ref: EnvKeyRef | None = None
+    """A key of a ConfigMap."""
+    field_ref: FieldRef | None = None
+    """A field of the pod."""
+
+    RULES = (
+        Rule(
+            cel="(has(self.secretKeyRef) ? 1 : 0) + (has(self.configMapKeyRef) ? 1 : 0) + (has(self.fieldRef) ? 1 : 0) == 1",
+            message="give exactly one of secretKeyRef, configMapKeyRef and fieldRef",
+            holds=lambda it: sum(x is not None for x in (it.secret_key_ref, it.config_map_key_ref, it.field_ref)) == 1,
+        ),
+    )
+
+
+class EnvVar(Model):
+    """An environment variable."""
+
+    name: EnvName
+    """Name of the variable. Names that begin with KVCOMMONS_ belong to the operator."""
+    value: Annotated[str, Field(max_length=16_384)] | None = None
+    """Its value; empty when neither this nor `valueFrom` is given."""
+    value_from: EnvSource | None = None
+    """Takes the value from elsewhere."""
+
+    RULES = (
+        Rule(
+            cel="!(has(self.value) && has(self.valueFrom))",
+            message="give `value` or `valueFrom`, not both",
+            holds=lambda it: it.value is None or it.value_from is None,
+            field=".value",
+        ),
+        Rule(
+            cel="!self.name.startsWith('KVCOMMONS_')",
+            message="variables that begin with KVCOMMONS_ are set by the operator; use the resource's own fields",
+            holds=lambda it: not it.name.startswith("KVCOMMONS_"),
+            field=".name",
+            reason="FieldValueForbidden",
+        ),
+    )
+
+
+Env = Annotated[tuple[EnvVar, ...], Field(max_length=64, json_schema_extra=list_type("map", "name"))]
+
+
+class TolerationOperator(StrEnum):
+    """How a taint is compared."""
+
+    EXISTS = "Exists"
+    EQUAL = "Equal"
+
+
+class TaintEffect(StrEnum):
+    """What a taint does to pods that don't tolerate it."""
+
+    NO_SCHEDULE = "NoSchedule"
+    PREFER_NO_SCHEDULE = "PreferNoSchedule"
+    NO_EXECUTE = "NoExecute"
+
+
+class Toleration(Model):
+    """A taint of nodes that the pods put up with."""
+
+    key: QualifiedName | None = None
+    """Key of the taint; every key when left out, which needs operator Exists."""
+    operator: TolerationOperator = TolerationOperator.EQUAL
+    """Equal compares the value, Exists does not look at it."""
+    value: Annotated[str, Field(max_length=63)] | None = None
+    """Value of the taint, for operator Equal."""
+    effect: TaintEffect | None = None
+    """Effect that is tolerated; every one when left out."""
+    toleration_seconds: Annotated[StrictInt, Field(ge=0, le=31_536_000)] | None = None
+    """How long a pod stays after such a taint came (NoExecute only); for ever when left out."""
+
+    RULES = (
+        Rule(
+            cel="has(self.key) || self.operator == 'Exists'",
+            message="a toleration without `key` needs operator Exists",
+            holds=lambda it: it.key is not None or it.operator == "Exists",
+            field=".operator",
+        ),
+        Rule(
+            cel="self.operator != 'Exists' || !has(self.value)",
+            message="operator Exists takes no `value`",
+            holds=lambda it: it.operator != "Exists" or it.value is None,
+            field=".value",
+        ),
+        Rule(
+            cel="!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+            message="tolerationSeconds needs effect NoExecute",
+            holds=lambda it: it.toleration_seconds is None or it.effect == "NoExecute",
+            field=".effect",
+        ),
+    )
+
+
+Tolerations = Annotated[tuple[Toleration, ...], Field(max_length=16, json_schema_extra=list_type("atomic"))]
+
+
+class SeccompType(StrEnum):
+    """Which seccomp profile confines the processes."""
+
+    RUNTIME_DEFAULT = "RuntimeDefault"
+    LOCALHOST = "Localhost"
+    UNCONFINED = "Unconfined"
+
+
+class SeccompProfile(Model):
+    """Which system calls are allowed."""
+
+    type: SeccompType
+    """RuntimeDefault, a profile on the node (Localhost), or Unconfined."""
+    localhost_profile: RelativePath | None = None
+    """Path of the profile under the kubelet's seccomp directory, for type Localhost."""
+
+    RULES = (
+        Rule(
+            cel="has(self.localhostProfile) == (self.type == 'Localhost')",
+            message="localhostProfile goes with type Localhost, and only with it",
+            holds=lambda it: (it.localhost_profile is not None) == (it.type == "Localhost"),
+            field=".localhostProfile",
+        ),
+    )
+
+
+class PodSecurity(Model):
+    """Who the pod's processes run as."""
+
+    run_as_user: UserId | None = None
+    """User id of the processes."""
+    run_as_group: UserId | None = None
+    """Group id of the processes."""
+    run_as_non_root: StrictBool | None = None
+    """Whether the kubelet refuses to start a process as root."""
+    fs_group: UserId | None = None
+    """Group that owns the volumes' files."""
+    supplemental_groups: Annotated[tuple[UserId, ...], Field(max_length=16, json_schema_extra=list_type("atomic"))] = ()
+    """More groups of the processes."""
+    seccomp_profile: SeccompProfile | None = None
+    """Which system calls are allowed."""
+
+
+class Capabilities(Model):
+    """Linux capabilities over and under the container runtime's own set."""
+
+    add: Annotated[tuple[EnvName, ...], Field(max_length=16, json_schema_extra=list_type("atomic"))] = ()
+    """Capabilities to add, such as IPC_LOCK."""
+    drop: Annotated[tuple[EnvName, ...], Field(max_length=16, json_schema_extra=list_type("atomic"))] = ()
+    """Capabilities to drop; ALL for every one."""
+
+
+class ContainerSecurity(Model):
+    """What the container's processes may do."""
+
+    run_as_user: UserId | None = None
+    """User id of the processes; over the pod's."""
+    run_as_group: UserId | None = None
+    """Group id of the processes; over the pod's."""
+    run_as_non_root: StrictBool | None = None
+    """Whether the kubelet refuses to start a process as root."""
+    allow_privilege_escalation: StrictBool | None = None
+    """Whether a process may gain more rights than its parent."""
+    read_only_root_filesystem: StrictBool | None = None
+    """Whether the image's own files can't be written."""
+    capabilities: Capabilities | None = None
+    """Linux capabilities to add and drop."""
+    seccomp_profile: SeccompProfile | None = None
+    """Which system calls are allowed; over the pod's."""
+
+
+class PodMetadata(Model):
+    """Labels and annotations beside the operator's own."""
+
+    labels: Labels = EMPTY
+    """Labels to add. Those under kvcommons.io/ and app.kubernetes.io/ belong to the operator."""
+    annotations: Annotations = EMPTY
+    """Annotations to add. Those under kvcommons.io/ belong to the operator."""
+
+    RULES = (
+        Rule(
+            cel="self.labels.all(key, !key.startsWith('kvcommons.io/') && !key.startsWith('app.kubernetes.io/'))",
+            message="labels under kvcommons.io/ and app.kubernetes.io/ belong to the operator; take another prefix",
+            holds=lambda it: not any(k.startswith(("kvcommons.io/", "app.kubernetes.io/")) for k in it.labels),
+            field=".labels",
+            reason="FieldValueForbidden",
+        ),
+        Rule(
+            cel="self.annotations.all(key, !key.startsWith('kvcommons.io/'))",
+            message="annotations under kvcommons.io/ belong to the operator; take another prefix",
+            holds=lambda it: not any(key.startswith("kvcommons.io/") for key in it.annotations),
+            field=".annotations",
+            reason="FieldValueForbidden",
+        ),
+    )
+
+
+Secrets = Annotated[tuple[LocalRef, ...], Field(max_length=8, json_schema_extra=list_type("map", "name"))]
+
+
+class PodOverrides(Model):
+    """What a user may say about pods that the operator builds; its own settings stay where these are silent."""
+
+    metadata: PodMetadata = PodMetadata()
+    """Labels and annotations to add."""
+    image_pull_secrets: Secrets = ()
+    """Secrets to pull the images with."""
+    service_account_name: ObjectName | None = None
+    """ServiceAccount of the pods; one of the operator's when left out."""
+    priority_class_name: ObjectName | None = None
+    """PriorityClass of the pods."""
+    runtime_class_name: ObjectName | None = None
+    """RuntimeClass of the pods, such as nvidia."""
+    security_context: PodSecurity | None = None
+    """Who the pods' processes run as."""
+    container_security_context: ContainerSecurity | None = None
+    """What the main container's processes may do."""
+    env: Env = ()
+    """Environment variables of the main container, beside the operator's."""
+
+
+class PodTemplate(PodOverrides):
+    """What a user may say about engines' pods; the operator's own settings stay where it is silent."""
+
+    node_selector: Labels = EMPTY
+    """Labels that a node must have."""
+    tolerations: Tolerations = ()
+    """Taints of nodes that the pods put up with."""
+    affinity: Affinity | None = None
+    """Which nodes and neighbours the pods want."""
+    topology_spread_constraints: TopologySpreads = ()
+    """How evenly the pods are spread."""
+    scheduler_name: ObjectName | None = None
+    """Scheduler that places the pods; Kubernetes' own when left out."""
+    volumes: Volumes = ()
+    """Volumes to add."""
+    volume_mounts: Mounts = ()
+    """Where the engine's container sees them."""
+
+    RULES = (
+        Rule(
+            cel="self.volumeMounts.all(mount, self.volumes.exists(volume, volume.name == mount.name))",
+            message="every volumeMount names a volume of `volumes`",
+            holds=lambda it: {mount.name for mount in it.volume_mounts} <= {volume.name for volume in it.volumes},
+            field=".volumeMounts",
+        ),
+    )

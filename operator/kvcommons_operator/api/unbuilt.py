@@ -1,0 +1,120 @@
+"""What the schema accepts but this version does not do yet, in one table: refused, or ignored with a word about it.
+
+Refused is what would break a promise were it passed over in silence (isolation, capacity, another engine); ignored is what only makes
+things slower or less exact. The operator shows the first as Accepted=False, the second in Accepted's message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final, NamedTuple
+
+from kvcommons_operator.api.deployment import InferenceDeploymentSpec
+from kvcommons_operator.api.pool import KVCachePoolSpec
+
+REASON: Final = "NotBuiltYet"
+
+
+class Verdict(StrEnum):
+    """What becomes of a resource that asks for it."""
+
+    REFUSED = "Refused"
+    IGNORED = "Ignored"
+
+
+class Unbuilt(NamedTuple):
+    """Something that a resource asks for and this version does not do."""
+
+    field: str
+    """Path, such as spec.engine.type."""
+    reason: str
+    message: str
+    """What is not there, and what to write meanwhile."""
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Gap:
+    """One line of the table."""
+
+    field: str
+    asked: Callable[[Any], bool]
+    message: str
+    verdict: Verdict = Verdict.REFUSED
+
+
+POOL_GAPS: Final = (
+    Gap(
+        "spec.tiers.secondary",
+        lambda spec: bool(spec.tiers.secondary),
+        "disk and remote tiers are not built yet; leave `secondary` out and give memory the capacity",
+    ),
+    Gap(
+        "spec.tiers.memory.hugePages",
+        lambda spec: spec.tiers.memory.huge_pages == "1Gi",
+        "huge pages of 1Gi are not built yet; use 2Mi",
+    ),
+    Gap(
+        "spec.eviction.policy",
+        lambda spec: spec.eviction.policy in ("s3fifo", "cost"),
+        "only lru is built yet; cache nodes evict by lru",
+        Verdict.IGNORED,
+    ),
+    Gap(
+        "spec.compression.codec",
+        lambda spec: spec.compression.codec != "none",
+        "compression is not built yet; blocks are kept as they are",
+        Verdict.IGNORED,
+    ),
+    Gap(
+        "spec.transport.type",
+        lambda spec: spec.transport.type == "nixl",
+        "blocks do not go between cache nodes yet, by neither transport; use tcp",
+    ),
+    Gap(
+        "spec.tenancy.quotas",
+        lambda spec: bool(spec.tenancy.quotas),
+        "quotas are not built yet; leave them out, or give each tenant a pool of its own",
+    ),
+    Gap(
+        "spec.security.tls",
+        lambda spec: spec.security.tls is not None,
+        "TLS between cache nodes is not built yet; leave it out: the pool's NetworkPolicy and tokens keep others out",
+    ),
+)
+
+DEPLOYMENT_GAPS: Final = (
+    Gap(
+        "spec.engine.type",
+        lambda spec: spec.engine.type == "sglang",
+        "the connector for SGLang is not built yet; use vllm",
+    ),
+    Gap(
+        "spec.engine.nodesPerReplica",
+        lambda spec: spec.engine.nodes_per_replica > 1 and spec.pool_ref is not None,
+        "an engine spread over nodes can't use a pool yet; leave poolRef out, or keep each replica on one node",
+    ),
+    Gap(
+        "spec.roles",
+        lambda spec: spec.roles is not None,
+        "KV is not handed from prefill to decode yet; leave `roles` out: every engine then does both",
+    ),
+    Gap(
+        "spec.gateway.inferencePool",
+        lambda spec: spec.gateway is not None and spec.gateway.inference_pool is not None,
+        "the endpoint picker is not built yet; use gateway.httpRoute, which goes through the router",
+    ),
+)
+
+
+def unbuilt(spec: KVCachePoolSpec | InferenceDeploymentSpec) -> list[Unbuilt]:
+    """What of this spec is not built yet, in the table's order; `refused` picks what the resource is not accepted for."""
+    gaps = POOL_GAPS if isinstance(spec, KVCachePoolSpec) else DEPLOYMENT_GAPS
+    return [Unbuilt(gap.field, REASON, gap.message, gap.verdict) for gap in gaps if gap.asked(spec)]
+
+
+def refused(spec: KVCachePoolSpec | InferenceDeploymentSpec) -> list[Unbuilt]:
+    """What of this spec is not built yet and stands in the way of accepting it."""
+    return [found for found in unbuilt(spec) if found.verdict is Verdict.REFUSED]
