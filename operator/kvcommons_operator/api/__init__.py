@@ -5,9 +5,11 @@ deployment, model_source, engine, routing: InferenceDeployment. role: InferenceR
 objects and their reading. unbuilt: what is accepted but not done yet.
 """
 
-from kvcommons_operator.api.common import API_VERSION, GROUP, VERSION, FailureMode, parse_quantity, quantity_bytes
+from kvcommons_operator.api.base import API_VERSION, GROUP, VERSION
+from kvcommons_operator.api.common import FailureMode
 from kvcommons_operator.api.deployment import InferenceDeploymentSpec, count_or_share
 from kvcommons_operator.api.pool import KVCachePoolSpec, Placement
+from kvcommons_operator.api.quantities import parse_quantity, quantity_bytes
 from kvcommons_operator.api.resources import (
     InferenceDeployment,
     InferenceRole,

@@ -1,123 +1,19 @@
-"""What all resources are made of: the base model, rules that the API server and this process share, bounded scalars, quantities.
-
-A model is the one source: `python -m kvcommons_operator.crd` makes the CustomResourceDefinitions from it, and the operator reads with it
-what the API server stored. Fields are written snake_case here and camelCase in YAML; `parse_*` takes YAML's spelling alone.
-"""
+"""Bounded scalars, and references to other objects."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from decimal import ROUND_CEILING, Decimal
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Final, Self
+from typing import Annotated, Final
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
-    JsonValue,
-    Strict,
-    model_validator,
-)
-from pydantic.alias_generators import to_camel
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic import Field, JsonValue, Strict
 
-GROUP: Final = "kvcommons.io"
-VERSION: Final = "v1alpha1"
-API_VERSION: Final = f"{GROUP}/{VERSION}"
+from kvcommons_operator.api.base import Model as Model
+from kvcommons_operator.api.base import Rule as Rule
+from kvcommons_operator.api.quantities import parse_quantity as parse_quantity
+from kvcommons_operator.api.quantities import quantity_bytes as quantity_bytes
 
 EMPTY: Final[dict[str, str]] = {}
 """The default of a map; models copy it."""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One truth about an object, told twice: as CEL for the API server, as Python for this process and its tests."""
-
-    cel: str
-    message: str
-    """What is wrong and what to write instead."""
-    holds: Callable[[Any], bool]
-    field: str = ""
-    """Where the fault is, from the object that the rule stands on: ".tiers.memory"."""
-    reason: str = "FieldValueInvalid"
-
-
-@dataclass(frozen=True)
-class Transition:
-    """One truth about a change, as CEL (self, oldSelf) and as Python (old, new)."""
-
-    cel: str
-    message: str
-    holds: Callable[[Any, Any], bool]
-    field: str = ""
-    reason: str = "FieldValueForbidden"
-
-
-def _told(rule: Rule | Transition) -> dict[str, str]:
-    told = {"rule": rule.cel, "message": rule.message, "reason": rule.reason}
-    if rule.field:
-        told["fieldPath"] = rule.field
-    return told
-
-
-def _with_rules(schema: dict[str, Any], model: type[Any]) -> None:
-    rules = [_told(rule) for rule in (*model.RULES, *model.TRANSITIONS)]
-    if rules:
-        schema["x-kubernetes-validations"] = rules
-
-
-class Model(BaseModel):
-    """An object in a resource: every field known, bounded and described; nothing changes after it was read."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        alias_generator=to_camel,
-        validate_by_alias=True,
-        validate_by_name=True,
-        serialize_by_alias=True,
-        use_attribute_docstrings=True,
-        validate_default=True,
-        json_schema_extra=_with_rules,
-    )
-    RULES: ClassVar[tuple[Rule, ...]] = ()
-    TRANSITIONS: ClassVar[tuple[Transition, ...]] = ()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _nulls_as_the_api_server(cls, value: Any) -> Any:
-        """The API server takes null for "left out" where there is a default, and refuses it elsewhere."""
-        if not isinstance(value, dict):
-            return value
-        fields = {field.alias or name: field for name, field in cls.model_fields.items()}
-        return {
-            key: part
-            for key, part in value.items()
-            if part is not None or key not in fields or fields[key].is_required() or fields[key].default is None
-        }
-
-    @model_validator(mode="after")
-    def _rules_hold(self) -> Self:
-        broken = [rule for rule in self.RULES if not rule.holds(self)]
-        if broken:
-            message = "; ".join(rule.message for rule in broken)
-            raise PydanticCustomError("rule", "{message}", {"message": message, "field": broken[0].field})
-        return self
-
-    def to_dict(self) -> dict[str, Any]:
-        """As a person writes it in YAML: camelCase, without what is not set or is as by default. For parts of pods this is what
-        Kubernetes wants, since the defaults are the same."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
-
-    def to_whole_dict(self) -> dict[str, Any]:
-        """As the API server stores it: camelCase, with every default. For statuses."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 class FailureMode(StrEnum):
@@ -126,86 +22,6 @@ class FailureMode(StrEnum):
     FAIL_OPEN = "FailOpen"
     FAIL_CLOSED = "FailClosed"
 
-
-# --- Quantities -------------------------------------------------------------------------------------------------------
-
-_QUANTITY: Final = re.compile(r"([+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?")
-_SUFFIXES: Final = {
-    "": Decimal(1),
-    "n": Decimal("1e-9"),
-    "u": Decimal("1e-6"),
-    "m": Decimal("1e-3"),
-    **{suffix: Decimal(1000) ** power for power, suffix in enumerate("kMGTPE", 1)},
-    **{suffix + "i": Decimal(1024) ** power for power, suffix in enumerate("KMGTPE", 1)},
-}
-QUANTITY_PATTERN: Final = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]{1,2})?$"
-SIZE_PATTERN: Final = r"^[0-9]{1,15}(\.[0-9]{1,3})?([KMGTP]i|[kMGTP])?$"
-
-
-def parse_quantity(text: str) -> Decimal:
-    """A Kubernetes quantity ("500m", "4Gi", "1e9") as a number.
-
-    :raises ValueError: naming the text and the remedy.
-    """
-    found = _QUANTITY.fullmatch(text)
-    if found is None:
-        raise ValueError(f"{text!r} is no quantity; write a number with a suffix, as 4Gi, 500M or 250m")
-    number, suffix = Decimal(found[1]), found[2] or ""
-    return number * _SUFFIXES[suffix] if suffix in _SUFFIXES else Decimal(found[1] + suffix)
-
-
-def quantity_bytes(text: str) -> int:
-    """A quantity as whole bytes, rounded up as Kubernetes does."""
-    return int(parse_quantity(text).to_integral_value(ROUND_CEILING))
-
-
-def text_of_int(value: object) -> object:
-    """A whole number as its text; everything else is left for pydantic to judge."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-@dataclass(frozen=True)
-class Size:
-    """Makes `Annotated[str, Size("1Mi", "1Ti")]` a size in bytes: a quantity within these bounds."""
-
-    at_least: str
-    at_most: str
-
-    @property
-    def message(self) -> str:
-        """What such a size must be."""
-        return f"must be a size from {self.at_least} to {self.at_most}, such as 4Gi"
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Text with a quantity's spelling, then within bounds."""
-        text = core_schema.str_schema(pattern=SIZE_PATTERN, max_length=24)
-        return core_schema.no_info_after_validator_function(self._within, text)
-
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """The same for the API server."""
-        cel = (
-            f"isQuantity(self) && quantity(self).compareTo(quantity('{self.at_least}')) >= 0"
-            f" && quantity(self).compareTo(quantity('{self.at_most}')) <= 0"
-        )
-        rule = {"rule": cel, "message": self.message, "reason": "FieldValueInvalid"}
-        return {"type": "string", "maxLength": 24, "pattern": SIZE_PATTERN, "x-kubernetes-validations": [rule]}
-
-    def _within(self, text: str) -> str:
-        if not parse_quantity(self.at_least) <= parse_quantity(text) <= parse_quantity(self.at_most):
-            raise PydanticCustomError("size", "{message}", {"message": self.message})
-        return text
-
-
-ResourceQuantity = Annotated[
-    str,
-    BeforeValidator(text_of_int),
-    Field(
-        max_length=24,
-        pattern=QUANTITY_PATTERN,
-        json_schema_extra={"x-kubernetes-int-or-string": True},
-    ),
-]
-"""A quantity of any resource, also written as a whole number: 500m, 4Gi, 1."""
 
 # --- Bounded scalars --------------------------------------------------------------------------------------------------
 

@@ -6,21 +6,12 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from kvcommons_operator.api.common import (
-    AbsolutePath,
-    Label,
-    Model,
-    ObjectName,
-    Replicas,
-    Rule,
-    Seconds,
-    StrictInt,
-    Transition,
-    text_of_int,
-)
+from kvcommons_operator.api.base import Model, Rule, Transition
+from kvcommons_operator.api.common import AbsolutePath, Label, ObjectName, Replicas, Seconds, StrictInt
 from kvcommons_operator.api.engine import Autoscaling, Engine, Roles
 from kvcommons_operator.api.model_source import ServedModel
 from kvcommons_operator.api.pods import PodTemplate
+from kvcommons_operator.api.quantities import text_of_int
 from kvcommons_operator.api.routing import GatewaySpec, Routing, ServiceSpec
 from kvcommons_operator.api.shared import Monitoring, NetworkAccess
 

@@ -7,22 +7,20 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
+from kvcommons_operator.api.base import Model, Rule
 from kvcommons_operator.api.common import (
     EMPTY,
     Argument,
     Image,
     Labels,
     LocalRef,
-    Model,
     Replicas,
-    ResourceQuantity,
-    Rule,
     Seconds,
-    Size,
     StrictInt,
     list_type,
 )
 from kvcommons_operator.api.pods import Env, PodTemplate, Resources
+from kvcommons_operator.api.quantities import ResourceQuantity, Size
 
 OWNED_ARGUMENTS: Final = ("--model", "--served-model-name", "--port", "--host", "--kv-transfer-config")
 METRICS_MAX: Final = 8

@@ -6,20 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kvcommons_operator.api.common import (
-    EMPTY,
-    Image,
-    Labels,
-    LocalRef,
-    Model,
-    Rule,
-    SecretKeyRef,
-    Size,
-    StrictInt,
-    Transition,
-    list_type,
-)
+from kvcommons_operator.api.base import Model, Rule, Transition
+from kvcommons_operator.api.common import EMPTY, Image, Labels, LocalRef, SecretKeyRef, StrictInt, list_type
 from kvcommons_operator.api.pods import Resources, Tolerations
+from kvcommons_operator.api.quantities import Size
 from kvcommons_operator.api.scheduling import Affinity
 
 HostPort = Annotated[str, Field(min_length=3, max_length=259, pattern=r"^[A-Za-z0-9._-]+:[0-9]{1,5}$")]

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kvcommons_operator.api.common import AbsolutePath, Image, Model, ObjectName, RelativePath, Rule, SecretKeyRef
+from kvcommons_operator.api.base import Model, Rule
+from kvcommons_operator.api.common import AbsolutePath, Image, ObjectName, RelativePath, SecretKeyRef
 from kvcommons_operator.api.volumes import PullPolicy
 
 ModelName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$")]

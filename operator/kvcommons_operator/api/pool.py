@@ -3,39 +3,27 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from kvcommons_operator.api.base import Model, Rule, Transition
 from kvcommons_operator.api.common import (
     EMPTY,
-    AbsolutePath,
     FailureMode,
     Image,
-    Label,
     Labels,
-    LabelSelector,
-    LocalRef,
-    Model,
-    ObjectName,
-    Percent,
     Port,
-    Rule,
     Seconds,
-    SecretKeyRef,
-    Size,
-    StrictBool,
     StrictInt,
-    Transition,
     list_type,
 )
 from kvcommons_operator.api.index import Index
 from kvcommons_operator.api.pods import PodOverrides, Resources, Tolerations
 from kvcommons_operator.api.scheduling import Affinity
-from kvcommons_operator.api.shared import LogLevel, Monitoring, NetworkAccess
-
-SECONDARY_TIERS_MAX: Final = 4
-QUOTAS_MAX: Final = 256
+from kvcommons_operator.api.shared import LogLevel, Monitoring
+from kvcommons_operator.api.tenancy import PoolSecurity, Tenancy
+from kvcommons_operator.api.tiers import Tiers
 
 
 class Placement(StrEnum):
@@ -50,137 +38,6 @@ class PoolImages(Model):
 
     node: Image | None = None
     """Image of the cache node; the one of the operator's own version when left out."""
-
-
-class HugePages(StrEnum):
-    """A size of huge pages."""
-
-    SIZE_2_MI = "2Mi"
-    SIZE_1_GI = "1Gi"
-
-
-class MemoryTier(Model):
-    """The shared memory that engines copy from and to."""
-
-    capacity: Annotated[str, Size("64Mi", "64Ti")]
-    """Size of the memory of each cache node. The pod asks for it, and for a little more for itself."""
-    huge_pages: HugePages | None = None
-    """Takes huge pages of this size, which the nodes must have set aside; common pages when left out."""
-
-
-class TierType(StrEnum):
-    """What a secondary tier is."""
-
-    DISK = "disk"
-    REMOTE = "remote"
-
-
-class DiskMedium(StrEnum):
-    """How a disk behaves."""
-
-    NVME = "nvme"
-    SSD = "ssd"
-    HDD = "hdd"
-
-
-class TierClaim(Model):
-    """A volume for a disk tier: an existing claim, or one made for each cache node."""
-
-    claim_name: ObjectName | None = None
-    """An existing PersistentVolumeClaim in the same namespace."""
-    storage_class_name: ObjectName | None = None
-    """StorageClass of the claim that is made for each cache node; the cluster's default when left out."""
-    size: Annotated[str, Size("1Gi", "1Pi")] | None = None
-    """Size of the claim that is made for each cache node."""
-
-    RULES = (
-        Rule(
-            cel="has(self.claimName) != has(self.size)",
-            message="give claimName for an existing claim, or size (and storageClassName) for one made for each cache node",
-            holds=lambda it: (it.claim_name is None) != (it.size is None),
-        ),
-        Rule(
-            cel="!has(self.storageClassName) || has(self.size)",
-            message="storageClassName goes with size",
-            holds=lambda it: it.storage_class_name is None or it.size is not None,
-            field=".storageClassName",
-        ),
-    )
-
-
-class RemoteRedis(Model):
-    """A Redis or Valkey server that keeps KV blocks as values. It is not the pool's index."""
-
-    url_secret_ref: SecretKeyRef
-    """Key of a Secret whose value is the server's URL, redis:// or rediss://."""
-
-
-class RemoteS3(Model):
-    """A bucket of an S3-compatible store."""
-
-    bucket: Annotated[str, Field(min_length=3, max_length=63, pattern=r"^[a-z0-9][a-z0-9.-]*[a-z0-9]$")]
-    """Name of the bucket, which must exist."""
-    endpoint: Annotated[str, Field(max_length=512, pattern=r"^https?://[^\s/]+$")] | None = None
-    """URL of the store; Amazon's when left out."""
-    region: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9-]+$")] | None = None
-    """Region of the bucket."""
-    prefix: Annotated[str, Field(max_length=256, pattern=r"^[A-Za-z0-9._/-]*$")] = ""
-    """All objects' names begin with it."""
-    credentials_secret_ref: LocalRef | None = None
-    """A Secret with the keys accessKeyId and secretAccessKey; the pod's own identity when left out."""
-
-
-class SecondaryTier(Model):
-    """A tier behind memory. Blocks that memory evicts go to the first one, from there to the next."""
-
-    type: TierType
-    """disk is local to each cache node; remote is one store for the whole pool."""
-    capacity: Annotated[str, Size("1Gi", "16Pi")]
-    """How much it holds at most: of each cache node for disk, of all together for remote."""
-    medium: DiskMedium | None = None
-    """What kind of disk it is, for the number of operations that are kept under way."""
-    path: AbsolutePath | None = None
-    """A directory of the node (hostPath) for a disk tier; only with placement perNode."""
-    pvc: TierClaim | None = None
-    """A volume for a disk tier."""
-    redis: RemoteRedis | None = None
-    """A Redis for a remote tier."""
-    s3: RemoteS3 | None = None
-    """A bucket for a remote tier."""
-
-    RULES = (
-        Rule(
-            cel="self.type != 'disk' || (has(self.path) != has(self.pvc) && !has(self.redis) && !has(self.s3))",
-            message="a disk tier takes exactly one of path and pvc, and neither redis nor s3",
-            holds=lambda it: (
-                it.type != "disk" or ((it.path is None) != (it.pvc is None) and it.redis is None and it.s3 is None)
-            ),
-        ),
-        Rule(
-            cel="self.type != 'remote' || (has(self.redis) != has(self.s3) && !has(self.path) && !has(self.pvc))",
-            message="a remote tier takes exactly one of redis and s3, and neither path nor pvc",
-            holds=lambda it: (
-                it.type != "remote" or ((it.redis is None) != (it.s3 is None) and it.path is None and it.pvc is None)
-            ),
-        ),
-        Rule(
-            cel="!has(self.medium) || self.type == 'disk'",
-            message="medium goes with type disk",
-            holds=lambda it: it.medium is None or it.type == "disk",
-            field=".medium",
-        ),
-    )
-
-
-class Tiers(Model):
-    """What keeps KV blocks: memory first, then in this order."""
-
-    memory: MemoryTier
-    """The shared memory that engines copy from and to."""
-    secondary: Annotated[
-        tuple[SecondaryTier, ...], Field(max_length=SECONDARY_TIERS_MAX, json_schema_extra=list_type("atomic"))
-    ] = ()
-    """Tiers behind memory, nearest first."""
 
 
 class EvictionPolicy(StrEnum):
@@ -259,110 +116,6 @@ class Transport(Model):
             field=".port",
         ),
     )
-
-
-class NamespacesFrom(StrEnum):
-    """Whose InferenceDeployments may use the pool."""
-
-    SAME = "Same"
-    ALL = "All"
-    SELECTOR = "Selector"
-    NAMES = "Names"
-
-
-class AllowedNamespaces(Model):
-    """Whose InferenceDeployments may use the pool."""
-
-    from_: Annotated[NamespacesFrom, Field(alias="from")] = NamespacesFrom.SAME
-    """Same: only those of the pool's own namespace. All: every one. Selector: namespaces with the labels of `selector`. Names: the
-    namespaces in `names`. The pool's own namespace is always allowed."""
-    selector: LabelSelector | None = None
-    """Labels of namespaces, for from Selector."""
-    names: Annotated[tuple[Label, ...], Field(max_length=64, json_schema_extra=list_type("set"))] = ()
-    """Names of namespaces, for from Names."""
-
-    RULES = (
-        Rule(
-            cel="has(self.selector) == (self.from == 'Selector')",
-            message="selector goes with from Selector, and only with it",
-            holds=lambda it: (it.selector is not None) == (it.from_ == "Selector"),
-            field=".selector",
-        ),
-        Rule(
-            cel="(self.names.size() > 0) == (self.from == 'Names')",
-            message="names goes with from Names, and only with it",
-            holds=lambda it: bool(it.names) == (it.from_ == "Names"),
-            field=".names",
-        ),
-    )
-
-
-class Quota(Model):
-    """How much of the pool a tenant may fill; over it, its own blocks go first."""
-
-    tenant: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/-]*$")]
-    """Name of the tenant, as in the router's file of keys."""
-    memory_percent: Percent
-    """Share of every cache node's memory."""
-
-
-class Tenancy(Model):
-    """Who shares the pool, and what keeps them apart."""
-
-    salt_secret_ref: SecretKeyRef | None = None
-    """Secret that tenants' salts are made with; one is made for the pool when left out. Changing it empties the cache."""
-    quotas: Annotated[
-        tuple[Quota, ...], Field(max_length=QUOTAS_MAX, json_schema_extra=list_type("map", "tenant"))
-    ] = ()
-    """Shares of tenants; a tenant without one may fill everything."""
-    allowed_namespaces: AllowedNamespaces = AllowedNamespaces()
-    """Whose InferenceDeployments may use the pool."""
-
-
-class IssuerRef(Model):
-    """An issuer of cert-manager."""
-
-    name: ObjectName
-    """Name of the issuer."""
-    kind: Literal["Issuer", "ClusterIssuer"] = "Issuer"
-    """Issuer in the same namespace, or ClusterIssuer."""
-    group: ObjectName = "cert-manager.io"
-    """API group of the issuer."""
-
-
-class CertManager(Model):
-    """Certificates by cert-manager."""
-
-    issuer_ref: IssuerRef
-    """Who issues them."""
-
-
-class PoolTls(Model):
-    """TLS between cache nodes; exactly one source of certificates."""
-
-    cert_manager: CertManager | None = None
-    """Certificates are asked of cert-manager, which must be installed."""
-    secret_ref: LocalRef | None = None
-    """A Secret with the keys tls.crt, tls.key and ca.crt."""
-
-    RULES = (
-        Rule(
-            cel="has(self.certManager) != has(self.secretRef)",
-            message="give exactly one of certManager and secretRef",
-            holds=lambda it: (it.cert_manager is None) != (it.secret_ref is None),
-        ),
-    )
-
-
-class PoolSecurity(Model):
-    """What keeps others out."""
-
-    tls: PoolTls | None = None
-    """TLS between cache nodes; plain TCP within the pool's NetworkPolicy when left out."""
-    multi_tenant: StrictBool = False
-    """Whether requests without a tenant's salt are not cached at all."""
-    network_policy: NetworkAccess = NetworkAccess()
-    """Who may connect to the pool's pods."""
 
 
 class UpdateType(StrEnum):

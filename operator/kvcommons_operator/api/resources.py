@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Final, TypeVar
 
 from pydantic import ConfigDict, ValidationError
 
-from kvcommons_operator.api.common import API_VERSION, EMPTY, Model, Rule
+from kvcommons_operator.api.base import API_VERSION, Model, Rule
+from kvcommons_operator.api.common import EMPTY
 from kvcommons_operator.api.deployment import InferenceDeploymentSpec
 from kvcommons_operator.api.pool import KVCachePoolSpec
 from kvcommons_operator.api.role import InferenceRoleSpec

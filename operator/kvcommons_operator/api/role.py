@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from kvcommons_operator.api.common import Model, ObjectName, Replicas, Transition
+from kvcommons_operator.api.base import Model, Transition
+from kvcommons_operator.api.common import ObjectName, Replicas
 
 
 class RoleName(StrEnum):

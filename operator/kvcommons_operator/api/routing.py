@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from kvcommons_operator.api.base import Model, Rule
 from kvcommons_operator.api.common import (
     EMPTY,
     Annotations,
@@ -15,19 +16,17 @@ from kvcommons_operator.api.common import (
     Image,
     Label,
     Labels,
-    Model,
     ObjectName,
     Percent,
     Port,
     Replicas,
-    Rule,
     Seconds,
     SecretKeyRef,
-    Size,
     StrictInt,
     list_type,
 )
 from kvcommons_operator.api.pods import PodOverrides, Resources
+from kvcommons_operator.api.quantities import Size
 from kvcommons_operator.api.shared import LogLevel
 
 Microseconds = Annotated[StrictInt, Field(ge=0, le=60_000_000)]

@@ -7,16 +7,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kvcommons_operator.api.common import (
-    Argument,
-    Label,
-    LabelSelector,
-    Model,
-    QualifiedName,
-    Rule,
-    StrictInt,
-    list_type,
-)
+from kvcommons_operator.api.base import Model, Rule
+from kvcommons_operator.api.common import Argument, Label, LabelSelector, QualifiedName, StrictInt, list_type
 
 Weight = Annotated[StrictInt, Field(ge=1, le=100)]
 

@@ -7,7 +7,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kvcommons_operator.api.common import EMPTY, Labels, LabelSelector, Model, StrictBool, list_type
+from kvcommons_operator.api.base import Model
+from kvcommons_operator.api.common import EMPTY, Labels, LabelSelector, StrictBool, list_type
 
 
 class LogLevel(StrEnum):

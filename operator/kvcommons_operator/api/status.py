@@ -7,7 +7,8 @@ from typing import Annotated, Final
 
 from pydantic import ConfigDict, Field
 
-from kvcommons_operator.api.common import Label, Model, ObjectName, StrictInt, list_type
+from kvcommons_operator.api.base import Model
+from kvcommons_operator.api.common import Label, ObjectName, StrictInt, list_type
 
 UNHEALTHY_MAX: Final = 16
 REFERENCES_MAX: Final = 16

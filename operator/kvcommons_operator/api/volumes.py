@@ -7,6 +7,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
+from kvcommons_operator.api.base import Model, Rule
 from kvcommons_operator.api.common import (
     EMPTY,
     AbsolutePath,
@@ -14,16 +15,14 @@ from kvcommons_operator.api.common import (
     KeyName,
     Label,
     LocalRef,
-    Model,
     ObjectName,
     QualifiedName,
     RelativePath,
-    Rule,
-    Size,
     StrictBool,
     StrictInt,
     list_type,
 )
+from kvcommons_operator.api.quantities import Size
 
 Mode = Annotated[StrictInt, Field(ge=0, le=0o777)]
 
