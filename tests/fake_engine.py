@@ -4,8 +4,10 @@ It starts a child in another session, as real engines start workers, and answers
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -29,6 +31,8 @@ def main() -> int:
     worker = subprocess.Popen(SLEEPER, start_new_session=True)
     sys.stderr.write(f"worker {worker.pid}\n")
     sys.stderr.flush()
+    # Left behind on purpose, as vLLM does where its own processes meet.
+    os.close(tempfile.mkstemp(prefix="vllm_dist_")[0])
     ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
     return 0
 

@@ -2,15 +2,17 @@
 
 import argparse
 import ast
+import difflib
 import importlib.metadata
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 GROUP = "kvcommons.commands"
+MISUSED_STATUS = 2
 
 
 def commands() -> dict[str, importlib.metadata.EntryPoint]:
@@ -36,6 +38,13 @@ def start_room(module: str, arguments: Sequence[str]) -> NoReturn:
     os.execv(sys.executable, [sys.executable, "-P", "-m", name, *arguments])
 
 
+def unknown(name: str, known: Iterable[str]) -> str:
+    """What is said to a command that is none."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    hint = f"did you mean `kvcommons {near[0]}`?" if near else "`kvcommons` alone lists them"
+    return f"kvcommons: there is no command {name!r}; {hint}\n"
+
+
 def _parser(found: dict[str, importlib.metadata.EntryPoint]) -> argparse.ArgumentParser:
     listing = "\n".join(f"  {name:10} {summary(point)}" for name, point in found.items())
     parser = argparse.ArgumentParser(
@@ -45,14 +54,21 @@ def _parser(found: dict[str, importlib.metadata.EntryPoint]) -> argparse.Argumen
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=importlib.metadata.version("kvcommons"))
-    parser.add_argument("command", metavar="COMMAND", choices=list(found), help="one of the commands below")
+    parser.add_argument("command", metavar="COMMAND", nargs="?", help="one of the commands below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on to the command")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     found = commands()
-    chosen = _parser(found).parse_args(argv)
+    parser = _parser(found)
+    chosen = parser.parse_args(argv)
+    if chosen.command is None:
+        parser.print_help(sys.stderr)
+        return MISUSED_STATUS
+    if chosen.command not in found:
+        sys.stderr.write(unknown(chosen.command, found))
+        return MISUSED_STATUS
     point = found[chosen.command]
     if point.module.split(".")[0] != __name__:
         start_room(point.module, chosen.arguments)

@@ -10,7 +10,10 @@ from kvcommons_cli import control
 def main(argv: Sequence[str] | None = None) -> int:
     parser = control.parser("clear", __doc__)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--fingerprint", help="forget the chunks of this fingerprint")
+    what.add_argument(
+        "--fingerprint",
+        help="forget the chunks of this fingerprint: as `kvcommons stats` lists it, or its first digits",
+    )
     what.add_argument("--all", action="store_true", help="forget every chunk")
     options = parser.parse_args(argv)
     body = {"all": True} if options.all else {"fingerprint": options.fingerprint}

@@ -55,6 +55,19 @@ class Row:
         reason = (self.reported or {}).get("reason")
         return f" ({self.replica} says: {reason}; docs/vllm.md tells what that means)" if reason else ""
 
+    @property
+    def verdict(self) -> str:
+        """In a few words, for the table: as promised, or what was."""
+        if not self.failures():
+            return "ok"
+        if self.text != self.reference_text:
+            return "NOT OK: expected the same text"
+        wanted = {"cold": "nothing reused", "reused": f"{100 * REUSE_RATIO_MIN:.0f} % reused", "served": "an answer"}
+        wanted["commons"] = f"{100 * REUSE_RATIO_MIN:.0f} % from the commons"
+        ratio = self.reuse_ratio or 0.0
+        slow = self.expected in ("reused", "commons") and ratio >= REUSE_RATIO_MIN
+        return f"NOT OK: expected {f'at most {WARM_OVER_COLD_MAX} of cold' if slow else wanted[self.expected]}"
+
     def failures(self) -> list[str]:
         """What is not as promised."""
         where = f"{self.scenario}, {self.step}"
@@ -107,6 +120,7 @@ def document(rows: Sequence[Row], found: Sequence[str], about: dict[str, object]
                 "text_equal": row.text == row.reference_text,
                 "reuse_ratio": row.reuse_ratio,
                 "warm_over_cold": row.warm_over_cold,
+                "verdict": row.verdict,
             }
             for row in rows
         ],
@@ -125,7 +139,9 @@ HEADINGS: Final = (
     "first token",
     "of cold",
     "text",
+    "verdict",
 )
+LEFT_COLUMNS: Final = frozenset({0, 1, 2, 10, 11})
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -139,7 +155,7 @@ def table(rows: Sequence[Row]) -> str:
             scenario = row.scenario
             text.append(f"-- {scenario}")
         aligned = [
-            cell.ljust(width) if column in (0, 1, 2, 10) else cell.rjust(width)
+            cell.ljust(width) if column in LEFT_COLUMNS else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
         ]
         text.append("  ".join(aligned[1:]).rstrip())
@@ -162,4 +178,5 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.ttft_seconds:.2f} s",
         "cold" if warm is None else f"{warm:.2f}",
         "equal" if row.text == row.reference_text else "DIFFERS",
+        row.verdict,
     )

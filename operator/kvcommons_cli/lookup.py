@@ -12,7 +12,9 @@ from kvcommons_cli import control
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = control.parser("lookup", __doc__)
-    parser.add_argument("--fingerprint", required=True, help="of the engine, 64 hexadecimal digits, as it logs it")
+    parser.add_argument(
+        "--fingerprint", required=True, help="of the engine: as `kvcommons stats` lists it, or its first digits"
+    )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--key", action="append", dest="keys", help="token key of a chunk, from the first on; repeatable")
     what.add_argument("--tokens", metavar="FILE", help="a JSON array of token ids; - reads standard input")

@@ -4,11 +4,9 @@ Everything is started by this process behind guards, so that nothing outlives it
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
-import stat
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from kvcommons_core import redis_server
 from kvcommons_core.redis_server import free_port
 
 from kvcommons_cli import engines, processes, talk
+from kvcommons_cli.checks import MEMORY_SPARE_BYTES, available_bytes, check_memory, check_port, locked, private_folder
 from kvcommons_cli.engines import EngineSpec
 from kvcommons_cli.model import make_smollm2
 from kvcommons_cli.processes import Guarded, StackError
@@ -28,9 +27,8 @@ NODE_ID = "local"
 INDEX_PREFIX = "kvc:local:"
 ENGINE_SECONDS_MAX = 300.0
 PART_SECONDS_MAX = 60.0
-MEMORY_SPARE_BYTES = 2 << 30
-SOCKET_FOLDER_BYTES_MAX = 85
-"""A socket's path may have 107 bytes, and a name is added to it twice."""
+SOCKET_FOLDER_BYTES_MAX = 60
+"""A socket's path may have 107 bytes; vLLM makes sockets with names of 36 in the folder for temporary files below."""
 REPLICAS = ("replica-a", "replica-b")
 REFERENCE = "reference"
 
@@ -66,6 +64,7 @@ class Stack:
         self._router_port = 0
 
     def __enter__(self) -> Self:
+        self._refuse_early()
         self._take_home()
         return self
 
@@ -96,7 +95,6 @@ class Stack:
 
     def prepare(self) -> None:
         """All but the engines and the router, ready to be used."""
-        check_memory(len(REPLICAS), self._options.engine_bytes, self._options.arena_bytes)
         self._model = self._options.model or self._make_model()
         self._start_redis()
         self._start_holder()
@@ -141,6 +139,7 @@ class Stack:
             self._redis = None
         if self._lock is not None:
             shutil.rmtree(self.socket_folder, ignore_errors=True)
+            (self._options.home / "lock").unlink(missing_ok=True)  # while it is held: see locked()
             self._lock.close()
             self._lock = None
 
@@ -168,24 +167,37 @@ class Stack:
             if not process.alive():
                 raise process.failure("ended by itself")
 
+    def _refuse_early(self) -> None:
+        """Before the first file is made. :raises StackError: for what this machine lacks, or a port in use."""
+        if self._options.model is None:
+            engines.require_engine()
+        redis_server.require_server()
+        check_memory(len(REPLICAS), self._options.engine_bytes, self._options.arena_bytes)
+        if self._options.router_port:
+            check_port(self._options.router_port)
+
     def _make_model(self) -> Path:
-        engines.require_engine()
         self._progress.say("making the model (once; later it is there)")
         return make_smollm2()
 
     def _take_home(self) -> None:
         home = self._options.home
-        home.mkdir(parents=True, exist_ok=True)
-        self._lock = (home / "lock").open("w")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
-            self._lock = None
-            raise StackError(f"another stack is running in {home}; end that one, or give --home") from error
+            home.mkdir(parents=True, exist_ok=True)
+            self._lock = locked(home / "lock")
+        except OSError as error:
+            raise StackError(f"{home} cannot be written: {error.strerror}; give another folder with --home") from error
+        if self._lock is None:
+            raise StackError(f"another stack is running in {home}; end that one, or give --home")
         for left in ("logs", "node", "redis", "router", "run"):
             shutil.rmtree(home / left, ignore_errors=True)
         private_folder(self.socket_folder)
+        self._temporary_folder.mkdir(mode=0o700, exist_ok=True)
+
+    @property
+    def _temporary_folder(self) -> Path:
+        """Engines' own: vLLM leaves files behind where it makes temporary ones."""
+        return self.socket_folder / "tmp"
 
     @property
     def socket_folder(self) -> Path:
@@ -225,7 +237,8 @@ class Stack:
 
     def _start_engines(self, specs: Sequence[EngineSpec]) -> None:
         for spec in specs:
-            self._spawn(spec.name, self._options.engine_command(spec, self._gpu), engines.environment(spec, self._gpu))
+            variables = {**engines.environment(spec, self._gpu), "TMPDIR": str(self._temporary_folder)}
+            self._spawn(spec.name, self._options.engine_command(spec, self._gpu), variables)
         names = ", ".join(spec.name for spec in specs)
         self._progress.say(f"starting vLLM on the {'GPU' if self._gpu else 'CPU'}: {names}; about a minute")
 
@@ -246,31 +259,6 @@ class Stack:
             return False
         index = answer.get("index")
         return isinstance(index, dict) and index.get("state") == "connected"
-
-
-def check_memory(engine_count: int, engine_bytes: int, arena_bytes: int) -> None:
-    """:raises StackError: if the machine has not what so many engines need."""
-    need = engine_count * engine_bytes + arena_bytes + MEMORY_SPARE_BYTES
-    have = available_bytes()
-    if have < need:
-        raise StackError(
-            f"{engine_count} engines and the cache need {need >> 30} GiB of memory; {have >> 30} GiB are available"
-        )
-
-
-def available_bytes() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    raise StackError("/proc/meminfo does not say how much memory is available")
-
-
-def private_folder(path: Path) -> None:
-    """Make a folder in /tmp that is ours alone. :raises StackError: if somebody else has that name."""
-    path.mkdir(mode=0o700, exist_ok=True)
-    found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        raise StackError(f"{path} is not a private folder of this user; remove it")
 
 
 def _module(name: str, *words: str) -> list[str]:

@@ -6,19 +6,22 @@ import contextlib
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from kvcommons_cli import talk
+from kvcommons_cli.checks import check_memory, locked, private_folder
 from kvcommons_cli.engines import EngineSpec
 from kvcommons_cli.guard import descendants
 from kvcommons_cli.processes import StackError
 from kvcommons_cli.progress import Progress
-from kvcommons_cli.stack import Stack, StackOptions, check_memory, private_folder
+from kvcommons_cli.stack import Stack, StackOptions
 
 SECONDS_MAX = 40.0
 INTERRUPT_SECONDS_MAX = 15.0
@@ -96,7 +99,7 @@ def start_host(home: Path) -> subprocess.Popen[str]:
 
 
 def test_a_stack_is_ready_when_all_its_parts_are(tmp_path: Path) -> None:
-    """After the start the node is in the index and the router sees its replicas; after the end nothing runs."""
+    """After the start the node is in the index and the router sees its replicas; after the end nothing runs or lies about."""
     with Stack(options_in(tmp_path), Progress()) as stack:
         stack.start()
         sockets = stack.socket_folder
@@ -104,10 +107,12 @@ def test_a_stack_is_ready_when_all_its_parts_are(tmp_path: Path) -> None:
         assert talk.answers(stack.router_url + "/health")
         stack.check_alive()
         running = below(os.getpid())
+        assert len(list((sockets / "tmp").glob("vllm_dist_*"))) == len(stack.engines)
         # Redis; guard and process of holder, node, router and two engines; the engines' workers.
         assert len(running) >= 13
     assert all_end(running)
-    assert not sockets.exists()
+    assert not sockets.exists()  # and what engines left in their folder for temporary files with it
+    assert not (tmp_path / "lock").exists()
 
 
 def test_the_node_may_be_killed_and_started_again(tmp_path: Path) -> None:
@@ -178,6 +183,35 @@ def test_one_home_has_one_stack(tmp_path: Path) -> None:
         with pytest.raises(StackError, match="another stack is running"), Stack(options_in(tmp_path), Progress()):
             raise AssertionError("the second one must not get so far")
         assert (tmp_path / "logs").exists()
+
+
+def test_a_stack_that_is_refused_makes_no_folder(tmp_path: Path) -> None:
+    """Too little memory, and a port in use, are told before the first file is made."""
+    options = options_in(tmp_path / "home")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        for refused, told in (
+            (replace(options, engine_bytes=1 << 50), "2 engines and the cache need"),
+            (replace(options, router_port=port), f"--port: {port} cannot be used"),
+        ):
+            with pytest.raises(StackError, match=told), Stack(refused, Progress()):
+                raise AssertionError("nothing may be started")
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_lock_that_was_removed_meanwhile_is_not_taken_for_the_present_one(tmp_path: Path) -> None:
+    """Whoever opened a lock file that its owner then removed locks the one that is there now."""
+    first = locked(tmp_path / "lock")
+    assert first is not None
+    assert locked(tmp_path / "lock") is None
+    (tmp_path / "lock").unlink()
+    second = locked(tmp_path / "lock")
+    assert second is not None
+    assert locked(tmp_path / "lock") is None
+    first.close()
+    second.close()
 
 
 def test_too_little_memory_is_told_before_anything_is_started() -> None:

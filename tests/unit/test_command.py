@@ -23,11 +23,28 @@ def test_help_lists_each_command_with_the_first_line_of_its_module(tmp_path: Pat
     assert "not installed" not in done.stdout
 
 
-def test_an_unknown_command_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    """A typo ends with status 2 and the list."""
-    done = kvcommons("nodde", folder=tmp_path)
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("nodde", "there is no command 'nodde'; did you mean `kvcommons node`?"),
+        ("state", "did you mean `kvcommons stat"),
+        ("xyzzy", "`kvcommons` alone lists them"),
+    ],
+)
+def test_an_unknown_command_is_refused_with_the_nearest_one(typed: str, told: str, tmp_path: Path) -> None:
+    """A typo ends with status 2 and one line that says what was probably meant."""
+    done = kvcommons(typed, folder=tmp_path)
     assert done.returncode == 2
-    assert "node" in done.stderr
+    assert told in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_a_command_the_list_is_shown(tmp_path: Path) -> None:
+    """`kvcommons` alone says what there is, and that nothing was done, by status 2."""
+    done = kvcommons(folder=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    for name, point in kvcommons_cli.commands().items():
+        assert f"{name:10} {kvcommons_cli.summary(point)}" in done.stderr
 
 
 def test_a_room_s_command_becomes_the_room_s_process(monkeypatch: pytest.MonkeyPatch) -> None:

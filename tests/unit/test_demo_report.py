@@ -48,9 +48,11 @@ def test_a_warm_answer_from_the_commons_is_as_promised() -> None:
 )
 def test_what_is_not_as_promised_is_a_failure(changed: dict[str, object], told: str) -> None:
     """Another text, too little reuse, reuse from the wrong place, and a slow first token are each told."""
-    (failure,) = replace(WARM, **changed).failures()  # type: ignore[arg-type]  # one field of Row at a time
+    row = replace(WARM, **changed)  # type: ignore[arg-type]  # one field of Row at a time
+    (failure,) = row.failures()
     assert told in failure
     assert "a document, second question" in failure
+    assert row.verdict.startswith("NOT OK: expected ")
 
 
 @pytest.mark.parametrize(
@@ -66,6 +68,14 @@ def test_what_is_not_as_promised_is_a_failure(changed: dict[str, object], told: 
 def test_what_was_not_promised_is_no_failure(changed: dict[str, object]) -> None:
     """A cold request, one with the node dead, and reuse from either cache where either would do."""
     assert replace(WARM, **changed).failures() == []  # type: ignore[arg-type]  # one or two fields of Row
+
+
+def test_each_row_of_the_table_ends_with_its_verdict() -> None:
+    """A reader sees at the row itself whether it is as promised, and else what was expected."""
+    late, lost = replace(WARM, ttft_seconds=3.3), replace(WARM, commons_tokens=0)
+    ends = [line.rpartition("  ")[2] for line in demo_report.table([WARM, late, lost]).splitlines()]
+    assert ends[0] == "verdict"
+    assert ends[-3:] == ["ok", "NOT OK: expected at most 0.4 of cold", "NOT OK: expected 90 % from the commons"]
 
 
 def test_a_different_text_fails_even_a_cold_answer() -> None:
