@@ -22,6 +22,7 @@ from typing import Dict, Iterator, List, Optional, Tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import preflight
+import steps
 import uv
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,8 +84,8 @@ def project_digest() -> str:
     return hashlib.sha256("".join(digest(ROOT / name) for name in PROJECT_FILES).encode()).hexdigest()
 
 
-def run(command: List[str], stdin: str = "") -> None:
-    done = subprocess.run(command, cwd=str(ROOT), input=stdin or None, universal_newlines=True, check=False)
+def run(command: List[str]) -> None:
+    done = subprocess.run(command, cwd=str(ROOT), check=False)
     if done.returncode != 0:
         sys.exit("setup failed: " + " ".join(command))
 
@@ -140,26 +141,25 @@ def install_packages(uv_path: str, venv: Path, role: str) -> None:
     # the environment says that Python keeps no bytecode.
     install = [uv_path, "pip", "install", "--python", str(python), "--no-deps", "--compile-bytecode"]
     options = None if role == "demo-gpu" else torch_cpu_options(uv_path, python)
-    print(f"setup: packages of {role} (torch: {'as locked' if options is None else 'its CPU build'})", flush=True)
     if options is not None:
         lock = without_torch(lock)
-        run([*install, *options, TORCH_CPU])
-    run([*install, "--require-hashes", "-r", "-"], stdin=lock)
+        steps.run_step("torch, its CPU build", [*install, *options, TORCH_CPU])
+    count = len(re.findall(r"^[A-Za-z0-9][^ ]*==", lock, re.MULTILINE))
+    title = f"{count} packages of {role}" + (", torch as locked" if options is None else "")
+    steps.run_step(title, [*install, "--require-hashes", "-r", "-"], lock)
 
 
 def make_venv(uv_path: str, venv: Path, python: str) -> None:
     if (venv / "bin" / "python").exists() and preflight.probe_python(str(venv / "bin" / "python")) is not None:
         return
-    print(f"setup: {venv.name} with {python}", flush=True)
-    run([uv_path, "venv", "--quiet", "--clear", "--python", python, str(venv)])
+    steps.run_step(f"{venv.name} with {python}", [uv_path, "venv", "--clear", "--python", python, str(venv)])
 
 
 def install_project(uv_path: str, venv: Path) -> None:
     """Metadata, the command and the paths of the rooms; the native module follows by native.py."""
-    print("setup: the project", flush=True)
-    options = ["--no-deps", "--no-build-isolation", "--quiet", "--editable", str(ROOT)]
+    options = ["--no-deps", "--no-build-isolation", "--editable", str(ROOT)]
     install = [uv_path, "pip", "install", "--python", str(venv / "bin" / "python"), *options]
-    run(["env", "KVCOMMONS_PURE=true", *install])
+    steps.run_step("the project", ["env", "KVCOMMONS_PURE=true", *install])
 
 
 def venv_of(role: str) -> Tuple[str, Path]:
@@ -176,6 +176,7 @@ def setup(role: str) -> Path:
     if stamp.has_role(role) and stamp.has_project():
         return venv
     started = time.monotonic()
+    steps.begin_log()
     python = preflight.check("gpu" if role == "demo-gpu" else "cpu", installed=stamp.has_role(role))
     try:
         uv_path = uv.bring(python.path)
@@ -189,7 +190,7 @@ def setup(role: str) -> Path:
         stamp.write(project=None)
         install_project(uv_path, venv)
         stamp.write(project=project_digest())
-    print(f"setup: packages done in {time.monotonic() - started:.0f} s", flush=True)
+    steps.say(f"done in {time.monotonic() - started:.0f} s")
     return venv
 
 

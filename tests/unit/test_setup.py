@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
     """The modules of .ci, imported as they import one another."""
     monkeypatch.syspath_prepend(str(ROOT / ".ci"))
-    names = ("preflight", "uv", "setup")
+    names = ("preflight", "uv", "steps", "setup")
     kept = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     yield {name: __import__(name) for name in names}
     for name in names:
@@ -84,6 +84,50 @@ def test_what_is_installed_needs_less_disk(scripts: dict[str, ModuleType], monke
     monkeypatch.setattr(scripts["preflight"], "disk_free", lambda path: (1, 2 << 30))
     monkeypatch.setattr(scripts["preflight"], "memory_bytes", lambda: 64 << 30)
     assert list(scripts["preflight"].room_complaints("cpu", True)) == []
+
+
+@pytest.fixture
+def step_log(scripts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A log of its own, begun."""
+    log = tmp_path / "setup.log"
+    monkeypatch.setattr(scripts["steps"], "LOG", log)
+    scripts["steps"].begin_log()
+    return log
+
+
+def test_a_step_prints_one_line_and_keeps_the_rest_in_the_log(
+    scripts: dict[str, ModuleType], step_log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a package manager lists is for the log; who waits sees what is being done."""
+    scripts["steps"].run_step("two hundred packages", ["sh", "-c", "cat; seq 200"], "from the lock")
+    assert capsys.readouterr().out == "setup: two hundred packages\n"
+    assert "from the lock" in step_log.read_text()
+    assert step_log.read_text().endswith("199\n200\n")
+
+
+def test_a_long_step_says_now_and_then_what_it_is_at(
+    scripts: dict[str, ModuleType], step_log: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A minute of compiling is not a silent one: the last printed line is shown, or that bytecode is being compiled."""
+    os.mkfifo(tmp_path / "go")
+    script = f"echo Installed 180 packages; cat {tmp_path}/go"
+    waiting = subprocess.Popen(["sh", "-c", f"sleep 1; echo done > {tmp_path}/go"])
+    scripts["steps"].run_step("packages", ["sh", "-c", script], reminder_seconds=0.4)
+    waiting.wait(30)
+    assert "compiling bytecode" in capsys.readouterr().out.splitlines()[1]
+
+
+def test_a_step_that_fails_shows_the_log_s_end_and_its_path(
+    scripts: dict[str, ModuleType], step_log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The reason is on the screen, and where the rest is."""
+    with pytest.raises(SystemExit) as ended:
+        scripts["steps"].run_step("packages", ["sh", "-c", "seq 100; echo no such index >&2; exit 3"])
+    said = str(ended.value)
+    assert "setup failed: packages" in said
+    assert "    no such index\n" in said
+    assert said.endswith(str(step_log))
+    assert said.count("\n") < 30
 
 
 def test_a_lock_without_torch_keeps_everything_else(scripts: dict[str, ModuleType]) -> None:
