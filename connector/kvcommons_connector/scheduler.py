@@ -12,18 +12,13 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from kvcommons_core import keys as token_keys_of
-from kvcommons_core import limits
-
 from kvcommons_connector.fences import FrozenBlocks
 from kvcommons_connector.metadata import LoadPlan, StepPlan, StorePlan
+from kvcommons_connector.questions import KEY, NO_PARENT, Questions
 from kvcommons_connector.stats import Counters
-from kvcommons_connector.tracking import Answer, Geometry, NodeClient, ScheduledRequest, Tracked
+from kvcommons_connector.tracking import Geometry, NodeClient, ScheduledRequest, Tracked
 
-KEY: Final = limits.KEY_BYTES
-NO_PARENT: Final = bytes(KEY)
 STORE_CHUNKS_MAX: Final = 16_384  # of one store: what the native side takes at once
-MISS_MS: Final = 100  # how long a miss is believed before the node is asked again
 
 
 class SchedulerCore:
@@ -40,10 +35,13 @@ class SchedulerCore:
         store: bool,
         lease_ms_max: int,
         fetch_ms_max: int,
+        on_late: Callable[[], None] | None = None,
     ) -> None:
-        self._geometry, self._client, self._counters, self._now_ms = geometry, client, counters, now_ms
+        self._geometry, self._client, self._counters = geometry, client, counters
         self._load, self._store = load, store
-        self._lease_ms_max, self._fetch_ms_max = lease_ms_max, fetch_ms_max
+        self._questions = Questions(
+            geometry, client, counters, now_ms, lease_ms_max=lease_ms_max, fetch_ms_max=fetch_ms_max, on_late=on_late
+        )
         self._requests: dict[str, Tracked] = {}
         self._next_job = 1
         self._loads: list[LoadPlan] = []
@@ -53,7 +51,6 @@ class SchedulerCore:
         self._step_stores: list[tuple[Tracked, int]] = []
         self._frozen = FrozenBlocks()
         self._rewinds: dict[str, int] = {}
-        self._generation = b""
 
     # requests -------------------------------------------------------------------------------------------------------
 
@@ -75,18 +72,18 @@ class SchedulerCore:
         limit = (len(tokens) - 1) // geometry.block_tokens * geometry.block_tokens
         chunks = len(tokens) // geometry.chunk_tokens
         if not self._load or request.load_failed or min(limit, chunks * geometry.chunk_tokens) <= computed_tokens:
-            self._drop_answer(request)
+            self._questions.drop(request)
             return 0, False
-        if not self._ready(request):
+        if not self._questions.ready(request):
             request.miss = "node_away"
-            self._drop_answer(request)
+            self._questions.drop(request)
             return 0, False
-        answer = self._ask(request, tokens, chunks)
-        if answer.pending_chunks and self._worth_waiting(request):
+        answer = self._questions.ask(request, tokens, chunks)
+        if answer.pending_chunks and self._questions.worth_waiting(request):
             return None, False
         usable = min(answer.hit_chunks * geometry.chunk_tokens, limit)
         if usable <= computed_tokens:
-            self._release(answer)
+            self._questions.release(answer)
             return 0, False
         return usable - computed_tokens, geometry.asynchronous
 
@@ -108,7 +105,7 @@ class SchedulerCore:
         if external_tokens <= 0:
             if request.own_tokens is None:
                 request.own_tokens = request.local_tokens
-            self._drop_answer(request)
+            self._questions.drop(request)
             return
         request.block_ids = list(block_ids)
         answer, geometry = request.answer, self._geometry
@@ -135,7 +132,7 @@ class SchedulerCore:
         request = self._requests.pop(request_id, None)
         if request is None:
             return
-        self._drop_answer(request)
+        self._questions.drop(request)
         self._given_back.append(request)
         own = min(request.own_tokens or 0, request.prompt_tokens)
         commons = min(request.commons_tokens, request.prompt_tokens - own)
@@ -158,9 +155,9 @@ class SchedulerCore:
     def reset(self, nonce: bytes) -> None:
         """The weights, or what else the keys can't see, have changed: nothing stored before is found again by this engine, and
         what is running now, computed in part before, is not stored."""
-        self._generation = nonce
+        self._questions.generation = nonce
         for request in self._requests.values():
-            self._drop_answer(request)
+            self._questions.drop(request)
             request.reason = request.reason or "reset"
 
     # steps ----------------------------------------------------------------------------------------------------------
@@ -252,68 +249,6 @@ class SchedulerCore:
         chunk, block = self._geometry.chunk_tokens, self._geometry.block_tokens
         return min(request.prompt_tokens // chunk * chunk, (request.prompt_tokens - 1) // block * block)
 
-    def _ready(self, request: Tracked) -> bool:
-        """True if the request can be named and the node is there. Derives the namespace on first use."""
-        if request.reason:
-            return False
-        if not self._client.ensure_connected():
-            return False
-        if not request.root:
-            if self._client.multi_tenant and not request.identity.salt:
-                request.reason = "unsalted"
-                return False
-            base = self._geometry.fingerprint
-            if self._generation:
-                base = token_keys_of.namespace_root(base, self._generation)
-            request.root = token_keys_of.namespace_root(base, self._client.namespace_secret, request.identity.salt)
-            # Tenants are told apart by salt alone; the node needs a number, and one that tells nothing.
-            tenant_root = token_keys_of.namespace_root(NO_PARENT, self._client.namespace_secret, request.identity.salt)
-            request.tenant = int.from_bytes(tenant_root[:8], "little") if request.identity.salt else 0
-        return True
-
-    def _extend_keys(self, request: Tracked, tokens: Sequence[int], chunks: int) -> None:
-        have = len(request.keys) // KEY
-        if have >= chunks:
-            return
-        size = self._geometry.chunk_tokens
-        request.keys += token_keys_of.token_keys(
-            request.root,
-            list(tokens[have * size : chunks * size]),
-            size,
-            request.identity.of_chunks(chunks * size, size, have),
-            bytes(request.keys[-KEY:]) or None,
-        )
-
-    def _ask(self, request: Tracked, tokens: Sequence[int], chunks: int) -> Answer:
-        now, answer = self._now_ms(), request.answer
-        if answer is not None and answer.asked_chunks == chunks and answer.attach_count == self._client.attach_count:
-            age_ms = now - answer.at_ms
-            if not answer.pending_chunks and age_ms < (self._lease_ms_max if answer.lease else MISS_MS):
-                return answer
-        if answer is not None:
-            self._release(answer)
-        self._extend_keys(request, tokens, chunks)
-        status, lease, hit, pending = self._client.lookup(bytes(request.keys[: chunks * KEY]), request.tenant, True)
-        took_ms = self._now_ms() - now
-        if status != "ok":
-            lease = hit = pending = 0
-            request.miss = "lookup_" + status
-        elif hit < chunks:
-            request.miss = "not_found" if hit == 0 else "partly_found"
-        else:
-            request.miss = ""
-        if hit and not lease:  # the node is out of leases: without one the chunks may vanish while they are read
-            hit, request.miss = 0, "no_lease"
-        self._counters.lookup(status, took_ms, chunks, hit)
-        request.answer = Answer(lease, hit, pending, chunks, now, self._client.attach_count)
-        return request.answer
-
-    def _worth_waiting(self, request: Tracked) -> bool:
-        now = self._now_ms()
-        if request.waiting_since_ms is None:
-            request.waiting_since_ms = now
-        return now - request.waiting_since_ms < self._fetch_ms_max
-
     def _loaded_by_another(self, item: ScheduledRequest) -> bool:
         """Under MultiConnector: another connector fills blocks beside this very step. Whether it succeeds is known only afterwards, so
         nothing is stored meanwhile; and never of this request, where by then the next step is under way."""
@@ -331,9 +266,9 @@ class SchedulerCore:
         complete = min(item.computed_tokens + item.scheduled_tokens, len(item.tokens)) // geometry.chunk_tokens
         begin = request.stored_chunks
         complete = min(complete, begin + STORE_CHUNKS_MAX)  # the rest is due in the next step
-        if not self._store or complete <= begin or not self._ready(request):
+        if not self._store or complete <= begin or not self._questions.ready(request):
             return
-        self._extend_keys(request, item.tokens, complete)
+        self._questions.extend_keys(request, item.tokens, complete)
         blocks = array("I", request.block_ids[begin * geometry.blocks_per_chunk : complete * geometry.blocks_per_chunk])
         if len(blocks) != (complete - begin) * geometry.blocks_per_chunk:
             request.reason = "block_table"  # never seen; a table shorter than what was computed must not be stored from
@@ -363,14 +298,3 @@ class SchedulerCore:
     def _job(self) -> int:
         job, self._next_job = self._next_job, self._next_job + 1
         return job
-
-    def _release(self, answer: Answer) -> None:
-        if answer.lease and answer.attach_count == self._client.attach_count:
-            self._client.release(answer.lease)
-        answer.lease = 0
-        answer.hit_chunks = 0
-
-    def _drop_answer(self, request: Tracked) -> None:
-        if request.answer is not None:
-            self._release(request.answer)
-            request.answer = None

@@ -10,6 +10,7 @@ from kvcommons_core import _native
 from vllm.logger import init_logger
 
 from kvcommons_connector.config import ConnectorConfig
+from kvcommons_connector.late import LateLookups
 from kvcommons_connector.metadata import RankReport, StepPlan, WorkerReport
 from kvcommons_connector.private_node import PrivateNode
 from kvcommons_connector.scheduler import SchedulerCore
@@ -92,11 +93,12 @@ class SchedulerSide:
             geometry,
             self._client,
             self._counters,
-            lambda: time.monotonic() * 1e3,
+            _now_ms,
             load=config.load,
             store=config.store,
             lease_ms_max=config.lease_ms_max,
             fetch_ms_max=config.fetch_ms_max,
+            on_late=LateLookups(lambda text: logger.warning("kvcommons: %s", text), _now_ms, config.lookup_ms_max),
         )
 
     def _between_steps(self) -> bool:
@@ -212,6 +214,10 @@ class SchedulerSide:
         if self._private is not None:
             self._private.stop()
             self._private = None
+
+
+def _now_ms() -> float:
+    return time.monotonic() * 1e3
 
 
 def _data_parallel_rank(config: VllmConfig) -> int | None:
