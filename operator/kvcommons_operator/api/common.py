@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, JsonValue, Strict
+from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, Strict
+from pydantic.alias_generators import to_camel
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from kvcommons_operator.api.base import Model as Model
-from kvcommons_operator.api.base import Rule as Rule
-from kvcommons_operator.api.quantities import parse_quantity as parse_quantity
-from kvcommons_operator.api.quantities import quantity_bytes as quantity_bytes
+from kvcommons_operator.api.base import Model, Rule
+from kvcommons_operator.api.quantities import parse_quantity, quantity_bytes
+
+__all__ = [
+    "EMPTY",
+    "AbsolutePath",
+    "AnnotationValue",
+    "Annotations",
+    "Argument",
+    "EnvName",
+    "FailureMode",
+    "HostName",
+    "Image",
+    "KeyName",
+    "Label",
+    "LabelSelector",
+    "LabelValue",
+    "Labels",
+    "ListType",
+    "LocalRef",
+    "Model",
+    "ObjectName",
+    "Percent",
+    "Port",
+    "QualifiedName",
+    "RelativePath",
+    "Replicas",
+    "Rule",
+    "Seconds",
+    "SecretKeyRef",
+    "SelectorOperator",
+    "SelectorRequirement",
+    "StrictBool",
+    "StrictInt",
+    "parse_quantity",
+    "quantity_bytes",
+]
 
 EMPTY: Final[dict[str, str]] = {}
 """The default of a map; models copy it."""
@@ -70,12 +106,37 @@ Annotations = Annotated[dict[QualifiedName, AnnotationValue], Field(max_length=3
 Argument = Annotated[str, Field(max_length=4_096)]
 
 
-def list_type(kind: str, *keys: str) -> dict[str, JsonValue]:
-    """What says how a list is merged by server-side apply: atomic, a set, or a map by keys."""
-    told: dict[str, JsonValue] = {"x-kubernetes-list-type": kind}
-    if keys:
-        told["x-kubernetes-list-map-keys"] = list(keys)
-    return told
+@dataclass(frozen=True, init=False)
+class ListType:
+    """How a list is merged by server-side apply: atomic, a set, or a map by keys. The last two take nothing twice."""
+
+    kind: Literal["atomic", "set", "map"]
+    keys: tuple[str, ...]
+
+    def __init__(self, kind: Literal["atomic", "set", "map"], *keys: str) -> None:
+        object.__setattr__(self, "kind", kind)
+        object.__setattr__(self, "keys", keys)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """The list, then nothing twice in it."""
+        return core_schema.no_info_after_validator_function(self._unique, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """The same for the API server."""
+        told: dict[str, Any] = {**handler(schema), "x-kubernetes-list-type": self.kind}
+        if self.keys:
+            told["x-kubernetes-list-map-keys"] = [to_camel(key) for key in self.keys]
+        return told
+
+    def _unique(self, items: tuple[Any, ...]) -> tuple[Any, ...]:
+        if self.kind == "atomic":
+            return items
+        seen = [tuple(getattr(item, key) for key in self.keys) if self.keys else item for item in items]
+        for place, value in enumerate(seen):
+            if value in seen[:place]:
+                text = ", ".join(map(str, value)) if self.keys else value
+                raise PydanticCustomError("duplicate", "{text} is there twice", {"text": text, "field": f"[{place}]"})
+        return items
 
 
 # --- References -------------------------------------------------------------------------------------------------------
@@ -117,7 +178,7 @@ class SelectorRequirement(Model):
     """Key of the label."""
     operator: SelectorOperator
     """In and NotIn compare with `values`; Exists and DoesNotExist look whether the label is there at all."""
-    values: Annotated[tuple[LabelValue, ...], Field(max_length=32, json_schema_extra=list_type("atomic"))] = ()
+    values: Annotated[tuple[LabelValue, ...], Field(max_length=32), ListType("atomic")] = ()
     """Values for In and NotIn; left out for the others."""
 
     RULES = (
@@ -135,7 +196,5 @@ class LabelSelector(Model):
 
     match_labels: Labels = EMPTY
     """Labels that an object must have, with exactly these values."""
-    match_expressions: Annotated[
-        tuple[SelectorRequirement, ...], Field(max_length=16, json_schema_extra=list_type("atomic"))
-    ] = ()
+    match_expressions: Annotated[tuple[SelectorRequirement, ...], Field(max_length=16), ListType("atomic")] = ()
     """Conditions on labels that an object must fulfil, all of them."""

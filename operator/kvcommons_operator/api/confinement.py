@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from kvcommons_operator.api.base import Model, Rule
-from kvcommons_operator.api.common import EnvName, RelativePath, StrictBool, StrictInt, list_type
+from kvcommons_operator.api.common import EnvName, ListType, RelativePath, StrictBool, StrictInt
 
 UserId = Annotated[StrictInt, Field(ge=0, le=2**31 - 1)]
 
@@ -50,7 +50,7 @@ class PodSecurity(Model):
     """Whether the kubelet refuses to start a process as root."""
     fs_group: UserId | None = None
     """Group that owns the volumes' files."""
-    supplemental_groups: Annotated[tuple[UserId, ...], Field(max_length=16, json_schema_extra=list_type("atomic"))] = ()
+    supplemental_groups: Annotated[tuple[UserId, ...], Field(max_length=16), ListType("atomic")] = ()
     """More groups of the processes."""
     seccomp_profile: SeccompProfile | None = None
     """Which system calls are allowed."""
@@ -59,9 +59,9 @@ class PodSecurity(Model):
 class Capabilities(Model):
     """Linux capabilities over and under the container runtime's own set."""
 
-    add: Annotated[tuple[EnvName, ...], Field(max_length=16, json_schema_extra=list_type("atomic"))] = ()
+    add: Annotated[tuple[EnvName, ...], Field(max_length=16), ListType("atomic")] = ()
     """Capabilities to add, such as IPC_LOCK."""
-    drop: Annotated[tuple[EnvName, ...], Field(max_length=16, json_schema_extra=list_type("atomic"))] = ()
+    drop: Annotated[tuple[EnvName, ...], Field(max_length=16), ListType("atomic")] = ()
     """Capabilities to drop; ALL for every one."""
 
 

@@ -17,10 +17,10 @@ from kvcommons_operator.api.shared import Monitoring, NetworkAccess
 
 IntOrPercent = Annotated[
     str,
-    BeforeValidator(text_of_int),
     Field(
         max_length=4, pattern=r"^([0-9]{1,4}|[0-9]{1,2}%|100%)$", json_schema_extra={"x-kubernetes-int-or-string": True}
     ),
+    BeforeValidator(text_of_int),
 ]
 """A number of pods, or a share of them: 1, 25%. `count_or_share` gives it as Kubernetes wants it."""
 

@@ -13,19 +13,19 @@ from kvcommons_operator.api.common import (
     Argument,
     Image,
     Labels,
+    ListType,
     LocalRef,
     Replicas,
     Seconds,
     StrictInt,
-    list_type,
 )
-from kvcommons_operator.api.pods import Env, PodTemplate, Resources
+from kvcommons_operator.api.pods import Env, PodTemplate, Resources, Tolerations
 from kvcommons_operator.api.quantities import ResourceQuantity, Size
 
 OWNED_ARGUMENTS: Final = ("--model", "--served-model-name", "--port", "--host", "--kv-transfer-config")
 METRICS_MAX: Final = 8
 
-Arguments = Annotated[tuple[Argument, ...], Field(max_length=128, json_schema_extra=list_type("atomic"))]
+Arguments = Annotated[tuple[Argument, ...], Field(max_length=128), ListType("atomic")]
 
 
 class EngineType(StrEnum):
@@ -162,9 +162,7 @@ class Autoscaling(Model):
     """Never fewer; 0 needs KEDA."""
     max_replicas: Annotated[StrictInt, Field(ge=1, le=1_024)]
     """Never more."""
-    metrics: Annotated[
-        tuple[Metric, ...], Field(min_length=1, max_length=METRICS_MAX, json_schema_extra=list_type("atomic"))
-    ]
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1, max_length=METRICS_MAX), ListType("atomic")]
     """What is looked at; the one that asks for most replicas wins."""
     scale_up_stabilization_seconds: Annotated[Seconds, Field(le=3_600)] = 0
     """Scales up only when it was asked for all this time."""
@@ -225,8 +223,15 @@ class Role(Model):
     """What an engine of this role asks for, in place of those of `engine`."""
     tensor_parallel_size: Annotated[StrictInt, Field(ge=1, le=64)] | None = None
     """In place of that of `engine`."""
-    pod_template: PodTemplate | None = None
-    """In place of the deployment's podTemplate."""
+    node_selector: Labels | None = None
+    """Labels that a node must have, in place of those of podTemplate: prefill and decode may want different accelerators."""
+    tolerations: Tolerations | None = None
+    """Taints of nodes that the pods put up with, in place of those of podTemplate."""
+
+    def pods(self, template: PodTemplate) -> PodTemplate:
+        """The deployment's podTemplate as this role has it."""
+        own = {"node_selector": self.node_selector, "tolerations": self.tolerations}
+        return template.model_copy(update={name: value for name, value in own.items() if value is not None})
 
 
 class Roles(Model):

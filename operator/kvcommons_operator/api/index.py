@@ -7,10 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kvcommons_operator.api.base import Model, Rule, Transition
-from kvcommons_operator.api.common import EMPTY, Image, Labels, LocalRef, SecretKeyRef, StrictInt, list_type
+from kvcommons_operator.api.common import EMPTY, Image, Labels, ListType, LocalRef, SecretKeyRef, StrictInt
 from kvcommons_operator.api.pods import Resources, Tolerations
 from kvcommons_operator.api.quantities import Size
-from kvcommons_operator.api.scheduling import Affinity
 
 HostPort = Annotated[str, Field(min_length=3, max_length=259, pattern=r"^[A-Za-z0-9._-]+:[0-9]{1,5}$")]
 
@@ -20,7 +19,7 @@ class ManagedIndex(Model):
     they have."""
 
     replicas: Literal[1, 3] = 1
-    """1, or 3 with Sentinel, so that another one takes over where one fails."""
+    """1, or 3 with Sentinel, so that another one takes over where one fails; three are spread over nodes."""
     max_memory: Annotated[str, Size("16Mi", "1Ti")] = "256Mi"
     """How much it may hold: about 154 bytes for a chunk of 256 tokens. What is used least goes first."""
     image: Image | None = None
@@ -33,8 +32,6 @@ class ManagedIndex(Model):
     """Labels that a node must have."""
     tolerations: Tolerations = ()
     """Taints of nodes that the pods put up with."""
-    affinity: Affinity | None = None
-    """Which nodes the pods want; three pods are spread over nodes when left out."""
 
 
 class Sentinel(Model):
@@ -42,9 +39,7 @@ class Sentinel(Model):
 
     master_name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._-]+$")]
     """Name by which the Sentinels know it."""
-    addresses: Annotated[
-        tuple[HostPort, ...], Field(min_length=1, max_length=16, json_schema_extra=list_type("atomic"))
-    ]
+    addresses: Annotated[tuple[HostPort, ...], Field(min_length=1, max_length=16), ListType("atomic")]
     """The Sentinels, each as HOST:PORT."""
     database: Annotated[StrictInt, Field(ge=0, le=1_023)] = 0
     """Number of the database."""
@@ -53,9 +48,7 @@ class Sentinel(Model):
 class RedisCluster(Model):
     """A Redis Cluster."""
 
-    addresses: Annotated[
-        tuple[HostPort, ...], Field(min_length=1, max_length=16, json_schema_extra=list_type("atomic"))
-    ]
+    addresses: Annotated[tuple[HostPort, ...], Field(min_length=1, max_length=16), ListType("atomic")]
     """Some of its nodes, each as HOST:PORT; the others are learnt from them."""
 
 

@@ -14,12 +14,12 @@ from kvcommons_operator.api.common import (
     EnvName,
     KeyName,
     Labels,
+    ListType,
     LocalRef,
     ObjectName,
     QualifiedName,
     StrictBool,
     StrictInt,
-    list_type,
 )
 from kvcommons_operator.api.confinement import ContainerSecurity, PodSecurity
 from kvcommons_operator.api.quantities import ResourceQuantity
@@ -100,7 +100,7 @@ class EnvVar(Model):
     )
 
 
-Env = Annotated[tuple[EnvVar, ...], Field(max_length=64, json_schema_extra=list_type("map", "name"))]
+Env = Annotated[tuple[EnvVar, ...], Field(max_length=64), ListType("map", "name")]
 
 
 class TolerationOperator(StrEnum):
@@ -154,7 +154,7 @@ class Toleration(Model):
     )
 
 
-Tolerations = Annotated[tuple[Toleration, ...], Field(max_length=16, json_schema_extra=list_type("atomic"))]
+Tolerations = Annotated[tuple[Toleration, ...], Field(max_length=16), ListType("atomic")]
 
 
 class PodMetadata(Model):
@@ -183,7 +183,7 @@ class PodMetadata(Model):
     )
 
 
-Secrets = Annotated[tuple[LocalRef, ...], Field(max_length=8, json_schema_extra=list_type("map", "name"))]
+Secrets = Annotated[tuple[LocalRef, ...], Field(max_length=8), ListType("map", "name")]
 
 
 class PodOverrides(Model):

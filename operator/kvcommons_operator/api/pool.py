@@ -13,10 +13,10 @@ from kvcommons_operator.api.common import (
     FailureMode,
     Image,
     Labels,
+    ListType,
     Port,
     Seconds,
     StrictInt,
-    list_type,
 )
 from kvcommons_operator.api.index import Index
 from kvcommons_operator.api.pods import PodOverrides, Resources, Tolerations
@@ -82,7 +82,7 @@ class Compression(Model):
     codec: Codec = Codec.NONE
     """none keeps every bit, lossless too but smaller; the others lose precision, and what they kept answers only those who
     allow it."""
-    tiers: Annotated[tuple[CompressedTier, ...], Field(max_length=3, json_schema_extra=list_type("set"))] = (
+    tiers: Annotated[tuple[CompressedTier, ...], Field(max_length=3), ListType("set")] = (
         CompressedTier.DISK,
         CompressedTier.REMOTE,
     )

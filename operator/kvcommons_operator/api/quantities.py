@@ -19,7 +19,7 @@ _SUFFIXES: Final = {
     **{suffix: Decimal(1000) ** power for power, suffix in enumerate("kMGTPE", 1)},
     **{suffix + "i": Decimal(1024) ** power for power, suffix in enumerate("KMGTPE", 1)},
 }
-QUANTITY_PATTERN: Final = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]{1,2})?$"
+QUANTITY_PATTERN: Final = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]{1,2})?$"
 SIZE_PATTERN: Final = r"^[0-9]{1,15}(\.[0-9]{1,3})?([KMGTP]i|[kMGTP])?$"
 
 
@@ -79,11 +79,11 @@ class Size:
 
 ResourceQuantity = Annotated[
     str,
-    BeforeValidator(text_of_int),
     Field(
         max_length=24,
         pattern=QUANTITY_PATTERN,
         json_schema_extra={"x-kubernetes-int-or-string": True},
     ),
+    BeforeValidator(text_of_int),
 ]
 """A quantity of any resource, also written as a whole number: 500m, 4Gi, 1."""

@@ -16,6 +16,7 @@ from kvcommons_operator.api.common import (
     Image,
     Label,
     Labels,
+    ListType,
     ObjectName,
     Percent,
     Port,
@@ -23,7 +24,6 @@ from kvcommons_operator.api.common import (
     Seconds,
     SecretKeyRef,
     StrictInt,
-    list_type,
 )
 from kvcommons_operator.api.pods import PodOverrides, Resources
 from kvcommons_operator.api.quantities import Size
@@ -160,11 +160,9 @@ class ParentRef(Model):
 class HttpRoute(Model):
     """An HTTPRoute of the Gateway API to the routers."""
 
-    parent_refs: Annotated[
-        tuple[ParentRef, ...], Field(min_length=1, max_length=16, json_schema_extra=list_type("atomic"))
-    ]
+    parent_refs: Annotated[tuple[ParentRef, ...], Field(min_length=1, max_length=16), ListType("atomic")]
     """Gateways that the route is attached to."""
-    hostnames: Annotated[tuple[HostName, ...], Field(max_length=16, json_schema_extra=list_type("set"))] = ()
+    hostnames: Annotated[tuple[HostName, ...], Field(max_length=16), ListType("set")] = ()
     """Host names that are meant; all when empty."""
     path_prefix: Annotated[str, Field(min_length=1, max_length=256, pattern=r"^/[A-Za-z0-9._~/-]*$")] = "/"
     """Paths that are meant begin with it."""

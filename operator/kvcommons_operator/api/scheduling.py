@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from kvcommons_operator.api.base import Model, Rule
-from kvcommons_operator.api.common import Argument, Label, LabelSelector, QualifiedName, StrictInt, list_type
+from kvcommons_operator.api.common import Argument, Label, LabelSelector, ListType, QualifiedName, StrictInt
 
 Weight = Annotated[StrictInt, Field(ge=1, le=100)]
 
@@ -31,7 +31,7 @@ class NodeRequirement(Model):
     """Key of the label, or metadata.name as a field."""
     operator: NodeOperator
     """In and NotIn take several values, Gt and Lt one whole number, Exists and DoesNotExist none."""
-    values: Annotated[tuple[Argument, ...], Field(max_length=32, json_schema_extra=list_type("atomic"))] = ()
+    values: Annotated[tuple[Argument, ...], Field(max_length=32), ListType("atomic")] = ()
     """What is compared with."""
 
     RULES = (
@@ -55,7 +55,7 @@ def _whole(text: str) -> bool:
     return 0 < len(digits) <= 18 and digits.isascii() and digits.isdigit()
 
 
-Requirements = Annotated[tuple[NodeRequirement, ...], Field(max_length=16, json_schema_extra=list_type("atomic"))]
+Requirements = Annotated[tuple[NodeRequirement, ...], Field(max_length=16), ListType("atomic")]
 
 
 class NodeTerm(Model):
@@ -79,9 +79,7 @@ class PreferredNodes(Model):
 class NodeTerms(Model):
     """Nodes that fulfil any of these terms."""
 
-    node_selector_terms: Annotated[
-        tuple[NodeTerm, ...], Field(min_length=1, max_length=16, json_schema_extra=list_type("atomic"))
-    ]
+    node_selector_terms: Annotated[tuple[NodeTerm, ...], Field(min_length=1, max_length=16), ListType("atomic")]
     """The terms; one is enough."""
 
 
@@ -91,7 +89,7 @@ class NodeAffinity(Model):
     required_during_scheduling_ignored_during_execution: NodeTerms | None = None
     """Nodes that pods must run on."""
     preferred_during_scheduling_ignored_during_execution: Annotated[
-        tuple[PreferredNodes, ...], Field(max_length=16, json_schema_extra=list_type("atomic"))
+        tuple[PreferredNodes, ...], Field(max_length=16), ListType("atomic")
     ] = ()
     """Nodes that pods should run on."""
 
@@ -103,7 +101,7 @@ class PodTerm(Model):
     """Label of nodes that says what near is: kubernetes.io/hostname, topology.kubernetes.io/zone."""
     label_selector: LabelSelector | None = None
     """Which pods; none when left out."""
-    namespaces: Annotated[tuple[Label, ...], Field(max_length=16, json_schema_extra=list_type("atomic"))] = ()
+    namespaces: Annotated[tuple[Label, ...], Field(max_length=16), ListType("atomic")] = ()
     """Namespaces of those pods; their own when empty."""
     namespace_selector: LabelSelector | None = None
     """Namespaces of those pods by label; an empty selector means all."""
@@ -122,11 +120,11 @@ class PodAffinity(Model):
     """Which pods these must or should be near to; for podAntiAffinity, far from."""
 
     required_during_scheduling_ignored_during_execution: Annotated[
-        tuple[PodTerm, ...], Field(max_length=16, json_schema_extra=list_type("atomic"))
+        tuple[PodTerm, ...], Field(max_length=16), ListType("atomic")
     ] = ()
     """Pods that decide whether a node will do."""
     preferred_during_scheduling_ignored_during_execution: Annotated[
-        tuple[PreferredPods, ...], Field(max_length=16, json_schema_extra=list_type("atomic"))
+        tuple[PreferredPods, ...], Field(max_length=16), ListType("atomic")
     ] = ()
     """Pods that decide which node is better."""
 
@@ -162,4 +160,4 @@ class TopologySpread(Model):
     """Which pods are counted; those of this resource when left out."""
 
 
-TopologySpreads = Annotated[tuple[TopologySpread, ...], Field(max_length=8, json_schema_extra=list_type("atomic"))]
+TopologySpreads = Annotated[tuple[TopologySpread, ...], Field(max_length=8), ListType("atomic")]

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from kvcommons_operator.api.base import Model
-from kvcommons_operator.api.common import EMPTY, Labels, LabelSelector, StrictBool, list_type
+from kvcommons_operator.api.common import EMPTY, Labels, LabelSelector, ListType, StrictBool
 
 
 class LogLevel(StrEnum):
@@ -38,5 +38,5 @@ class NetworkAccess(Model):
 
     enabled: StrictBool = True
     """Whether a NetworkPolicy is made. Only a network plugin that enforces policies makes it true."""
-    allow_from: Annotated[tuple[LabelSelector, ...], Field(max_length=16, json_schema_extra=list_type("atomic"))] = ()
+    allow_from: Annotated[tuple[LabelSelector, ...], Field(max_length=16), ListType("atomic")] = ()
     """Labels of namespaces that may connect too: those of Prometheus and of gateways."""

@@ -8,7 +8,7 @@ from typing import Annotated, Final
 from pydantic import ConfigDict, Field
 
 from kvcommons_operator.api.base import Model
-from kvcommons_operator.api.common import Label, ObjectName, StrictInt, list_type
+from kvcommons_operator.api.common import Label, ListType, ObjectName, StrictInt
 
 UNHEALTHY_MAX: Final = 16
 REFERENCES_MAX: Final = 16
@@ -59,9 +59,7 @@ class Condition(StatusModel):
     """Why, and what to do, for people."""
 
 
-Conditions = Annotated[
-    tuple[Condition, ...], Field(max_length=CONDITIONS_MAX, json_schema_extra=list_type("map", "type"))
-]
+Conditions = Annotated[tuple[Condition, ...], Field(max_length=CONDITIONS_MAX), ListType("map", "type")]
 
 
 class UnhealthyNode(StatusModel):
@@ -119,9 +117,7 @@ class KVCachePoolStatus(StatusModel):
     """Accepted, ResolvedRefs, Progressing, Available, Ready, IndexConsistent."""
     nodes: NodeCounts = NodeCounts()
     """How many cache nodes there are."""
-    unhealthy_nodes: Annotated[
-        tuple[UnhealthyNode, ...], Field(max_length=UNHEALTHY_MAX, json_schema_extra=list_type("map", "name"))
-    ] = ()
+    unhealthy_nodes: Annotated[tuple[UnhealthyNode, ...], Field(max_length=UNHEALTHY_MAX), ListType("map", "name")] = ()
     """Some of the cache nodes that are not well; nodes.unhealthy counts all."""
     index: IndexStatus = IndexStatus()
     """How the index is."""
@@ -133,9 +129,7 @@ class KVCachePoolStatus(StatusModel):
     """Of the chunks that engines lately asked for, how many were there."""
     references: Count = 0
     """How many InferenceDeployments use the pool. It can't be deleted while there are any."""
-    referenced_by: Annotated[
-        tuple[Reference, ...], Field(max_length=REFERENCES_MAX, json_schema_extra=list_type("atomic"))
-    ] = ()
+    referenced_by: Annotated[tuple[Reference, ...], Field(max_length=REFERENCES_MAX), ListType("atomic")] = ()
     """Some of them; references counts all."""
 
 
@@ -189,10 +183,10 @@ class InferenceDeploymentStatus(StatusModel):
     """How many of them share their KV by the pool."""
     selector: Selector = ""
     """Selects the engines' pods, for autoscalers."""
-    roles: Annotated[tuple[RoleStatus, ...], Field(max_length=4, json_schema_extra=list_type("map", "name"))] = ()
+    roles: Annotated[tuple[RoleStatus, ...], Field(max_length=4), ListType("map", "name")] = ()
     """How the engines of each role are."""
     unhealthy_replicas: Annotated[
-        tuple[UnhealthyReplica, ...], Field(max_length=UNHEALTHY_MAX, json_schema_extra=list_type("map", "name"))
+        tuple[UnhealthyReplica, ...], Field(max_length=UNHEALTHY_MAX), ListType("map", "name")
     ] = ()
     """Some of the engine pods that are not well."""
     router: RouterStatus = RouterStatus()

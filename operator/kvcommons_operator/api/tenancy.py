@@ -11,12 +11,12 @@ from kvcommons_operator.api.base import Model, Rule
 from kvcommons_operator.api.common import (
     Label,
     LabelSelector,
+    ListType,
     LocalRef,
     ObjectName,
     Percent,
     SecretKeyRef,
     StrictBool,
-    list_type,
 )
 from kvcommons_operator.api.shared import NetworkAccess
 
@@ -40,7 +40,7 @@ class AllowedNamespaces(Model):
     namespaces in `names`. The pool's own namespace is always allowed."""
     selector: LabelSelector | None = None
     """Labels of namespaces, for from Selector."""
-    names: Annotated[tuple[Label, ...], Field(max_length=64, json_schema_extra=list_type("set"))] = ()
+    names: Annotated[tuple[Label, ...], Field(max_length=64), ListType("set")] = ()
     """Names of namespaces, for from Names."""
 
     RULES = (
@@ -73,9 +73,7 @@ class Tenancy(Model):
 
     salt_secret_ref: SecretKeyRef | None = None
     """Secret that tenants' salts are made with; one is made for the pool when left out. Changing it empties the cache."""
-    quotas: Annotated[
-        tuple[Quota, ...], Field(max_length=QUOTAS_MAX, json_schema_extra=list_type("map", "tenant"))
-    ] = ()
+    quotas: Annotated[tuple[Quota, ...], Field(max_length=QUOTAS_MAX), ListType("map", "tenant")] = ()
     """Shares of tenants; a tenant without one may fill everything."""
     allowed_namespaces: AllowedNamespaces = AllowedNamespaces()
     """Whose InferenceDeployments may use the pool."""

@@ -10,10 +10,10 @@ from pydantic import Field
 from kvcommons_operator.api.base import Model, Rule
 from kvcommons_operator.api.common import (
     AbsolutePath,
+    ListType,
     LocalRef,
     ObjectName,
     SecretKeyRef,
-    list_type,
 )
 from kvcommons_operator.api.quantities import Size
 
@@ -145,7 +145,5 @@ class Tiers(Model):
 
     memory: MemoryTier
     """The shared memory that engines copy from and to."""
-    secondary: Annotated[
-        tuple[SecondaryTier, ...], Field(max_length=SECONDARY_TIERS_MAX, json_schema_extra=list_type("atomic"))
-    ] = ()
+    secondary: Annotated[tuple[SecondaryTier, ...], Field(max_length=SECONDARY_TIERS_MAX), ListType("atomic")] = ()
     """Tiers behind memory, nearest first."""

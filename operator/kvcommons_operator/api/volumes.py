@@ -14,13 +14,13 @@ from kvcommons_operator.api.common import (
     Image,
     KeyName,
     Label,
+    ListType,
     LocalRef,
     ObjectName,
     QualifiedName,
     RelativePath,
     StrictBool,
     StrictInt,
-    list_type,
 )
 from kvcommons_operator.api.quantities import Size
 
@@ -36,7 +36,7 @@ class KeyToPath(Model):
     """Name of the file in the volume."""
 
 
-Items = Annotated[tuple[KeyToPath, ...], Field(max_length=64, json_schema_extra=list_type("atomic"))]
+Items = Annotated[tuple[KeyToPath, ...], Field(max_length=64), ListType("atomic")]
 
 
 class ConfigMapVolume(Model):
@@ -222,5 +222,5 @@ class VolumeMount(Model):
     )
 
 
-Volumes = Annotated[tuple[Volume, ...], Field(max_length=32, json_schema_extra=list_type("map", "name"))]
-Mounts = Annotated[tuple[VolumeMount, ...], Field(max_length=32, json_schema_extra=list_type("map", "mountPath"))]
+Volumes = Annotated[tuple[Volume, ...], Field(max_length=32), ListType("map", "name")]
+Mounts = Annotated[tuple[VolumeMount, ...], Field(max_length=32), ListType("map", "mount_path")]

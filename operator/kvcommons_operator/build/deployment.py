@@ -73,7 +73,7 @@ class Deployment:
                 env=(*(variable for variable in engine.env if variable.name not in overridden), *role.env),
                 resources=role.resources or engine.resources,
                 tensor_parallel_size=role.tensor_parallel_size or engine.tensor_parallel_size,
-                template=role.pod_template or spec.pod_template,
+                template=role.pods(spec.pod_template),
             )
             found.append(group)
         return tuple(found)

@@ -75,8 +75,6 @@ class Pool:
             scheduling["nodeSelector"] = dict(managed.node_selector)
         if managed.tolerations:
             scheduling["tolerations"] = [toleration.to_dict() for toleration in managed.tolerations]
-        if managed.affinity is not None:
-            scheduling["affinity"] = managed.affinity.to_dict()
         given = managed.resources
         resources = given.to_dict() if given.requests or given.limits else {}
         return redis.ManagedIndex(

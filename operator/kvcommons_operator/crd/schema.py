@@ -1,0 +1,140 @@
+"""pydantic's JSON schema of a model as the structural schema that Kubernetes takes: no references, no unions, everything bounded.
+
+Kubernetes 1.29 is the oldest that takes it: `isQuantity` and `quantity` came to CEL there, as did `fieldPath` and `reason` of rules to
+general use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+Schema = dict[str, Any]
+
+KEPT: Final = (
+    "description",
+    "type",
+    "format",
+    "default",
+    "enum",
+    "minimum",
+    "maximum",
+    "minLength",
+    "maxLength",
+    "pattern",
+    "minItems",
+    "maxItems",
+    "items",
+    "maxProperties",
+    "additionalProperties",
+    "properties",
+    "required",
+    "x-kubernetes-int-or-string",
+    "x-kubernetes-list-type",
+    "x-kubernetes-list-map-keys",
+    "x-kubernetes-validations",
+)
+"""What a structural schema may hold here, in the order in which it is written."""
+IGNORED: Final = frozenset({"title", "propertyNames"})
+KEY_LENGTH_MAX: Final = 317
+INT32_MAX: Final = 2**31 - 1
+
+
+class UnstructuralError(Exception):
+    """A model says something that no structural schema can."""
+
+
+def structural(model: type[BaseModel]) -> Schema:
+    """The structural schema of a model.
+
+    :raises UnstructuralError: naming the path and what can't be said there.
+    """
+    whole = model.model_json_schema(by_alias=True, mode="validation")
+    return _flat(whole, whole.get("$defs", {}), "")
+
+
+def _flat(schema: Mapping[str, Any], defs: Mapping[str, Any], path: str) -> Schema:
+    merged = _resolved(schema, defs, path)
+    if "const" in merged:
+        merged["enum"] = [merged.pop("const")]
+    if merged.get("x-kubernetes-int-or-string"):
+        merged.pop("type", None)
+    if merged.get("default", ...) is None:
+        del merged["default"]
+    if merged.get("type") == "object":
+        _flatten_object(merged, defs, path)
+    if merged.get("type") == "array":
+        merged["items"] = _flat(merged["items"], defs, f"{path}[]")
+    if merged.get("type") == "integer":
+        merged["format"] = "int32" if merged.get("maximum", INT32_MAX + 1) <= INT32_MAX else "int64"
+    if "description" in merged:
+        merged["description"] = " ".join(merged["description"].split())
+    unknown = set(merged) - set(KEPT) - IGNORED
+    if unknown:
+        raise UnstructuralError(
+            f"{path or 'the model'}: {', '.join(sorted(unknown))} can't be said in a structural schema"
+        )
+    return {key: merged[key] for key in KEPT if key in merged}
+
+
+def _flatten_object(merged: Schema, defs: Mapping[str, Any], path: str) -> None:
+    if (
+        len(merged.get("patternProperties", {})) == 1
+    ):  # keys with a pattern: Kubernetes can't say it; the model still refuses them
+        merged["additionalProperties"] = next(iter(merged.pop("patternProperties").values()))
+    properties = merged.get("properties")
+    if properties is not None:
+        merged["properties"] = {name: _flat(part, defs, f"{path}.{name}") for name, part in properties.items()}
+        merged.pop("additionalProperties", None)
+        if isinstance(merged.get("default"), dict) and not merged.get("required"):
+            merged["default"] = _least(merged["default"], merged["properties"])
+    elif isinstance(merged.get("additionalProperties"), dict):
+        merged["additionalProperties"] = _flat(merged["additionalProperties"], defs, f"{path}[*]")
+        merged["x-kubernetes-validations"] = [
+            {
+                "rule": f"self.all(key, key.size() <= {KEY_LENGTH_MAX})",
+                "message": f"keys have at most {KEY_LENGTH_MAX} characters",
+                "reason": "FieldValueInvalid",
+            }
+        ]
+    else:
+        raise UnstructuralError(f"{path or 'the model'}: an object needs fields, or a type for its values")
+
+
+def _least(default: Schema, properties: Mapping[str, Any]) -> Schema:
+    """A default without what the fields' own defaults say anyway."""
+    return {
+        name: value
+        for name, value in default.items()
+        if value != _whole_default(properties[name]) and value is not None
+    }
+
+
+def _whole_default(schema: Mapping[str, Any]) -> Any:
+    if isinstance(schema.get("default"), dict) and "properties" in schema:
+        filled = {name: _whole_default(part) for name, part in schema["properties"].items()}
+        return {**filled, **schema["default"]}
+    return schema.get("default")
+
+
+def _resolved(schema: Mapping[str, Any], defs: Mapping[str, Any], path: str) -> Schema:
+    """The schema with its references and unions taken in; what stands beside a reference wins over what it refers to."""
+    merged = dict(schema)
+    for _ in range(8):  # a reference to a union of a reference: never deeper
+        if "$ref" in merged:
+            merged = {**defs[merged.pop("$ref").removeprefix("#/$defs/")], **merged}
+        elif "allOf" in merged and len(merged["allOf"]) == 1:
+            merged = {**merged.pop("allOf")[0], **merged}
+        elif "anyOf" in merged:
+            options = [option for option in merged.pop("anyOf") if option.get("type") != "null"]
+            if len(options) != 1:
+                raise UnstructuralError(
+                    f"{path}: a union of {len(options)} types; give it one type, or an object with a field for each"
+                )
+            merged = {**options[0], **merged}
+        else:
+            merged.pop("$defs", None)
+            return merged
+    raise UnstructuralError(f"{path}: references within references")
