@@ -37,14 +37,14 @@ TOOLS = {
     "helm": "helm.sh/helm/v3/cmd/helm@v3.22.0",
     "kwok": "sigs.k8s.io/kwok/cmd/kwok@v0.8.0",
     "kubeconform": "github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0",
-    "coredns": "github.com/coredns/coredns@v1.15.0",
 }
+PACKAGES = {name: f"k8s.io/kubernetes/cmd/{name}" for name in KUBERNETES} | {"pause": "./pause"}
 GROUPS = {
     "apiserver": ("etcd", "kube-apiserver", "kubectl"),
-    "cluster": ("etcd", *KUBERNETES, "coredns", "helm"),
+    "cluster": ("etcd", *KUBERNETES, "pause", "coredns", "helm"),
     "tools": ("helm", "kwok", "kubeconform"),
 }
-PROGRAMS = ("etcd", *KUBERNETES, *TOOLS)
+PROGRAMS = ("etcd", *PACKAGES, "coredns", *TOOLS)
 
 
 class NoKube(Exception):
@@ -70,8 +70,13 @@ def folder(program: str) -> Path:
     """Where a program of these pins lies."""
     if program in TOOLS:
         return cache() / f"{program}-{TOOLS[program].rpartition('@')[2]}"
-    pins = b"".join((PINS / name).read_bytes() for name in ("go.mod", "go.sum"))
-    return cache() / f"kubernetes-{kubernetes_version()}-{hashlib.sha256(pins).hexdigest()[:10]}"
+    if program == "coredns":
+        return cache() / f"coredns-{digest(PINS / 'dns', 'go.mod', 'go.sum', 'main.go')}"
+    return cache() / f"kubernetes-{kubernetes_version()}-{digest(PINS, 'go.mod', 'go.sum')}"
+
+
+def digest(place: Path, *names: str) -> str:
+    return hashlib.sha256(b"".join((place / name).read_bytes() for name in names)).hexdigest()[:10]
 
 
 def wanted(names: list[str]) -> list[str]:
@@ -152,21 +157,23 @@ def check_disk() -> None:
 
 @dataclass(frozen=True)
 class Build:
-    """One call of Go and the programs that it makes."""
+    """One call of Go, the programs that it makes, and the module whose pins it follows."""
 
     programs: tuple[str, ...]
     arguments: tuple[str, ...]
+    module: Path = PINS
 
 
 def builds(missing: list[str]) -> list[Build]:
     flags = ("-ldflags", f"-s -w -X k8s.io/component-base/version.gitVersion={kubernetes_version()}")
-    own = [name for name in KUBERNETES if name in missing]
+    own = [name for name in PACKAGES if name in missing]
     calls = []
     if "etcd" in missing:
         calls.append(Build(("etcd",), ("build", *flags, "-o", "{fresh}/etcd", "go.etcd.io/etcd/server/v3")))
     if own:
-        packages = tuple(f"k8s.io/kubernetes/cmd/{name}" for name in own)
-        calls.append(Build(tuple(own), ("build", *flags, "-o", "{fresh}/", *packages)))
+        calls.append(Build(tuple(own), ("build", *flags, "-o", "{fresh}/", *(PACKAGES[name] for name in own))))
+    if "coredns" in missing:
+        calls.append(Build(("coredns",), ("build", "-ldflags", "-s -w", "-o", "{fresh}/coredns", "."), PINS / "dns"))
     calls.extend(Build((name,), ("install", "-ldflags", "-s -w", TOOLS[name])) for name in TOOLS if name in missing)
     return calls
 
@@ -181,7 +188,7 @@ def build(go: str, call: Build) -> None:
     say(f"building {', '.join(call.programs)} (once; minutes on a machine that never did)")
     arguments = [item.format(fresh=fresh) for item in call.arguments]
     done = subprocess.run(
-        [go, *arguments], cwd=PINS, env={**environment(), "GOBIN": str(fresh)}, stdout=sys.stderr, check=False
+        [go, *arguments], cwd=call.module, env={**environment(), "GOBIN": str(fresh)}, stdout=sys.stderr, check=False
     )
     if done.returncode != 0:
         raise NoKube(f"`go {' '.join(arguments)}` failed (see above); behind a proxy of modules set GOPROXY")

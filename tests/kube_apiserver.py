@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import secrets
@@ -19,7 +20,8 @@ from kube_process import NotReady, Process, wait_for
 READY_SECONDS_MAX = 90.0
 STOP_SECONDS_MAX = 5.0
 SERVICE_RANGE = "10.111.0.0/16"
-SERVICE_ADDRESS = "10.111.0.1"
+# What only controllers would make: the default ServiceAccount, the endpoints of its own Service.
+ALONE = ("--endpoint-reconciler-type=none", "--disable-admission-plugins=ServiceAccount")
 ADMIN = "test-admin"
 # Who asked for what: for tests of permissions and of load.
 AUDIT_POLICY = {
@@ -43,10 +45,22 @@ def free_port(address: str) -> int:
         return port
 
 
+def first_address(services: str) -> ipaddress.IPv4Address:
+    """The Service `kubernetes` gets it."""
+    return ipaddress.IPv4Network(services)[1]
+
+
 class ApiServer(Client):
     """etcd and an API server, and their administrator's client. The tier without kubelets and without controllers."""
 
-    def __init__(self, folder: Path, binaries: Binaries, address: str = "", flags: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        binaries: Binaries,
+        address: str = "",
+        services: str = SERVICE_RANGE,
+        flags: tuple[str, ...] = ALONE,
+    ) -> None:
         self.folder = folder
         self.binaries = binaries
         self.address = address or own_address()
@@ -55,7 +69,7 @@ class ApiServer(Client):
         self._etcd_ports = free_port(self._loopback), free_port(self._loopback)
         self.audit_log = folder / "audit.log"
         self._users = {secrets.token_hex(16): (ADMIN, "system:masters")}
-        kube_certs.write_server(folder, [self.address, SERVICE_ADDRESS])
+        kube_certs.write_server(folder, [self.address, str(first_address(services))])
         kube_certs.write_signing_key(folder / "tokens.key")
         (folder / "audit-policy.yaml").write_text(json.dumps(AUDIT_POLICY))
         kubeconfig = folder / "kubeconfig"
@@ -66,7 +80,9 @@ class ApiServer(Client):
         kubeconfig.touch(mode=0o600)
         kubeconfig.write_text(kubeconfig_text(self.url, self.ca, token))
         self.etcd = Process("etcd", self._etcd_command(), folder)
-        self.apiserver = Process("kube-apiserver", self._apiserver_command(flags), folder)
+        self.apiserver = Process(
+            "kube-apiserver", [*self._apiserver_command(), f"--service-cluster-ip-range={services}", *flags], folder
+        )
 
     @property
     def etcd_url(self) -> str:
@@ -86,7 +102,7 @@ class ApiServer(Client):
             "--log-level=warn",
         ]
 
-    def _apiserver_command(self, flags: tuple[str, ...]) -> list[str]:
+    def _apiserver_command(self) -> list[str]:
         return [
             self.binaries["kube-apiserver"],
             f"--etcd-servers={self.etcd_url}",
@@ -100,12 +116,10 @@ class ApiServer(Client):
             "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
             f"--service-account-signing-key-file={self.folder / 'tokens.key'}",
             f"--service-account-key-file={self.folder / 'tokens.key'}",
-            f"--service-cluster-ip-range={SERVICE_RANGE}",
             "--allow-privileged",
             f"--audit-policy-file={self.folder / 'audit-policy.yaml'}",
             f"--audit-log-path={self.audit_log}",
             "--v=0",
-            *(flags or ("--endpoint-reconciler-type=none", "--disable-admission-plugins=ServiceAccount")),
         ]
 
     def add_user(self, name: str, *groups: str) -> str:

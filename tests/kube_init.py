@@ -1,6 +1,6 @@
 """The first process of a test cluster's node, in process, mount and network namespaces of its own; standard library alone.
 
-    python kube_init.py NODE.json      # {"binds", "tmpfs", "network", "folder", "daemons": {name: command}}
+    python kube_init.py NODE.json      # {"hostname", "binds", "tmpfs", "network", "folder", "daemons": {name: command}}
 
 Mounts what the node has to itself, waits for its network card, then keeps the node's programs running, as a machine's init
 does. When it is killed, all of the node goes: processes, mounts and addresses.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -33,7 +34,6 @@ def mount(node: dict[str, Any]) -> None:
     for place in node["tmpfs"]:
         run("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", place)
     for source, target in node["binds"].items():
-        Path(target).mkdir(parents=True, exist_ok=True)
         run("mount", "--bind", source, target)
     Path("/run/netns").mkdir(exist_ok=True)
 
@@ -97,6 +97,7 @@ class Supervisor:
 
 def main() -> None:
     node = json.loads(Path(sys.argv[1]).read_text())
+    socket.sethostname(node["hostname"])
     mount(node)
     connect(node["network"])
     Supervisor(Path(node["folder"]), node["daemons"]).run()

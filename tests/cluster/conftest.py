@@ -8,10 +8,12 @@ import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import kube_cluster
 import kube_reaper
 import pytest
 from kube_apiserver import ApiServer
 from kube_binaries import Binaries
+from kube_cluster import Cluster
 from kube_process import Process
 
 FOLDERS = Path(tempfile.gettempdir())
@@ -59,6 +61,23 @@ def apiserver(kube_binaries: Binaries, kube_folder: Path) -> Iterator[ApiServer]
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def cluster(kube_binaries: Binaries, kube_folder: Path) -> Iterator[Cluster]:
+    """A whole cluster of two nodes, for root; with KVCOMMONS_NO_SKIP its absence is a failure."""
+    reason = kube_cluster.obstacle()
+    if reason:
+        pytest.skip(reason)
+    kube_binaries.bring(*kube_cluster.PROGRAMS)
+    folder = kube_folder / "cluster"
+    folder.mkdir()
+    cluster = Cluster(folder, kube_binaries)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
 
 
 @pytest.fixture
