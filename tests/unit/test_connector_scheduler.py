@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import pytest
 from connector_fakes import FakeNode
 from kvcommons_connector.identity import RequestIdentity, TextHints
-from kvcommons_connector.late import LateLookups
 from kvcommons_connector.questions import NO_PARENT
 from kvcommons_connector.scheduler import SchedulerCore
 from kvcommons_connector.stats import Counters
@@ -25,7 +24,6 @@ class Engine:
         self, node: FakeNode, *, asynchronous: bool = False, ranks: int = 1, dp_rank: int | None = None
     ) -> None:
         self.now_ms = 0.0
-        self.said: list[str] = []
         self.node = node
         self.counters = Counters()
         self.core = SchedulerCore(
@@ -37,7 +35,6 @@ class Engine:
             store=True,
             lease_ms_max=10_000,
             fetch_ms_max=500,
-            on_late=LateLookups(self.said.append, lambda: self.now_ms, 50),
         )
         self.next_block = 1
 
@@ -588,28 +585,3 @@ def test_data_parallel_ranks_say_who_they_are_and_share_what_they_store() -> Non
         assert engine.run_prefill("r", tokens)[0] == loaded
         engine.core.finish("r", len(tokens))
         assert (node.feedbacks[-1]["dp_rank"], node.feedbacks[-1]["commons_tokens"]) == (rank, loaded)
-
-
-def test_lookups_that_come_too_late_are_told_once_a_minute_with_their_number(node: FakeNode, engine: Engine) -> None:
-    """The log names the setting, its value and the remedy at the first one, and then how many there were."""
-    tokens = list(range(600))
-    node.status = "timed_out"
-    for number in range(5):
-        engine.add(str(number), tokens)
-        engine.core.matched(str(number), tokens, 0)
-        engine.now_ms += 10_000
-    assert len(engine.said) == 1
-    assert "1 lookup took longer than lookup_ms_max (50 ms)" in engine.said[0]
-    assert "raise lookup_ms_max" in engine.said[0]
-    engine.now_ms += 10_000
-    engine.add("later", tokens)
-    engine.core.matched("later", tokens, 0)
-    assert "5 lookups in the last 60 s" in engine.said[1]
-
-
-def test_other_refusals_are_not_called_late(node: FakeNode, engine: Engine) -> None:
-    """A node that is away is another matter, and said elsewhere."""
-    node.status = "disconnected"
-    engine.add("a", list(range(600)))
-    engine.core.matched("a", list(range(600)), 0)
-    assert engine.said == []
