@@ -25,6 +25,15 @@ class Ref(NamedTuple):
         return cls(manifest["apiVersion"], manifest["kind"], metadata.get("namespace", ""), metadata["name"])
 
 
+def replica_writers(metadata: Mapping[str, Any]) -> list[Manifest]:
+    """Of `metadata.managedFields` only who has written `spec.replicas`: all that a planner asks of it, in its own shape."""
+    return [
+        {"manager": entry.get("manager", ""), "fieldsV1": {"f:spec": {"f:replicas": {}}}}
+        for entry in metadata.get("managedFields") or ()
+        if "f:replicas" in ((entry.get("fieldsV1") or {}).get("f:spec") or {})
+    ]
+
+
 class Api(NamedTuple):
     """A kind that the API server serves."""
 
@@ -161,7 +170,7 @@ class Install:
     operator_labels: Mapping[str, str] = field(default_factory=lambda: {"app.kubernetes.io/name": "kvcommons-operator"})
     """Of the operator's pods: whom NetworkPolicies let reach control APIs."""
     metrics_namespaces: Mapping[str, str] = field(default_factory=dict)
-    """Labels of the namespaces whose pods may scrape metrics; empty for every namespace."""
+    """Labels of the namespaces whose pods may scrape metrics, besides those that a resource lets in; empty for none."""
 
 
 @dataclass(frozen=True, kw_only=True)
