@@ -8,7 +8,7 @@ import os
 from collections import deque
 
 from kvcommons_node.api.models import IndexStatus
-from kvcommons_node.seam import RawEvent
+from kvcommons_node.seam import KnownFingerprint, RawEvent
 
 FINGERPRINT = bytes(range(32))
 
@@ -89,6 +89,12 @@ class FakeCore:
             "slots_sealed": 3,
             "lookups": 7,
         }
+
+    def fingerprints(self) -> list[KnownFingerprint]:
+        counted: dict[bytes, int] = {}
+        for fingerprint, _ in self.chunks.values():
+            counted[fingerprint] = counted.get(fingerprint, 0) + 1
+        return [(fingerprint, chunks, 4_096 * chunks, []) for fingerprint, chunks in counted.items()]
 
     def lookup(self, fingerprint: bytes, keys: bytes) -> int:
         hits = 0

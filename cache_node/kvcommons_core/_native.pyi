@@ -78,6 +78,8 @@ class NodeCore:
         """([(kind, key, fingerprint, text_keys, json, age_ms)], gap). kind: committed, freed, feedback, session_opened, session_closed."""
     def inventory(self, cursor: int, items_max: int) -> tuple[list[tuple[bytes, bytes, tuple[int, ...]]], int]: ...
     def stats(self) -> dict[str, int]: ...
+    def fingerprints(self) -> list[tuple[bytes, int, int, list[int]]]:
+        """[(fingerprint, chunks, used_bytes, pids of its sessions)], of every fingerprint that is known."""
     def lookup(self, fingerprint: bytes, keys: bytes) -> int: ...
     def pin(self, keys: bytes, pinned: bool) -> int: ...
     def clear(self, fingerprint: bytes | None = ...) -> int: ...
@@ -102,8 +104,9 @@ class Client:
         reconnect_ms_min: int = ...,
         reconnect_ms_max: int = ...,
         readers_per_shard: int = ...,
+        arena_kept_ms: int = ...,
     ) -> None:
-        """role: "scheduler", "worker" or "tool". shards: ((layer_begin, layer_end, head_begin, head_end), slot_bytes).
+        """arena_kept_ms: an idle transfer's client unmaps the arena of a node that is gone for so long. role: "scheduler", "worker" or "tool". shards: ((layer_begin, layer_end, head_begin, head_end), slot_bytes).
         own_shard: index into shards, -1 for none. readers_per_shard: for schedulers, how many ranks each load the same
         shard. Connects lazily. No call blocks longer than call_ms_max. Not usable in a forked child."""
     def ensure_connected(self) -> bool: ...

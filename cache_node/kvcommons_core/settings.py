@@ -121,7 +121,7 @@ class NodeSection(Section):
     events_max: int = Field(default=262_144, ge=1)
     """Commits and evictions that may wait to be published; one more begins a new epoch."""
     verify_one_in: int = Field(default=64, ge=0)
-    """Every so many reads from memory are checksummed; 0 for none."""
+    """Every so many reads from memory are checksummed (16 MiB a call at most); 0 for none, 1 for all."""
     populate: bool = True
     """Takes all of the arena's memory at start, not when it is first used."""
     huge_pages: bool = False

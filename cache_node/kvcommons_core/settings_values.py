@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, get_args, get_origin
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
@@ -76,6 +77,16 @@ _READ_SIZE: Final = BeforeValidator(_size)
 Bytes = Annotated[int, _READ_SIZE]
 Words = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 Numbers = Annotated[tuple[int, ...], BeforeValidator(_split_commas)]
+
+
+def without_password(url: str) -> str:
+    """An address that may be shown: its user and password are stars, its query is left out."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "(not a URL)"
+    bare = url.partition("?")[0]
+    return bare if "@" not in parts.netloc else bare.replace(parts.netloc, "***@" + parts.netloc.rpartition("@")[2], 1)
 
 
 def is_size(field: FieldInfo) -> bool:

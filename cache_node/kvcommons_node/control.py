@@ -9,10 +9,11 @@ from typing import Protocol
 from kvcommons_core.keys import namespace_root, token_keys
 from kvcommons_core.limits import KEY_BYTES
 
+from kvcommons_node import fingerprints
 from kvcommons_node.api import models
 from kvcommons_node.metrics import NodeMetrics
 from kvcommons_node.pump import EventSink
-from kvcommons_node.seam import Core
+from kvcommons_node.seam import Core, KnownFingerprint
 
 
 class IndexLink(EventSink, Protocol):
@@ -34,7 +35,7 @@ class NoIndex:
     def begin_epoch(self, reason: str) -> None: ...
 
     def status(self) -> models.IndexStatus:
-        return models.IndexStatus(state="off", detail="no index.url is set")
+        return models.IndexStatus(state="off", detail="no index.url is set: only this machine's engines share")
 
 
 class Control:
@@ -87,6 +88,7 @@ class Control:
             socket_path=self._socket_path,
             multi_tenant=self._multi_tenant,
             index=self._index.status(),
+            fingerprints=fingerprints.listing(self._fingerprints()),
             core=self._core_stats(),
         )
 
@@ -97,7 +99,8 @@ class Control:
         return await asyncio.to_thread(self._lookup, request)
 
     async def clear(self, request: models.ClearRequest) -> models.ClearAnswer:
-        fingerprint = bytes.fromhex(request.fingerprint) if request.fingerprint is not None else None
+        known = self._fingerprints()
+        fingerprint = fingerprints.resolve(request.fingerprint, known) if request.fingerprint is not None else None
         chunks = await asyncio.to_thread(self._core.clear, fingerprint)
         if fingerprint is None:
             # One fence instead of as many removals as there were chunks.
@@ -105,7 +108,7 @@ class Control:
         return models.ClearAnswer(chunks=chunks, epoch=self._index.status().epoch)
 
     def _lookup(self, request: models.LookupRequest) -> models.LookupAnswer:
-        fingerprint = bytes.fromhex(request.fingerprint)
+        fingerprint = fingerprints.resolve(request.fingerprint, self._fingerprints())
         if request.keys is not None:
             keys = b"".join(bytes.fromhex(key) for key in request.keys)
         else:
@@ -114,6 +117,9 @@ class Control:
         chunks = len(keys) // KEY_BYTES
         hit = self._core.lookup(fingerprint, keys) if chunks else 0
         return models.LookupAnswer(chunks=chunks, hit_chunks=hit, hit_tokens=hit * request.chunk_tokens)
+
+    def _fingerprints(self) -> list[KnownFingerprint]:
+        return self._core.fingerprints() if self._serving else []
 
     def _core_stats(self) -> dict[str, int]:
         return self._core.stats() if self._serving else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import deque
@@ -10,6 +11,7 @@ from collections.abc import Callable, Sequence
 from kvcommons_core.errors import LimitExceededError
 from kvcommons_core.index.publisher import NodeIndex, Published
 from kvcommons_core.index.schema import MemberInfo, MemberKind
+from kvcommons_core.settings_values import without_password
 
 from kvcommons_node.api.models import IndexStatus
 from kvcommons_node.plan import StartPlan
@@ -17,6 +19,7 @@ from kvcommons_node.seam import INVENTORY_PAGE_ITEMS_MAX, Core
 
 MARK_SECONDS = 0.1
 MARKS_MAX = 1_024
+WATCH_SECONDS = 0.5
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +44,35 @@ class Lag:
         return self._clock() - self._marks[0][1] if self._marks else 0.0
 
 
+class Standing:
+    """Whether the index is reached, since when, and what was wrong the last time that it was not."""
+
+    def __init__(self, url: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.url = without_password(url)
+        self.last_error = ""
+        self._clock = clock
+        self._connected = False
+        self._since = clock()
+
+    def see(self, connected: bool, error: str) -> None:
+        """How it stands now; called often, so that the time of a change is known."""
+        if connected != self._connected:
+            self._connected, self._since = connected, self._clock()
+        if error:
+            self.last_error = error
+
+    @property
+    def seconds(self) -> float:
+        return self._clock() - self._since
+
+    def words(self, place: str) -> str:
+        """For a person. :param place: which member this is, once it is one."""
+        if self._connected:
+            return f"connected to {self.url} for {self.seconds:.0f} s, {place}"
+        why = f" ({self.last_error})" if self.last_error else ""
+        return f"{self.url} has not been reached for {self.seconds:.0f} s{why}; trying again every second"
+
+
 class RedisIndex:
     """An index link to Redis. Nothing here waits for it: words queue up, and a full queue begins a new epoch."""
 
@@ -60,12 +92,28 @@ class RedisIndex:
             capacity_bytes=plan.arena_bytes,
         )
         self._index = NodeIndex(plan.index, info, self._inventory)
+        self._standing = Standing(plan.index.url)
+        self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         await self._index.start()
+        self._watching = asyncio.create_task(self._watch(), name="index-standing")
 
     async def stop(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
         await self._index.stop()
+
+    async def _watch(self) -> None:
+        """See every change, and say it once in the log."""
+        said: bool | None = None
+        while True:
+            state = self.status()
+            connected = state.state == "connected"
+            if connected != said and (connected or said is not None or self._standing.last_error):
+                said = connected
+                logger.log(logging.INFO if connected else logging.WARNING, "index: %s", state.detail)
+            await asyncio.sleep(WATCH_SECONDS)
 
     def committed(self, key: bytes, fingerprint: bytes, text_keys: tuple[int, ...]) -> None:
         self._published += 1
@@ -87,14 +135,15 @@ class RedisIndex:
         self._index.fence(reason)
 
     def status(self) -> IndexStatus:
-        member, keeper = self._index.member, self._index.keeper
-        connected = self._index.joined and keeper.reachable
-        detail = (
-            f"{member.info.name}: {member.state.value}" if connected or not keeper.last_error else keeper.last_error
-        )
+        member, connected = self._index.member, self._index.joined
+        self._standing.see(connected, self._index.last_error)
+        slot = f" in slot {member.tenure.slot}, epoch {member.tenure.epoch}" if member.tenure is not None else ""
         return IndexStatus(
             state="connected" if connected else "disconnected",
-            detail=detail,
+            detail=self._standing.words(f"as member {member.info.name}{slot}"),
+            url=self._standing.url,
+            since_seconds=round(self._standing.seconds, 3),
+            last_error=self._standing.last_error,
             slot=member.tenure.slot if member.tenure is not None else None,
             epoch=member.tenure.epoch if member.tenure is not None else None,
             published=self._published,

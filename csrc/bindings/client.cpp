@@ -178,17 +178,19 @@ void bind_client(nb::module_& module) {
           "__init__",
           [](Client* self, const std::string& socket_path, const std::string& role, const nb::bytes& fingerprint,
              std::uint32_t chunk_tokens, const Shards& shards, std::int64_t own_shard, std::uint32_t call_ms_max,
-             std::uint32_t reconnect_ms_min, std::uint32_t reconnect_ms_max, std::uint32_t readers_per_shard) {
+             std::uint32_t reconnect_ms_min, std::uint32_t reconnect_ms_max, std::uint32_t readers_per_shard,
+             std::uint32_t arena_kept_ms) {
             ClientConfig config = config_of(socket_path, role, fingerprint, chunk_tokens, shards, own_shard);
             config.call_ms_max = call_ms_max;
             config.reconnect_ms_min = reconnect_ms_min;
             config.reconnect_ms_max = reconnect_ms_max;
             config.readers_per_shard = readers_per_shard;
+            config.arena_kept_ms = arena_kept_ms;
             new (self) Client(std::move(config));
           },
           nb::kw_only(), "socket_path"_a, "role"_a, "fingerprint"_a = nb::bytes("", 0), "chunk_tokens"_a = 0,
           "shards"_a = Shards{}, "own_shard"_a = -1, "call_ms_max"_a = 250, "reconnect_ms_min"_a = 100,
-          "reconnect_ms_max"_a = 2'000, "readers_per_shard"_a = 1)
+          "reconnect_ms_max"_a = 2'000, "readers_per_shard"_a = 1, "arena_kept_ms"_a = ClientConfig{}.arena_kept_ms)
       .def("ensure_connected", &Client::ensure_connected, nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("connected", &Client::connected)
       .def_prop_ro("last_error", &Client::last_error)

@@ -105,6 +105,17 @@ nb::tuple inventory(Node& node, std::uint64_t cursor, std::size_t items_max) {
   return nb::make_tuple(out, cursor);
 }
 
+nb::list fingerprints(Node& node) {
+  const auto known = node.with([](auto& core) { return core.store().fingerprints(); });
+  nb::list out;
+  for (const auto& one : known) {
+    nb::list pids;
+    for (const std::uint32_t pid : one.pids) pids.append(pid);
+    out.append(nb::make_tuple(bytes_of(one.key), one.chunks, one.used_bytes, pids));
+  }
+  return out;
+}
+
 nb::dict stats(Node& node) {
   std::vector<std::pair<std::string, std::uint64_t>> counters;
   node.with([&](auto& core) {
@@ -210,6 +221,7 @@ void bind_node(nb::module_& module) {
       .def("drain_events", &drain_events, "events_max"_a)
       .def("inventory", &inventory, "cursor"_a, "items_max"_a)
       .def("stats", &stats)
+      .def("fingerprints", &fingerprints)
       .def("lookup", &lookup, "fingerprint"_a, "keys"_a)
       .def("pin", &pin, "keys"_a, "pinned"_a)
       .def("clear", &clear, "fingerprint"_a = nb::none());

@@ -28,6 +28,7 @@ std::uint64_t Client::arena_bytes() const noexcept { return impl_->get(&ClientLi
 std::uint64_t Client::slot_bytes() const noexcept { return impl_->slot_bytes(); }
 void Client::copy_started() { impl_->copy_started(); }
 void Client::copy_finished() { impl_->copy_finished(); }
+void Client::upkeep() { impl_->upkeep(); }
 void Client::close() { impl_->close(); }
 
 Status Client::lookup(std::span<const Key> keys, std::uint64_t tenant, bool lease, Hit* out) {

@@ -25,6 +25,7 @@ struct ClientConfig {
   std::uint32_t call_ms_max = 250;       // a call that takes longer drops the connection: the request is recomputed
   std::uint32_t reconnect_ms_min = 100;  // back-off between attempts, doubled up to
   std::uint32_t reconnect_ms_max = 2'000;
+  std::uint32_t arena_kept_ms = 10'000;  // upkeep(): how long the arena of a node that has gone stays mapped
 };
 
 class Client {
@@ -43,8 +44,9 @@ class Client {
   [[nodiscard]] std::string node_id() const;
   [[nodiscard]] std::uint64_t attach_count() const noexcept;  // grows with each attach; leases of older ones are void
 
-  // The arena as mapped here; nullptr before the first attach. The mapping of a former arena stays until every
-  // ArenaRef on it is dropped, so that a copy that runs while the node dies reads valid memory.
+  // The arena as mapped here; nullptr before the first attach, and in schedulers, which copy nothing. The mapping of a
+  // former arena stays until every ArenaRef on it is dropped, so that a copy that runs while the node dies reads valid
+  // memory.
   using ArenaRef = std::shared_ptr<std::byte>;
   [[nodiscard]] ArenaRef arena() const;
   [[nodiscard]] std::uint64_t arena_bytes() const noexcept;
@@ -70,6 +72,11 @@ class Client {
   // copy_finished() after a lost connection tells the node (it may block for call_ms_max).
   void copy_started();
   void copy_finished();
+
+  // For an idle process, whose next call may be long in coming: finds out that the node has gone, attaches to the one
+  // that takes its place, and unmaps the arena of one that stays away for arena_kept_ms while nothing copies. Never
+  // waits for another thread's call.
+  void upkeep();
 
   // Says goodbye (a session without copies in flight frees what it held at once) and does not attach again.
   void close();

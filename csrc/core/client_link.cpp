@@ -61,6 +61,23 @@ void ClientLink::copy_finished() {
   if (socket_.open()) say_drained(until);
 }
 
+void ClientLink::upkeep() {
+  const std::unique_lock lock(io_lock_, Clock::now());
+  if (!lock.owns_lock() || closed_ || in_child()) return;  // whoever calls the node finds out by itself
+  if (socket_.peer_closed()) drop("the node closed the connection");
+  // Never attached: the first call does that, when the engine is up.
+  if (get(&Shared::attach_count) == 0 || attach_if_due(deadline())) return;
+  unmap_if_abandoned();
+}
+
+void ClientLink::unmap_if_abandoned() {
+  if (copies_.load() != 0 || Clock::now() - dropped_at_ < milliseconds(config_.arena_kept_ms)) return;
+  Client::ArenaRef arena;  // unmapped outside the lock
+  const std::lock_guard lock(shared_mutex_);
+  shared_.arena.swap(arena);
+  shared_.arena_bytes = 0;
+}
+
 void ClientLink::close() {
   const std::lock_guard lock(io_lock_);  // held by others for one call at most
   if (closed_) return;
@@ -135,6 +152,7 @@ Status ClientLink::attach(Clock::time_point until) {
 // The session ends with its connection; what it held stays its own until its copies are known to have ended.
 void ClientLink::drop(const char* why) {
   socket_.close();
+  dropped_at_ = Clock::now();
   if (session_ != 0) {
     if (former_.size() >= kFormerSessionsMax) former_.erase(former_.begin());
     former_.push_back(std::exchange(session_, 0));
@@ -185,7 +203,9 @@ Status ClientLink::welcomed(const Frame& reply, int arena_fd) {
   std::array<std::uint8_t, 16> id{};
   std::copy_n(answer.fixed.arena_id, id.size(), id.begin());
   Client::ArenaRef arena = get(&Shared::arena);
-  if (!arena || get(&Shared::arena_id) != id || get(&Shared::arena_bytes) != answer.fixed.arena_bytes) {
+  if (config_.role == wire::Role::Scheduler) {
+    arena.reset();
+  } else if (!arena || get(&Shared::arena_id) != id || get(&Shared::arena_bytes) != answer.fixed.arena_bytes) {
     std::string why;
     arena = map_arena(arena_fd, answer.fixed.arena_bytes, &why);
     if (!arena) {

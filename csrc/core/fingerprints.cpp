@@ -43,6 +43,17 @@ std::uint64_t Fingerprints::in_use() const {
       std::count_if(rows_.get(), rows_.get() + count_, [](const Row& r) { return r.used; }));
 }
 
+std::vector<Fingerprints::Known> Fingerprints::known() const {
+  const std::lock_guard lock(mutex_);
+  std::vector<Known> out;
+  for (std::uint32_t i = 0; i < count_; ++i) {
+    if (rows_[i].used) {
+      out.push_back({i, rows_[i].key, rows_[i].chunks.load(std::memory_order_relaxed)});
+    }
+  }
+  return out;
+}
+
 std::optional<std::uint32_t> Fingerprints::make_row(const std::function<bool(std::uint32_t)>& holds_slabs) {
   for (std::uint32_t i = 0; i < count_; ++i) {
     if (!rows_[i].used) {

@@ -40,6 +40,15 @@ class Fingerprints {
     return rows_[row].epoch.load(std::memory_order_acquire);
   }
   void fence(std::uint32_t row) noexcept { rows_[row].epoch.fetch_add(1, std::memory_order_acq_rel); }
+  // Chunks that can be hit, kept by whoever announces and removes them.
+  void chunk_came(std::uint32_t row) noexcept { rows_[row].chunks.fetch_add(1, std::memory_order_relaxed); }
+  void chunk_went(std::uint32_t row) noexcept { rows_[row].chunks.fetch_sub(1, std::memory_order_relaxed); }
+  struct Known {
+    std::uint32_t row;
+    Key key;
+    std::uint64_t chunks;
+  };
+  [[nodiscard]] std::vector<Known> known() const;
 
  private:
   struct Row {
@@ -49,6 +58,7 @@ class Fingerprints {
     std::vector<ShardSpec> rects;
     std::atomic<std::uint32_t> sessions{0};
     std::atomic<std::uint64_t> epoch{1};
+    std::atomic<std::uint64_t> chunks{0};
   };
   std::optional<std::uint32_t> find_locked(const Key& fingerprint) const;
   std::optional<std::uint32_t> make_row(const std::function<bool(std::uint32_t)>& holds_slabs);

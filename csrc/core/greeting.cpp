@@ -50,6 +50,7 @@ bool Greeting::open_session(Connection* connection, const wire::Frame& frame, co
   const Status status = store_->open_session(hello.spec, &session);
   if (status != Status::Ok) return refuse(connection, frame, status, Dispatcher::message_of(status));
   connection->session = session;
+  if (pid > 0) store_->note_process(session, static_cast<std::uint32_t>(pid));
   if (ledger_->opened(session, connection->id(), pid, std::move(proof))) return true;
   connection->session = 0;
   store_->close_session(session);

@@ -37,6 +37,9 @@ class LeasePort {
   virtual Status abort(std::span<const SlotRef> slots) = 0;
 
   // Around everything that touches granted slots, from before the call that grants them.
+  // Called now and then by a thread with nothing else to do.
+  virtual void upkeep() {}
+
   virtual void copy_started() = 0;
   virtual void copy_finished() = 0;
 };

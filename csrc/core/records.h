@@ -52,8 +52,8 @@ static_assert(sizeof(RecordsHeader) == 64);
 // A row lives as long as its session may hold anything; id 0 = free row.
 struct SessionRecord {
   std::atomic<std::uint64_t> id;
-  std::atomic<std::uint64_t> start_time;
-  std::atomic<std::uint32_t> pid;
+  std::uint64_t unused;
+  std::atomic<std::uint32_t> pid;      // for whoever asks which engines are there; proofs of death are the ledger's
   std::atomic<std::uint32_t> reading;  // slots it copies from: never less than the truth
   std::atomic<std::uint32_t> filling;  // slots granted to it: never less than the truth
   std::uint32_t reserved;

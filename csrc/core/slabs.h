@@ -60,6 +60,7 @@ class Slabs {
     std::uint64_t slabs_free = 0, slots_free = 0, used_bytes = 0;
   };
   [[nodiscard]] Usage usage() const;
+  [[nodiscard]] std::map<std::uint32_t, std::uint64_t> used_by_fingerprint() const;  // bytes
 
  private:
   struct Slab {

@@ -20,6 +20,8 @@ namespace kvcommons {
 namespace {
 
 constexpr int kBacklog = 512;
+constexpr const char* kLockSuffix = ".lock";
+constexpr int kLockAttemptsMax = 16;  // each finds that an owner has just gone
 
 sockaddr_un unix_address(const std::string& path) {
   sockaddr_un address{};
@@ -56,14 +58,23 @@ void check_directory(const std::string& path) {
   }
 }
 
+// Whether a locked file is still the one at its path: its owner removes it before giving up the lock.
+bool still_there(int lock, const std::string& file) {
+  struct stat held{}, there{};
+  return ::fstat(lock, &held) == 0 && ::stat(file.c_str(), &there) == 0 && held.st_ino == there.st_ino &&
+         held.st_dev == there.st_dev;
+}
+
 UniqueFd lock_path(const std::string& path) {
-  UniqueFd lock(::open((path + ".lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
-  if (!lock) throw_errno("lock file '" + path + ".lock'");
-  if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
-    throw std::system_error(EADDRINUSE, std::generic_category(),
-                            "socket '" + path + "' is in use by a live process: stop it, or set another socket path");
+  const std::string file = path + kLockSuffix;
+  for (int attempt = 0; attempt < kLockAttemptsMax; ++attempt) {
+    UniqueFd lock(::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+    if (!lock) throw_errno("lock file '" + file + "'");
+    if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) break;
+    if (still_there(lock.get(), file)) return lock;
   }
-  return lock;
+  throw std::system_error(EADDRINUSE, std::generic_category(),
+                          "socket '" + path + "' is in use by a live process: stop it, or set another socket path");
 }
 
 // A socket file that nobody answers on was left by a killed process; anything else is not ours to remove.
@@ -119,8 +130,9 @@ void UnixListener::listen() {
 }
 
 UnixListener::~UnixListener() {
-  // The lock is still held, so the file is this listener's. The lock file stays: removing it would let two owners in.
+  // The lock is still held, so both files are this listener's; whoever has opened the lock's meanwhile sees it gone.
   if (socket_) ::unlink(path_.c_str());
+  if (lock_) ::unlink((path_ + kLockSuffix).c_str());
 }
 
 UniqueFd unix_connect(const std::string& path, int type) {

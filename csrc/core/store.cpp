@@ -81,8 +81,7 @@ void Store::resolve_session(SessionId session) {
   const NotifyAtEnd notify(impl_->events());
   impl_->resolve_session(session);
 }
-void Store::note_process(SessionId session, const SessionProcess& process) { impl_->note_process(session, process); }
-std::optional<SessionProcess> Store::process_of(SessionId session) const { return impl_->process_of(session); }
+void Store::note_process(SessionId session, std::uint32_t pid) { impl_->note_process(session, pid); }
 std::vector<SessionId> Store::unresolved_sessions() const { return impl_->unresolved_sessions(); }
 
 LookupResult Store::lookup(SessionId session, std::span<const Key> keys, bool lease) {
@@ -127,6 +126,7 @@ void Store::set_event_callback(std::function<void()> on_events) { impl_->events(
 std::vector<InventoryItem> Store::inventory(std::uint64_t* cursor, std::size_t max) const {
   return impl_->inventory(cursor, max);
 }
+std::vector<FingerprintInfo> Store::fingerprints() const { return impl_->fingerprints(); }
 StoreStats Store::stats() const { return impl_->stats(); }
 
 }  // namespace kvcommons

@@ -33,8 +33,10 @@ struct StoreConfig {
   std::uint32_t leases_max = 65'536;
   std::uint32_t sessions_max = 4'096;
   std::uint32_t fingerprints_max = 1'024;
-  std::uint32_t events_max = 262'144;     // ring to the daemon; overflow sets a gap flag, never blocks
-  std::uint32_t verify_one_in = 64;       // sampled checksum of reads from memory; 0 = never, 1 = always
+  std::uint32_t events_max = 262'144;  // ring to the daemon; overflow sets a gap flag, never blocks
+  std::uint32_t verify_one_in = 64;    // sampled checksum of reads from memory; 0 = never, 1 = always
+  // One begin() checks no more than this, or one slot: the server answers others meanwhile. Not where all are checked.
+  std::uint64_t verify_bytes_max = 16ull << 20;
   std::function<std::uint64_t()> now_ms;  // monotonic; injected by tests
 };
 
@@ -47,12 +49,6 @@ struct SessionSpec {
   std::vector<ShardSpec> shards;           // every shard of a chunk for this engine's parallel layout
   std::optional<std::uint32_t> own_shard;  // index into shards; absent for schedulers and tools
   std::uint32_t readers_per_shard = 1;     // ranks that each begin the same shard of a lease (MLA under TP)
-};
-
-// Which process stood behind a session, so that its death can be proven after a restart: a pid alone is reused.
-struct SessionProcess {
-  std::uint32_t pid = 0;
-  std::uint64_t start_time = 0;  // field 22 of /proc/PID/stat
 };
 
 struct LookupResult {
@@ -85,6 +81,13 @@ struct InventoryItem {
   Key key;
   Key fingerprint;
   std::vector<std::uint64_t> text_keys;
+};
+
+struct FingerprintInfo {
+  Key key;
+  std::uint64_t chunks = 0;         // that can be hit
+  std::uint64_t used_bytes = 0;     // of the arena, with what is being filled or still read
+  std::vector<std::uint32_t> pids;  // of the processes with a session, where they can be seen from here
 };
 
 struct StoreStats {
@@ -120,8 +123,7 @@ class Store {
   void close_session(SessionId session);
   // The process is proven dead or said "drained": everything still held in its name is freed. Unknown ids are ignored.
   void resolve_session(SessionId session);
-  void note_process(SessionId session, const SessionProcess& process);  // kept in the records
-  std::optional<SessionProcess> process_of(SessionId session) const;    // of this life or a former one, if noted
+  void note_process(SessionId session, std::uint32_t pid);  // for fingerprints()
   // Sessions of a former life that still hold something, for which the daemon must find proof.
   std::vector<SessionId> unresolved_sessions() const;
 
@@ -152,6 +154,7 @@ class Store {
   void set_event_callback(std::function<void()> on_events);  // called outside locks when the ring becomes non-empty
   // Pages through what is sealed and complete. cursor 0 starts; returned cursor 0 ends.
   std::vector<InventoryItem> inventory(std::uint64_t* cursor, std::size_t max) const;
+  std::vector<FingerprintInfo> fingerprints() const;
   StoreStats stats() const;
 
  private:

@@ -46,6 +46,7 @@ Store::Impl::Removed Store::Impl::remove_locked(IndexShard& shard, Entry& e) {
     event.age_ms = now > e.commit_ms ? now - e.commit_ms : 0;
     events_.push(std::move(event));
     counters_.chunks.fetch_sub(1, std::memory_order_relaxed);
+    fingerprints_.chunk_went(e.fingerprint);
   }
   counters_.pinned_chunks.fetch_sub(e.pinned ? 1 : 0, std::memory_order_relaxed);
   for (const Part& part : e.parts) {
@@ -167,26 +168,6 @@ std::uint64_t Store::Impl::clear(const Key* fingerprint) {
   return count;
 }
 
-std::uint32_t Store::Impl::lookup_any(const Key& fingerprint, std::span<const Key> keys) const {
-  const auto row = fingerprints_.find(fingerprint);
-  if (!row) {
-    return 0;
-  }
-  std::uint32_t hit = 0;
-  std::uint64_t previous_id = 0;
-  for (const Key& key : keys) {
-    const IndexShard& shard = index_.of(key);
-    const std::lock_guard lock(shard.mutex);
-    const Entry* e = shard.find(key);
-    if (e == nullptr || e->fingerprint != *row || !e->announced || (hit != 0 && e->parent_id != previous_id)) {
-      break;
-    }
-    previous_id = e->id;
-    ++hit;
-  }
-  return hit;
-}
-
 std::uint32_t Store::Impl::pin(std::span<const Key> keys, bool pinned) {
   std::uint32_t found = 0;
   for (const Key& key : keys) {
@@ -212,76 +193,6 @@ std::uint32_t Store::Impl::pin(std::span<const Key> keys, bool pinned) {
     shard.refresh(*e);
   }
   return found;
-}
-
-// By place in the arena: what stays is listed once, however much comes and goes meanwhile.
-std::vector<InventoryItem> Store::Impl::inventory(std::uint64_t* cursor, std::size_t max) const {
-  std::vector<InventoryItem> out;
-  std::uint64_t next = *cursor;
-  std::uint32_t slot = 0;
-  while (out.size() < max && slabs_.next_given(next, &slot)) {
-    next = std::uint64_t{slot} + 1;
-    const auto key = sealed_key(slot);
-    if (!key) {
-      continue;
-    }
-    const IndexShard& shard = index_.of(*key);
-    const std::lock_guard lock(shard.mutex);
-    const Entry* e = shard.find(*key);
-    const bool its_own =
-        e != nullptr && e->announced &&
-        std::any_of(e->parts.begin(), e->parts.end(), [&](const Part& p) { return p.slot == slot && p.sealed; });
-    if (its_own && records_.slot(slot).completes != 0) {
-      out.push_back({*key, fingerprints_.key(e->fingerprint), text_keys(*e)});
-    }
-  }
-  *cursor = slabs_.next_given(next, &slot) ? next : 0;
-  return out;
-}
-
-StoreStats Store::Impl::stats() const {
-  StoreStats s{};
-  const auto get = [](const std::atomic<std::uint64_t>& c) { return c.load(std::memory_order_relaxed); };
-  const internal::Slabs::Usage usage = slabs_.usage();
-  const internal::Leases::Counts leases = leases_.counts();
-  s.arena_bytes = config_.arena_bytes;
-  s.used_bytes = usage.used_bytes;
-  s.free_bytes = config_.arena_bytes - usage.used_bytes;
-  s.slabs = records_.geometry().slabs;
-  s.slabs_free = usage.slabs_free;
-  s.chunks = get(counters_.chunks);
-  s.slots_free = usage.slots_free;
-  s.slots_filling = get(counters_.filling);
-  s.slots_sealed = get(counters_.sealed);
-  s.slots_draining = get(counters_.draining);
-  s.slots_quarantined = get(counters_.quarantined);
-  {
-    const std::shared_lock lock(sessions_mutex_);
-    s.sessions = open_sessions_;
-    s.sessions_unresolved = former_.size() + sessions_.size() - open_sessions_;
-  }
-  s.leases_pending = leases.pending;
-  s.leases_copying = leases.copying;
-  s.leases_revoked = leases.revoked;
-  s.fingerprints = fingerprints_.in_use();
-  s.pinned_chunks = get(counters_.pinned_chunks);
-  s.lookups = get(counters_.lookups);
-  s.lookup_chunks = get(counters_.lookup_chunks);
-  s.hit_chunks = get(counters_.hit_chunks);
-  s.reserved = get(counters_.reserved);
-  s.committed = get(counters_.committed);
-  s.aborted = get(counters_.aborted);
-  s.evicted = get(counters_.evicted);
-  s.cleared = get(counters_.cleared);
-  s.reserve_full = get(counters_.reserve_full);
-  s.reserve_busy = get(counters_.reserve_busy);
-  s.reserve_exists = get(counters_.reserve_exists);
-  s.checksum_failures = get(counters_.checksum_failures);
-  s.events_dropped = events_.dropped();
-  s.text_keys_dropped = get(counters_.text_keys_dropped);
-  s.cold_starts = records_.cold_start() ? 1 : 0;
-  s.slabs_taken_back = get(counters_.slabs_taken_back);
-  return s;
 }
 
 }  // namespace kvcommons

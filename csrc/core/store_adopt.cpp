@@ -105,7 +105,10 @@ void Store::Impl::adopt_entries(Adoption& adoption) {
   for (std::uint32_t i = 0; i < internal::Index::kShards; ++i) {
     IndexShard& shard = index_.at(i);
     for (auto& [key, e] : shard.entries) {
-      internal::add(counters_.chunks, e.announced ? 1 : 0);
+      if (e.announced) {
+        internal::add(counters_.chunks);
+        fingerprints_.chunk_came(e.fingerprint);
+      }
       internal::add(counters_.pinned_chunks, e.pinned ? 1 : 0);
     }
   }

@@ -81,8 +81,7 @@ class Store::Impl {
   void close_session(SessionId id);
   void resolve_session(SessionId id);
   std::vector<SessionId> unresolved_sessions() const;
-  void note_process(SessionId id, const SessionProcess& process);
-  std::optional<SessionProcess> process_of(SessionId id) const;
+  void note_process(SessionId id, std::uint32_t pid);
   void feedback(SessionId id, std::string json);
   // store_read.cpp
   LookupResult lookup(SessionId id, std::span<const Key> keys, bool lease);
@@ -96,10 +95,12 @@ class Store::Impl {
   Status commit(SessionId id, std::span<const CommitItem> items, std::uint32_t* accepted);
   Status abort(SessionId id, std::span<const SlotRef> slots);
   // store_admin.cpp
-  std::uint32_t lookup_any(const Key& fingerprint, std::span<const Key> keys) const;
   std::uint32_t pin(std::span<const Key> keys, bool pinned);
   std::uint64_t clear(const Key* fingerprint);
+  // store_view.cpp
+  std::uint32_t lookup_any(const Key& fingerprint, std::span<const Key> keys) const;
   std::vector<InventoryItem> inventory(std::uint64_t* cursor, std::size_t max) const;
+  std::vector<FingerprintInfo> fingerprints() const;
   StoreStats stats() const;
 
   [[nodiscard]] bool adopted() const noexcept { return records_.adopted(); }
@@ -144,6 +145,7 @@ class Store::Impl {
   bool add_readers(const Lease& lease, std::size_t part, std::uint32_t* added);
   void drop_readers(const Lease& lease, std::size_t part, std::uint32_t count);
   void drop_reader_locked(std::uint32_t slot, std::uint32_t count, std::vector<std::uint32_t>* freed);
+  // store_verify.cpp
   std::optional<Key> find_corrupt(const Lease& lease, std::size_t part);
   bool sampled();
   // store_write.cpp

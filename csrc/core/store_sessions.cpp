@@ -108,7 +108,6 @@ Status Store::Impl::open_session(const SessionSpec& spec, SessionId* out) {
     ++open_sessions_;
     internal::SessionRecord& row = records_.session(s->row);
     row.pid.store(0, std::memory_order_relaxed);
-    row.start_time.store(0, std::memory_order_relaxed);
     row.reading.store(0, std::memory_order_relaxed);
     row.filling.store(0, std::memory_order_relaxed);
     row.id.store(s->id, std::memory_order_release);
@@ -255,32 +254,11 @@ std::vector<SessionId> Store::Impl::unresolved_sessions() const {
   return out;
 }
 
-void Store::Impl::note_process(SessionId id, const SessionProcess& process) {
+void Store::Impl::note_process(SessionId id, std::uint32_t pid) {
   const std::shared_lock lock(sessions_mutex_);
   if (const auto it = sessions_.find(id); it != sessions_.end()) {
-    internal::SessionRecord& row = records_.session(it->second->row);
-    row.start_time.store(process.start_time, std::memory_order_relaxed);
-    row.pid.store(process.pid, std::memory_order_release);
+    records_.session(it->second->row).pid.store(pid, std::memory_order_release);
   }
-}
-
-std::optional<SessionProcess> Store::Impl::process_of(SessionId id) const {
-  const std::shared_lock lock(sessions_mutex_);
-  std::optional<std::uint32_t> row;
-  if (const auto it = sessions_.find(id); it != sessions_.end()) {
-    row = it->second->row;
-  } else if (const auto former = former_.find(id); former != former_.end()) {
-    row = former->second.row;
-  }
-  if (!row) {
-    return std::nullopt;
-  }
-  const internal::SessionRecord& record = records_.session(*row);
-  const std::uint32_t pid = record.pid.load(std::memory_order_acquire);
-  if (pid == 0) {
-    return std::nullopt;
-  }
-  return SessionProcess{pid, record.start_time.load(std::memory_order_relaxed)};
 }
 
 void Store::Impl::feedback(SessionId id, std::string json) {

@@ -235,6 +235,7 @@ bool Store::Impl::seal(Session& s, const Filling& filling, const CommitItem& ite
     e->announced = true;
     e->commit_ms = record.sealed_ms;
     internal::add(counters_.chunks);
+    fingerprints_.chunk_came(e->fingerprint);
     Event event;
     event.kind = Event::Kind::Committed;
     event.key = filling.key;

@@ -35,6 +35,7 @@ class ClientPort final : public LeasePort {
     return client_->commit(items, accepted);
   }
   Status abort(std::span<const SlotRef> slots) override { return client_->abort(slots); }
+  void upkeep() override { client_->upkeep(); }
   void copy_started() override { client_->copy_started(); }
   void copy_finished() override { client_->copy_finished(); }
 

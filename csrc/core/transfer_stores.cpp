@@ -152,13 +152,15 @@ void StoreQueue::source_read(std::uint64_t job) {
   progress_.notify_all();
 }
 
-// With nothing to do the arena is mapped page by page; a client that attaches anew is noticed by looking now and then.
+// With nothing to do the arena is mapped page by page; a client that attaches anew, and a node
+// that has gone, are noticed by looking now and then.
 void StoreQueue::warm_until_work(std::unique_lock<std::mutex>* lock) {
   const auto busy = [&] { return stop_ || !queue_.empty(); };
   while (!busy()) {
     lock->unlock();
     gate_.yield();
     const bool more = warmer_.step(port_);
+    if (!more) port_.upkeep();
     lock->lock();
     if (!more) work_.wait_for(*lock, kWarmEvery, busy);
   }

@@ -191,6 +191,17 @@ TEST(a_socket_in_use_is_refused_and_a_stale_one_replaced) {
   CHECK(!std::filesystem::exists(directory.file("n")));
 }
 
+TEST(a_clean_end_leaves_no_lock_file_and_owners_exclude_each_other_all_the_same) {
+  const TempDir directory;
+  const std::string path = directory.file("n");
+  for (int life = 0; life < 3; ++life) {
+    const UnixListener first(path, SOCK_STREAM, 0600);
+    CHECK(std::filesystem::exists(path + ".lock"));
+    CHECK(mentions(refusal<std::system_error>([&] { UnixListener(path, SOCK_STREAM, 0600); }), "in use by a live"));
+  }
+  CHECK(!std::filesystem::exists(path) && !std::filesystem::exists(path + ".lock"));
+}
+
 TEST(a_path_that_cannot_hold_the_socket_is_refused_with_the_remedy) {
   TempDir directory;
   const auto start_at = [&](const std::string& path) {

@@ -62,14 +62,11 @@ TEST(an_adopted_store_serves_what_the_former_one_had) {
 TEST(what_a_former_session_filled_stays_in_quarantine_until_it_is_resolved) {
   World w(1 * kMiB);
   const Engine e(w, 1, kSlot);
-  w.store->note_process(e.id, {4711, 123456789});
   e.reserve(make_chain(1, 10));
   w.crash_and_adopt();
   CHECK_EQ(w.store->stats().slots_quarantined, 10u);
   CHECK_EQ(w.store->unresolved_sessions().size(), 1u);
   CHECK_EQ(w.store->unresolved_sessions()[0], e.id);
-  CHECK_EQ(w.store->process_of(e.id)->pid, 4711u);
-  CHECK_EQ(w.store->process_of(e.id)->start_time, 123456789u);
   const Engine fresh(w, 1, kSlot);
   const auto slots = fresh.reserve(make_chain(2, 8));
   CHECK_EQ(slots[5].status, ReserveStatus::Granted);

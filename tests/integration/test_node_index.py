@@ -157,6 +157,9 @@ async def test_a_redis_that_dies_and_comes_back_empty_gets_the_inventory_under_a
             node.core.emit(committed(1))
             server.kill()
             await until(node.disconnected)
+            told = (await node.ready())["reason"]
+            assert f"127.0.0.1:{port}" in told
+            assert "has not been reached for" in told
             node.core.emit(committed(2))
             server.stop()
             server = redis_server.start(port=port)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import select
@@ -118,7 +119,13 @@ def node() -> Iterator[NodeProcess]:
         yield made
 
 
-def connect(node: NodeProcess, role: str) -> _native.Client:
+def own_arenas() -> set[str]:
+    """Inodes of the arenas that this process has mapped."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return {line.split()[4] for line in lines if "kvcommons-arena" in line}
+
+
+def connect(node: NodeProcess, role: str, arena_kept_ms: int = 10_000) -> _native.Client:
     own = 0 if role == "worker" else -1
     client = _native.Client(
         socket_path=str(node.socket_path),
@@ -129,6 +136,7 @@ def connect(node: NodeProcess, role: str) -> _native.Client:
         own_shard=own,
         reconnect_ms_min=1,
         reconnect_ms_max=20,
+        arena_kept_ms=arena_kept_ms,
     )
     until(client.ensure_connected, client.last_error)
     return client
@@ -214,6 +222,48 @@ def test_a_client_sees_a_dead_connection_before_it_uses_it(node: NodeProcess) ->
     worker.close()
 
 
+def test_an_idle_engine_lets_go_of_a_dead_node_s_arena_and_finds_the_next_node(node: NodeProcess) -> None:
+    """Without a call of its own, an engine's transfer unmaps what a dead node has left, so that the memory is free; and attaches anew."""
+    node.start("--holder-socket", "none")
+    worker = connect(node, "worker", arena_kept_ms=0)
+    blocks = ctypes.create_string_buffer(SLOT_BYTES)
+    base, half = ctypes.addressof(blocks), SLOT_BYTES // 2
+    layers = [(base + layer * half, 1, half, 1, 0, 1, 0, half) for layer in range(2)]
+    transfer = _native.Transfer(worker, blocks_per_chunk=1, layers=layers)
+    mapped = own_arenas()
+    assert len(mapped) == 1
+    node.kill()
+    until(lambda: not own_arenas(), "the dead node's arena is still mapped")
+    assert not worker.connected
+    node.start("--holder-socket", "none")
+    until(lambda: worker.connected, "the next node is not found")
+    assert len(own_arenas() - mapped) == 1
+    del transfer
+    worker.close()
+
+
+def test_statistics_name_the_processes_behind_a_fingerprint(node: NodeProcess) -> None:
+    """Who looks for what may be cleared sees how much there is of it, and which processes use it."""
+    node.start()
+    worker = connect(node, "worker")
+    store(worker, keys_of(worker, 2), [payload(1), payload(2)])
+    (listed,) = node.stats()["fingerprints"]
+    assert (listed["fingerprint"], listed["chunks"], listed["used_bytes"]) == (FINGERPRINT.hex(), 2, 2 * SLOT_BYTES)
+    assert [engine["pid"] for engine in listed["engines"]] == [os.getpid()]
+    assert listed["engines"][0]["name"]
+    assert post(node, "/v1/clear", {"fingerprint": FINGERPRINT.hex()[:8]})["chunks"] == 2
+    worker.close()
+
+
+def test_the_log_says_where_the_node_serves(node: NodeProcess) -> None:
+    """The line that says that the node serves has the addresses and the size, for whoever has only the log."""
+    node.start()
+    (line,) = [line for line in node.log().splitlines() if "serving as under-test" in line]
+    assert str(node.socket_path) in line
+    assert f"http://127.0.0.1:{node.port}" in line
+    assert f"arena of {ARENA}" in line
+
+
 def test_the_arena_is_held_once_over_a_restart(node: NodeProcess) -> None:
     """The restarted node maps the arena that the holder kept; it does not make another."""
     node.start()
@@ -224,13 +274,13 @@ def test_the_arena_is_held_once_over_a_restart(node: NodeProcess) -> None:
 
 
 def test_a_clean_stop_leaves_nothing(node: NodeProcess) -> None:
-    """SIGTERM ends the node with status 0, its holder and its socket with it."""
+    """SIGTERM ends the node with status 0, its holder with it; of sockets and lock files none is left."""
     node.start()
     holders = node.holders()
     assert len(holders) == 1
     assert node.stop() == 0
     until(lambda: not node.holders(), "the holder is still there")
-    assert not node.socket_path.exists()
+    assert sorted(entry.name for entry in node.folder.iterdir()) == ["log", "s"]
 
 
 def test_a_holder_without_a_node_ends_by_itself(node: NodeProcess) -> None:

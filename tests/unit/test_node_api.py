@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -15,6 +16,7 @@ from kvcommons_core.keys import namespace_root, token_keys
 from kvcommons_node.api import openapi
 from kvcommons_node.api.server import BODY_BYTES_MAX, Access, Api
 from kvcommons_node.control import Control
+from kvcommons_node.fingerprints import process_name
 from node_fakes import FINGERPRINT, FakeCore, FakeIndex, committed, key
 
 SECRET = bytes(32)
@@ -111,7 +113,8 @@ async def test_clearing_one_fingerprint_leaves_the_others(serve: Serve) -> None:
 @pytest.mark.parametrize(
     ("body", "field", "words"),
     [
-        ({"fingerprint": "zz", "keys": ["00" * 32]}, "fingerprint", "pattern"),
+        ({"fingerprint": "zzzz", "keys": ["00" * 32]}, "fingerprint", "4 to 64 hexadecimal digits"),
+        ({"fingerprint": "00" * 32, "keys": ["0"]}, "keys.0", "64 hexadecimal digits"),
         ({"fingerprint": "00" * 32}, None, "exactly one of 'keys' and 'tokens'"),
         ({"fingerprint": "00" * 32, "keys": []}, "keys", "at least 1"),
         ({"fingerprint": "00" * 32, "tokens": [1, -1]}, "tokens.1", "greater than or equal to 0"),
@@ -153,6 +156,33 @@ async def test_a_body_that_is_no_json_is_refused(serve: Serve) -> None:
     assert node.index.told == []
 
 
+async def test_statistics_list_fingerprints_and_their_first_digits_are_enough(serve: Serve) -> None:
+    """What statistics list can be looked up and cleared by as many digits as make it one; fewer are refused with what they may mean."""
+    node = await serve()
+    first, second = bytes.fromhex("abcd01" + "00" * 29), bytes.fromhex("abcd02" + "00" * 29)
+    node.core.chunks = {key(1): (first, ()), key(2): (first, ()), key(3): (second, ())}
+    listed = (await node.get("/v1/stats"))[1]["fingerprints"]
+    assert [(one["fingerprint"], one["chunks"]) for one in listed] == [(first.hex(), 2), (second.hex(), 1)]
+    keys = [key(1).hex()]
+    assert (await node.post("/v1/lookup", {"fingerprint": "ABCD01", "keys": keys}))[1]["hit_chunks"] == 1
+    status, answer = await node.post("/v1/clear", {"fingerprint": "abcd"})
+    assert (status, answer["error"]["remedy"]) == (400, "give more digits")
+    assert "abcd010000" in answer["error"]["message"]
+    status, answer = await node.post("/v1/lookup", {"fingerprint": "ffff", "keys": keys})
+    assert (status, answer["error"]["field"]) == (404, "fingerprint")
+    assert "kvcommons stats" in answer["error"]["remedy"]
+    assert (await node.post("/v1/clear", {"fingerprint": "abcd02"}))[1]["chunks"] == 1
+
+
+def test_a_process_is_named_as_it_calls_itself(tmp_path: Path) -> None:
+    """A title is shown; for an interpreter's path the kernel's short name; nothing for one that is not there."""
+    for pid, cmdline in ((1, b"VLLM::EngineCore\0"), (2, b"/usr/bin/python3\0-m\0x\0")):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "cmdline").write_bytes(cmdline)
+        (tmp_path / str(pid) / "comm").write_text("python3\n")
+    assert [process_name(pid, tmp_path) for pid in (1, 2, 3)] == ["VLLM::EngineCore", "python3", ""]
+
+
 async def test_unknown_paths_and_methods_say_what_there_is(serve: Serve) -> None:
     """A wrong path lists the right ones; a wrong method names the allowed one."""
     node = await serve()
@@ -160,7 +190,7 @@ async def test_unknown_paths_and_methods_say_what_there_is(serve: Serve) -> None
     assert status == 404
     assert "/v1/stats" in answer["error"]["remedy"]
     status, answer = await node.get("/v1/clear")
-    assert (status, answer["error"]["remedy"]) == (405, "use POST")
+    assert (status, answer["error"]["remedy"]) == (405, "use POST /v1/clear")
 
 
 async def test_a_body_over_the_limit_is_refused(serve: Serve) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from kvcommons_node.control import Control
-from kvcommons_node.index_link import Lag
+from kvcommons_node.index_link import Lag, Standing
 from kvcommons_node.pump import EventPump
 from node_fakes import FakeCore, FakeIndex, committed, feedback, freed, key
 
@@ -99,3 +99,22 @@ def test_the_lag_is_that_of_the_oldest_waiting_word() -> None:
     assert lag.seconds(3, waiting=0) == 0.0
     lag.put(4)
     assert lag.seconds(4, waiting=1) == 0.0
+
+
+def test_how_the_node_stands_with_the_index_is_told_in_words() -> None:
+    """Where the index is without its password, since when it is reached or not, and what went wrong last."""
+    now = [100.0]
+    standing = Standing("redis://user:hunter2@r:6379/0?password=hunter2", lambda: now[0])
+    now[0] += 7
+    standing.see(False, "Error 111 connecting to r:6379")
+    words = standing.words("as member a")
+    assert words == (
+        "redis://***@r:6379/0 has not been reached for 7 s (Error 111 connecting to r:6379); trying again every second"
+    )
+    standing.see(True, "")
+    now[0] += 3
+    standing.see(True, "")
+    assert standing.words("as member a in slot 2, epoch 5") == (
+        "connected to redis://***@r:6379/0 for 3 s, as member a in slot 2, epoch 5"
+    )
+    assert standing.last_error == "Error 111 connecting to r:6379"

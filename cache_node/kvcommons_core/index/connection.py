@@ -24,6 +24,7 @@ from kvcommons_core.errors import ConfigurationError, IndexUnavailableError
 from kvcommons_core.index.scripts import ALL, Script
 from kvcommons_core.index.tasks import reraise_swallowed_cancellation
 from kvcommons_core.settings import IndexSettings
+from kvcommons_core.settings_values import without_password
 
 _Sentinel: Any = redis_sentinel.Sentinel  # its constructor has no annotations
 
@@ -71,11 +72,11 @@ class IndexConnection:
         scheme = settings.url.partition("://")[0]
         if scheme not in SCHEMES:
             raise ConfigurationError(
-                "index.url", _without_password(settings.url), f"begin it with one of {', '.join(SCHEMES)}"
+                "index.url", without_password(settings.url), f"begin it with one of {', '.join(SCHEMES)}"
             )
         if not _ports_are_numbers(settings.url):
             raise ConfigurationError(
-                "index.url", _without_password(settings.url), "give each host as HOST:PORT with a port from 1 to 65535"
+                "index.url", without_password(settings.url), "give each host as HOST:PORT with a port from 1 to 65535"
             )
         self.is_cluster = scheme.endswith("+cluster")
         self._settings = settings
@@ -139,7 +140,7 @@ class IndexConnection:
             reraise_swallowed_cancellation()
         except AWAY as error:
             reraise_swallowed_cancellation()
-            raise IndexUnavailableError(f"Redis at {_without_password(self._settings.url)}: {error}") from error
+            raise IndexUnavailableError(f"Redis at {without_password(self._settings.url)}: {error}") from error
         return [_checked(reply) for reply in replies]
 
     async def _load_scripts(self) -> None:
@@ -186,7 +187,7 @@ def _make_client(settings: IndexSettings) -> tuple[Any, list[Any]]:
     service, _, database = path.partition("/")
     if not service:
         raise ConfigurationError(
-            "index.url", _without_password(settings.url), "name the master that Sentinel watches: .../MASTER/0"
+            "index.url", without_password(settings.url), "name the master that Sentinel watches: .../MASTER/0"
         )
     sentinel_options = {key: value for key, value in common.items() if key not in ("username", "password")} | tls
     sentinel: Any = _Sentinel(addresses, sentinel_kwargs=sentinel_options, db=int(database or 0), **common, **tls)
@@ -244,11 +245,3 @@ def _checked(reply: Any) -> Any:
     if isinstance(reply, RedisError | OSError):
         raise IndexUnavailableError(f"Redis: {reply}") from reply
     return reply
-
-
-def _without_password(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "(not a URL)"
-    return url if "@" not in parts.netloc else url.replace(parts.netloc, "***@" + parts.netloc.rpartition("@")[2], 1)

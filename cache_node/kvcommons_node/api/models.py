@@ -11,8 +11,15 @@ TOKENS_PER_LOOKUP_MAX = 1_048_576
 SALT_CHARACTERS_MAX = 1_024
 CHUNK_TOKENS_MAX = 65_536
 
-HexKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$")]
+FINGERPRINTS_SHOWN_MAX = 64
+ENGINES_SHOWN_MAX = 64
+HEX_KEY_PATTERN = r"^[0-9a-fA-F]{64}$"
+HEX_START_PATTERN = r"^[0-9a-fA-F]{4,64}$"
+
+HexKey = Annotated[str, StringConstraints(pattern=HEX_KEY_PATTERN)]
 """A SHA-256 as 64 hexadecimal digits."""
+HexStart = Annotated[str, StringConstraints(pattern=HEX_START_PATTERN)]
+"""The first digits of one, at least 4."""
 
 
 class Model(BaseModel):
@@ -24,7 +31,9 @@ class Model(BaseModel):
 class LookupRequest(Model):
     """Which leading chunks of a chain are here. Give ``keys``, or ``tokens`` with the salt they were cached under."""
 
-    fingerprint: HexKey = Field(description="Fingerprint of the engine's model and layout, as the engine logs it.")
+    fingerprint: HexStart = Field(
+        description="Fingerprint of the engine's model and layout, as /v1/stats lists it, or its first digits."
+    )
     keys: Annotated[list[HexKey], Field(min_length=1, max_length=KEYS_PER_LOOKUP_MAX)] | None = Field(
         default=None, description="Token keys of consecutive chunks, from the first one on."
     )
@@ -56,7 +65,9 @@ class LookupAnswer(Model):
 class ClearRequest(Model):
     """What to forget: one fingerprint's chunks, or all."""
 
-    fingerprint: HexKey | None = Field(default=None, description="Forget the chunks of this fingerprint.")
+    fingerprint: HexStart | None = Field(
+        default=None, description="Forget the chunks of this fingerprint; its first digits are enough."
+    )
     all: bool = Field(default=False, description="Forget every chunk.")
 
     @model_validator(mode="after")
@@ -77,7 +88,10 @@ class IndexStatus(Model):
     """The node's place in the Redis index, which is a hint: the node serves without it."""
 
     state: Literal["off", "connected", "disconnected"] = Field(description="off: no Redis is configured.")
-    detail: str = Field(description="In words: why it is not connected, or which member this is.")
+    detail: str = Field(description="In words: where the index is, how the node stands with it, since when, and why.")
+    url: str = Field(default="", description="Address of the index, without its password.")
+    since_seconds: float = Field(default=0.0, description="For how long the state has been what it is.")
+    last_error: str = Field(default="", description="What Redis said, or did not, the last time that it failed.")
     slot: int | None = Field(default=None, description="The member's slot.")
     epoch: int | None = Field(default=None, description="The member's epoch; what was published under others is void.")
     published: int = Field(default=0, description="Chunks published since the start.")
@@ -86,6 +100,22 @@ class IndexStatus(Model):
     lag_seconds: float = Field(default=0.0, description="For how long the oldest of them has waited, to within 0.1 s.")
     lost: int = Field(default=0, description="Publications given up because too many waited; a new epoch followed.")
     epochs: dict[str, int] = Field(default={}, description="How often a new epoch was begun, by reason.")
+
+
+class EngineProcess(Model):
+    """A process that has a session with this node."""
+
+    pid: int
+    name: str = Field(description="As the process calls itself; empty where it cannot be seen from the node.")
+
+
+class FingerprintAnswer(Model):
+    """One kind of KV: a model's weights, layout and everything else that must agree."""
+
+    fingerprint: str = Field(description="64 hexadecimal digits, for lookup and clear.")
+    chunks: int = Field(description="Chunks that can be hit.")
+    used_bytes: int = Field(description="Of the arena.")
+    engines: list[EngineProcess] = Field(description="Processes that have a session with it now; at most 64.")
 
 
 class StatsAnswer(Model):
@@ -98,6 +128,9 @@ class StatsAnswer(Model):
     socket_path: str
     multi_tenant: bool
     index: IndexStatus
+    fingerprints: list[FingerprintAnswer] = Field(
+        default=[], description="What the node holds chunks or sessions of, the largest first; at most 64."
+    )
     core: dict[str, int] = Field(description="Counters of the native core: bytes, slots by state, leases, outcomes.")
 
 

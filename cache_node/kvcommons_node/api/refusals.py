@@ -5,8 +5,9 @@ from __future__ import annotations
 from aiohttp import web
 from pydantic import ValidationError
 
-from kvcommons_node.api.models import ErrorAnswer, ErrorDetail
+from kvcommons_node.api.models import HEX_KEY_PATTERN, HEX_START_PATTERN, ErrorAnswer, ErrorDetail
 
+HEX_WORDS = {HEX_KEY_PATTERN: "64 hexadecimal digits", HEX_START_PATTERN: "4 to 64 hexadecimal digits"}
 VALUE_CHARACTERS_MAX = 120
 """A refused value is quoted this far: enough to recognise it, never a whole body."""
 
@@ -31,13 +32,18 @@ class Refusal(Exception):
 
 def invalid(error: ValidationError) -> Refusal:
     """The first thing wrong with a body, as one refusal."""
-    problems = error.errors(include_url=False, include_context=False)
+    problems = error.errors(include_url=False)
     first = problems[0]
     field = ".".join(str(part) for part in first["loc"]) or None
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message, remedy = f"unknown field '{field}'", "remove it; /openapi.json lists the fields"
+    elif first["type"] == "string_pattern_mismatch":
+        message = f"it is not {HEX_WORDS.get(first['ctx']['pattern'], 'of the right form')}"
+        remedy = (
+            "`kvcommons stats` lists fingerprints" if field == "fingerprint" else "/openapi.json describes every field"
+        )
     elif first["type"] == "json_invalid":
         field, remedy = None, "send one JSON object"
     else:
@@ -54,20 +60,29 @@ def shortened(value: object) -> str:
     return text if len(text) <= VALUE_CHARACTERS_MAX else text[: VALUE_CHARACTERS_MAX - 1] + "…"
 
 
-def of_http(error: web.HTTPException, known_paths: str) -> Refusal:
+def of_http(error: web.HTTPException, path: str, known_paths: str) -> Refusal:
     """What the HTTP library refused by itself, in our words."""
     if isinstance(error, web.HTTPNotFound):
-        return Refusal(404, ErrorDetail(type="not_found", message="no such path", remedy=f"known: {known_paths}"))
+        return Refusal(
+            404,
+            ErrorDetail(
+                type="not_found",
+                message="no such path",
+                field="path",
+                value=path[:VALUE_CHARACTERS_MAX],
+                remedy=f"known: {known_paths}",
+            ),
+        )
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
         return Refusal(
             405,
             ErrorDetail(
                 type="invalid_request",
-                message=f"method {error.method} is not allowed here",
+                message=f"{error.method} is not what {path[:VALUE_CHARACTERS_MAX]} takes",
                 field="method",
                 value=error.method,
-                remedy=f"use {allowed}",
+                remedy=f"use {allowed} {path[:VALUE_CHARACTERS_MAX]}",
             ),
             {"Allow": allowed},
         )
@@ -78,6 +93,20 @@ def of_http(error: web.HTTPException, known_paths: str) -> Refusal:
     return Refusal(
         error.status,
         ErrorDetail(type="invalid_request", message=error.reason, remedy="/openapi.json describes the requests"),
+    )
+
+
+def fingerprint_unclear(digits: str, found: list[str]) -> Refusal:
+    """:param found: the beginnings of those that it may mean."""
+    return Refusal(
+        400 if found else 404,
+        ErrorDetail(
+            type="invalid_request" if found else "not_found",
+            message=f"several begin so: {', '.join(found)}" if found else "no fingerprint here begins so",
+            field="fingerprint",
+            value=digits,
+            remedy="give more digits" if found else "GET /v1/stats (`kvcommons stats`) lists them",
+        ),
     )
 
 

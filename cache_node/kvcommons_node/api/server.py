@@ -82,7 +82,7 @@ class Api:
             except refusals.Refusal as refusal:
                 return refusal.response()
             except web.HTTPException as error:
-                return refusals.of_http(error, self._paths).response()
+                return refusals.of_http(error, request.path, self._paths).response()
             finally:
                 self._at_once -= 1
 
