@@ -12,11 +12,14 @@ from typing import Any, ParamSpec
 
 import uvloop
 from kvcommons_core.settings import IndexSettings
-from kvcommons_router.app import App, layout_of
+from kvcommons_router.app import App
+from kvcommons_router.board import Board
 from kvcommons_router.cells import Cells
 from kvcommons_router.http_server import ClientConnection
 from kvcommons_router.index_redis import make_index
+from kvcommons_router.metrics import Layout
 from kvcommons_router.settings import InstanceSettings, RouterSection, RouterSettings
+from kvcommons_router.steward import Steward
 from kvcommons_router.workers import authenticator
 
 WAIT_SECONDS_MAX = 20.0
@@ -104,6 +107,7 @@ class Engine:
     script: Script = plain
     healthy: bool = True
     port: int = 0
+    host: str = "127.0.0.1"
     calls: list[Call] = field(default_factory=list)
     connections: int = 0
     server: asyncio.Server | None = None
@@ -111,10 +115,10 @@ class Engine:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     async def start(self) -> None:
-        self.server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.server = await asyncio.start_server(self._serve, self.host, self.port)
         self.port = self.server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
@@ -318,10 +322,10 @@ class Router:
         for family in self.app.layout.families:
             if family.name != f"kvcommons_router_{name}":
                 continue
-            for at, values in enumerate(family.combinations):
-                shown = dict(zip(family.labels, values, strict=True))
-                if labels.items() <= shown.items():
-                    total += self.app.cells.total(family.first + at * family.stride)
+            for first, own in family.blocks(self.app.context.names()):
+                for at, others in enumerate(family.combinations()):
+                    if labels.items() <= dict(own + others).items():
+                        total += self.app.cells.total(first + at * family.stride)
         return total
 
 
@@ -344,9 +348,13 @@ def settings_for(
 @asynccontextmanager
 async def running(settings: RouterSettings, *, checks: bool = False) -> AsyncIterator[Router]:
     """A router until the end of the block; `checks` also runs its health checks."""
-    layout = layout_of(settings.router)
+    layout = Layout()
     cells = Cells(1, layout.columns)
-    app = App(settings, layout=layout, cells=cells, row=0, auth=authenticator(settings.router), make_index=make_index)
+    board = Board()
+    steward = Steward(settings.router, layout, cells, board, row=0)
+    steward.poll(0.0)
+    auth = authenticator(settings.router)
+    app = App(settings, layout=layout, cells=cells, row=0, auth=auth, make_index=make_index, board=board)
     loop = asyncio.get_running_loop()
     app.attach(loop)
     tasks = [asyncio.ensure_future(app.tick())]

@@ -11,7 +11,7 @@ from kvcommons_router import body as bodies
 from kvcommons_router.auth import Authenticator, Tenant
 from kvcommons_router.budgets import Budgets
 from kvcommons_router.context import Context
-from kvcommons_router.errors import Refusal
+from kvcommons_router.errors import Refusal, not_served, unserved
 from kvcommons_router.exchange import Client, Exchange, Owner
 from kvcommons_router.fleet import Group
 from kvcommons_router.picker import Shape
@@ -32,10 +32,16 @@ class Admission:
         self.budgets = budgets
         self.recorder = context.recorder
         self.limits = context.settings.limits
-        # The client's key is for the router, or would stand beside the engine's own.
-        self.drops_authorization = auth.enabled or any(one.api_key is not None for one in context.settings.instances)
+        self.drops_authorization = auth.enabled
         self._seeds: dict[tuple[str, str], int] = {}
         self._transfer_params = context.settings.transfer_params
+
+    def engine_keys(self, any_engine: bool) -> None:
+        """Takes whether engines ask for keys of their own: the client's is for the router, or would stand beside one."""
+        drops = self.auth.enabled or any_engine
+        if drops is not self.drops_authorization:
+            self.drops_authorization = drops
+            self.auth.epoch += 1  # what was read of heads before is to be read again
 
     def admit_head(self, request: Request, length: int) -> None:
         """Refuses what can be refused before its body comes.
@@ -67,6 +73,8 @@ class Admission:
         fields = bodies.parse(request.body)
         bodies.check_nested(fields)
         group = self._group(fields)
+        if not group.usable:
+            raise unserved(group.model)
         self.budgets.check(tenant.name)
         exchange = Exchange(self._context, owner, client, request, tenant, group)
         exchange.request_id = request_id
@@ -99,12 +107,12 @@ class Admission:
         model = fields.get("model")
         groups = self._context.fleet.groups
         if model is None and len(groups) == 1:
-            return next(iter(groups.values()))
+            model = next(iter(groups))
         if not isinstance(model, str):
             raise Refusal(400, "`model` must name a model.", code="invalid_model", param="model")
         group = groups.get(model)
         if group is None:
-            raise Refusal(404, f"The model {model[:200]!r} is not served here.", code="model_not_found", param="model")
+            raise not_served(model, groups)
         return group
 
     def _seed(self, model: str, tenant: Tenant) -> int:

@@ -11,29 +11,26 @@ from kvcommons_router import metrics, own_paths
 from kvcommons_router.access_log import AccessLog
 from kvcommons_router.admission import RELAYED, Admission
 from kvcommons_router.auth import Authenticator, KeysError
+from kvcommons_router.board import Board
 from kvcommons_router.budgets import Budgets
 from kvcommons_router.cells import Cells
 from kvcommons_router.checks import HealthChecker
 from kvcommons_router.context import Context
 from kvcommons_router.errors import Refusal
 from kvcommons_router.exchange import Exchange
-from kvcommons_router.fleet import Instance, models_of
+from kvcommons_router.fleet import Instance
+from kvcommons_router.follower import Follower
 from kvcommons_router.http_server import ClientConnection
 from kvcommons_router.index import Index
 from kvcommons_router.metrics import Layout
 from kvcommons_router.picker import Policy
 from kvcommons_router.request import Request
-from kvcommons_router.settings import RouterSection, RouterSettings
+from kvcommons_router.settings import RouterSettings
 
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS: Final = 0.02
 TICKS_PER_SWEEP: Final = 50
-
-
-def layout_of(settings: RouterSection) -> Layout:
-    """The metrics of a router with these settings."""
-    return Layout(models_of(settings), [one.name for one in settings.instances])
 
 
 class App:
@@ -48,6 +45,7 @@ class App:
         row: int,
         auth: Authenticator,
         make_index: Callable[[Context], Index],
+        board: Board,
     ) -> None:
         self.context = context = Context(every, layout=layout, cells=cells, row=row)
         self.settings = settings = every.router
@@ -67,11 +65,18 @@ class App:
         self.connections: set[ClientConnection] = set()
         self.emptied = asyncio.Event()
         self._id_count = 0
-        self._model_columns = {model: at for at, model in enumerate(layout.models)}
+        self.follower = Follower(context, board)
+        self.follower.on_change = self._fleet_changed
+        self.follower.poll()
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begins to live on a loop."""
         self.context.attach(loop)
+
+    def _fleet_changed(self) -> None:
+        self.admission.engine_keys(any(one.settings.api_key is not None for one in self.fleet.instances))
+        if self.checker is not None:
+            self.checker.wake()
 
     @property
     def draining(self) -> bool:
@@ -142,7 +147,7 @@ class App:
     def answered_here(self, request: Request, status: int) -> None:
         """The router answered by itself."""
         if request.path in RELAYED:
-            self.context.count_request(self._model_columns[""], status)
+            self.context.count_request(self.layout.other_model, status)
 
     def exchange_ended(self, exchange: Exchange) -> None:
         """A request is no longer under way."""
@@ -172,6 +177,7 @@ class App:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             count += 1
+            self.follower.poll()
             context.load.refresh()
             context.guesses.take(context.loop_time())
             self.show()
@@ -195,7 +201,7 @@ class App:
             connection.check(now)
         self.fleet.expire_idle(now)
         work = self.cells.total(self.layout.prefill_work) * metrics.MICRO
-        context.utilisation.sample(work, len(self.fleet.instances))
+        context.utilisation.sample(work, sum(one.ready for one in self.fleet.instances))
         self.index.observe()
         if self.log is not None:
             self.log.flush()

@@ -37,10 +37,14 @@ class Cells:
         """The largest over all processes."""
         return max(self._all[column :: self.columns].tolist())
 
-    def totals(self) -> list[int]:
-        """The sum of every column."""
-        rows = [self.row(index).tolist() for index in range(self.rows)]
+    def totals(self, first: int, count: int) -> list[int]:
+        """The sums of some columns that lie side by side."""
+        rows = [self._all[at + first : at + first + count].tolist() for at in range(0, len(self._all), self.columns)]
         return [sum(column) for column in zip(*rows, strict=True)]
+
+    def smallest(self, column: int, rows: int) -> int:
+        """The smallest over the first so many processes."""
+        return min(self._all[column :: self.columns].tolist()[:rows])
 
     def column(self, column: int) -> list[int]:
         """A column's cells, by row."""

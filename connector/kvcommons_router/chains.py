@@ -43,6 +43,7 @@ class Places:
         self._instances = instances
         self._age_units_max = age_units_max
         self._read: Mapping[str, Member] | None = None
+        self._void: dict[str, tuple[int, int]] = {}  # engine -> (slot, epoch) of which nothing is believed
         self._now_born = -1
         self._epochs: dict[int, int] = {}
         self._engines: dict[int, int] = {}  # slot -> bit of the instance
@@ -70,7 +71,7 @@ class Places:
         for instance in self._instances:
             bit = 1 << instance.index
             engine = by_name.get(member_name(instance.name))
-            if engine is not None:
+            if engine is not None and self._void.get(instance.name) != (engine.slot, engine.epoch):
                 engines[engine.slot] = bit
             node = by_name.get(instance.settings.node) if instance.settings.node else None
             if node is not None:
@@ -81,6 +82,19 @@ class Places:
             self._epochs, self._engines, self._nodes = epochs, engines, nodes
             self._known = {b"": NOWHERE}
         self._attached, self._node_slots = attached, node_slots
+
+    def changed(self) -> None:
+        """The instances are others now."""
+        self._read = None
+        names = {instance.name for instance in self._instances}
+        self._void = {name: tenure for name, tenure in self._void.items() if name in names}
+
+    def void(self, instance: Instance) -> None:
+        """Believes nothing of what an engine's cache was said to hold, until it has another epoch."""
+        member = (self._read or {}).get(member_name(instance.name))
+        if member is not None:
+            self._void[instance.name] = (member.slot, member.epoch)
+        self._read = None
 
     def node_slot(self, index: int) -> int | None:
         """The slot of the node that an instance is attached to."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import Final
 
@@ -22,19 +23,29 @@ class HealthChecker:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._settings = context.settings.health
+        self._changed = asyncio.Event()
         self._at_once = asyncio.Semaphore(CHECKS_AT_ONCE_MAX)
 
     async def run(self) -> None:
         """Runs until cancelled."""
         instances = self._context.fleet.instances
         while True:
+            self._changed.clear()
             await asyncio.gather(*(self._check(instance) for instance in instances))
-            await asyncio.sleep(self._settings.interval_seconds)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), self._settings.interval_seconds)
+
+    def wake(self) -> None:
+        """Somebody has come, and is asked at once."""
+        self._changed.set()
 
     async def _check(self, instance: Instance) -> None:
+        asked = instance.settings
         async with self._at_once:
             ok, reason = await self._ask(instance)
         context = self._context
+        if instance.gone or instance.settings is not asked:
+            return
         before = context.health.active[instance.index]
         if context.health.checked(instance.index, ok=ok):
             context.fleet.refresh(context.health, context.now_ms())

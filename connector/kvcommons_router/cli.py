@@ -11,10 +11,9 @@ from pathlib import Path
 
 from kvcommons_core.errors import ConfigurationError
 
-from kvcommons_router.auth import KeysError
 from kvcommons_router.picker import Policy
+from kvcommons_router.serving import serve
 from kvcommons_router.settings import RouterSettings, load, parse_instance
-from kvcommons_router.workers import serve
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,9 +64,10 @@ def settings_of(arguments: Sequence[str], environ: Mapping[str, str]) -> RouterS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the router; 2 for settings that can't be used, 1 for what is in the way on this machine."""
+    """Runs the router; 2 for settings that can't be used."""
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        settings = settings_of(sys.argv[1:] if arguments is None else arguments, os.environ)
+        settings = settings_of(words, os.environ)
     except ConfigurationError as error:
         sys.stderr.write(f"kvcommons router: {error}\n")
         return 2
@@ -77,10 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
     try:
-        return serve(settings)
-    except (KeysError, ConfigurationError) as error:
+        config = parser().parse_args(words).config
+        return serve(settings, config=config, load=lambda: settings_of(words, os.environ))
+    except ConfigurationError as error:
         sys.stderr.write(f"kvcommons router: {error}\n")
         return 2
-    except OSError as error:
-        sys.stderr.write(f"kvcommons router: {settings.router.listen} can't be listened on: {error.strerror}\n")
-        return 1

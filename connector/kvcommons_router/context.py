@@ -17,7 +17,7 @@ from kvcommons_router.guesses import Guesses
 from kvcommons_router.health import Health
 from kvcommons_router.index import Index
 from kvcommons_router.load import Load, SiblingLoad, Utilisation
-from kvcommons_router.metrics import Layout, Recorder
+from kvcommons_router.metrics import Layout, Names, Recorder
 from kvcommons_router.picker import Credits, Policy, Weights
 from kvcommons_router.settings import RouterSettings
 
@@ -43,7 +43,7 @@ class Context:
         self.recorder = Recorder(layout, cells.row(row))
         self.fleet = Fleet(settings)
         sources = [SiblingLoad(layout, cells, row)] if settings.workers > 1 else []
-        self.load = Load(layout, cells.row(row), self.fleet.candidates(), sources)
+        self.load = Load(layout, cells.row(row), sources)
         self.health = Health(layout, cells, row, 0, settings.health)
         self.utilisation = Utilisation()
         self.guesses = Guesses()
@@ -98,13 +98,19 @@ class Context:
         if self.health.refresh(now_ms):
             self.fleet.refresh(self.health, now_ms)
 
-    def up(self) -> list[bool]:
+    def up(self) -> dict[int, bool]:
         """Which instances are known to serve, by index."""
         self.refresh_health()
         now_ms = self.now_ms()
-        return [self.health.ready(one.index, now_ms) for one in self.fleet.instances]
+        return {one.index: one.ready and self.health.ready(one.index, now_ms) for one in self.fleet.instances}
 
     # Counters.
+
+    def names(self) -> Names:
+        """The labels of the metrics, as the fleet is now."""
+        models = {group.position: group.model for group in self.fleet.groups.values()}
+        models.pop(self.layout.other_model, None)
+        return Names(tuple(sorted(models.items())), tuple((one.index, one.name) for one in self.fleet.instances))
 
     def count_request(self, model_column: int, status: int) -> None:
         """A request of a model was answered."""

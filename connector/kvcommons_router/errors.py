@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Final
+
 import orjson
+
+MODELS_SHOWN_MAX: Final = 10
+RETRY_UNSERVED_SECONDS: Final = 5
 
 REASONS: dict[int, str] = {
     200: "OK",
@@ -65,6 +71,24 @@ class Refusal(Exception):
         return orjson.dumps(
             {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
         )
+
+
+def not_served(model: str, served: Collection[str]) -> Refusal:
+    """The refusal of a model that nobody here has, with the names of some that somebody has."""
+    shown = ", ".join(sorted(served)[:MODELS_SHOWN_MAX])
+    if not shown:
+        known = "no model is served now"
+    else:
+        more = len(served) - MODELS_SHOWN_MAX
+        known = f"served are {shown}" + (f" and {more} more (GET /v1/models)" if more > 0 else "")
+    message = f"The model {model[:200]!r} is not served here; {known}."
+    return Refusal(404, message, code="model_not_found", param="model")
+
+
+def unserved(model: str) -> Refusal:
+    """The refusal of a model that is served here, but by nobody at this moment."""
+    message = f"No instance of the model {model[:200]!r} is ready now."
+    return Refusal(503, message, code="no_instance_ready", param="model", retry_after_seconds=RETRY_UNSERVED_SECONDS)
 
 
 def render(

@@ -137,6 +137,8 @@ class Expectations:
         context = self._context
         layout, count, index = context.layout, context.recorder.count, expected.instance.index
         expected.ratio.add(expected.text_bytes, report.prompt_tokens)
+        if expected.instance.gone:  # its cells and its place in the index may be another's
+            return
         hit = expected.hit
         for at, tokens in enumerate((hit.engine, hit.memory - hit.engine, hit.disk - hit.memory, hit.peer - hit.disk)):
             if tokens:

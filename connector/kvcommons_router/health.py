@@ -25,7 +25,7 @@ class Health:
     """
 
     def __init__(self, layout: Layout, cells: Cells, own_row: int, checker_row: int, settings: HealthSettings) -> None:
-        count = len(layout.instances)
+        count = layout.instances_max
         self._settings = settings
         self._cells = cells
         self._layout = layout
@@ -36,7 +36,19 @@ class Health:
         self._ejections = [0] * count
         self.active = [Active.UNKNOWN] * count
         self._ejected_until_ms = [0] * count
+        self._present: list[int] = []
         self._now_ms = 0
+
+    def follow(self, present: list[int]) -> None:
+        """Takes which instances there are."""
+        self._present = present
+
+    def forget(self, index: int) -> None:
+        """Nothing is known of an instance: it is new, or at another address, or gone."""
+        self._check_failures[index] = self._errors[index] = self._ejections[index] = self._ejected_until_ms[index] = 0
+        self.active[index] = Active.UNKNOWN
+        self._own[self._layout.active + index] = Active.UNKNOWN
+        self._own[self._layout.ejected_until + index] = 0
 
     def checked(self, index: int, *, ok: bool) -> bool:
         """Takes a check's result (in the worker that checks); whether the instance's state changed."""
@@ -76,7 +88,7 @@ class Health:
         """Reads what the other workers think; whether who is usable may have changed."""
         layout = self._layout
         changed = False
-        for index in range(len(self.active)):
+        for index in self._present:
             state = Active(self._checker[layout.active + index])
             if state is not self.active[index]:
                 self.active[index] = state

@@ -63,8 +63,11 @@ class Index(Protocol):
     def failed(self, inquiry: Inquiry, instance: Instance) -> None:
         """Takes back what was recorded at dispatch: the instance did not begin to answer."""
 
-    def revived(self, instance: Instance) -> None:
-        """An instance that was down serves again, and has likely forgotten everything."""
+    def revived(self, instance: Instance, reason: str = "was_down") -> None:
+        """An instance was started anew, or was down and serves again: it has likely forgotten everything."""
+
+    def follow(self, gone: Sequence[Instance]) -> None:
+        """The fleet is another now; these are no longer of it."""
 
     def observe(self) -> None:
         """Shows how it is in the metrics; called about once a second."""

@@ -49,10 +49,16 @@ class OwnMemory:
         for key in inquiry.text_keys[depth.engine if depth is not None else 0 :]:
             self._masks[key] = self._masks.get(key, 0) & ~(1 << instance.index)
 
-    def revived(self, instance: Instance) -> None:
+    def revived(self, instance: Instance, reason: str = "was_down") -> None:
         """Forgets what it held."""
-        gone = ~(1 << instance.index)
-        self._masks = {key: left for key, mask in self._masks.items() if (left := mask & gone)}
+        self.follow((instance,))
+
+    def follow(self, gone: Sequence[Instance]) -> None:
+        """Forgets what these held: their bits may be others' soon."""
+        if not gone or not self._masks:
+            return
+        kept = ~sum(1 << instance.index for instance in gone)
+        self._masks = {key: left for key, mask in self._masks.items() if (left := mask & kept)}
 
     def observe(self) -> None:
         """Shows its size."""

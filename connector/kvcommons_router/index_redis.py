@@ -15,8 +15,6 @@ from kvcommons_core.index import (
     FeedbackListener,
     IndexReader,
     LookupStatus,
-    MemberInfo,
-    MemberKind,
     Tenure,
     Tier,
     schema,
@@ -30,6 +28,7 @@ from kvcommons_router.fleet import Instance
 from kvcommons_router.index import Index, Inquiry
 from kvcommons_router.index_memory import OwnMemory
 from kvcommons_router.link import Links, Values
+from kvcommons_router.members import Members
 from kvcommons_router.usage import usage_of
 
 CORRECTIONS_AT_ONCE_MAX: Final = 16
@@ -100,23 +99,12 @@ class RedisIndex:
         self.expectations = Expectations(context, self)
         self._listener = FeedbackListener(settings, self.expectations.take)
         self._tasks: list[asyncio.Task[None]] = []
+        self._members = Members(self.recorder)
         self.corrections = 0  # under way
 
     async def start(self) -> None:
         """Begins; Redis may come later."""
-        for instance in self._instances:
-            one = instance.settings
-            self.recorder.add(
-                MemberInfo(
-                    name=member_name(one.name),
-                    kind=MemberKind.ENGINE,
-                    address=one.url,
-                    node=one.node,
-                    zone=one.zone,
-                    model=one.names[0],
-                    dp_rank=-1 if one.dp_rank is None else one.dp_rank,
-                )
-            )
+        await self._members.keep(self._instances)
         await self.reader.start()
         await self.recorder.start()
         self._tasks = [asyncio.create_task(self._listener.run(), name="index-feedback")]
@@ -144,9 +132,17 @@ class RedisIndex:
         row[layout.index_up] = int(self.reader.view.reachable)
         row[layout.mirror_entries] = len(self.reader.mirror)
 
-    def revived(self, instance: Instance) -> None:
+    def revived(self, instance: Instance, reason: str = "was_down") -> None:
         """An instance that was down serves again: it has likely been started anew, and holds nothing."""
-        self.recorder.fence(member_name(instance.name), "was_down")
+        self._places.void(instance)
+        self.recorder.fence(member_name(instance.name), reason)
+
+    def follow(self, gone: Sequence[Instance]) -> None:
+        """Keeps those that there are now, and lets the others go."""
+        self._places.changed()
+        self._members.void(gone)
+        if self._tasks:
+            self._context.spawn(self._members.keep(self._instances))
 
     def locate(self, inquiry: Inquiry) -> None:
         """Asks the mirror, and Redis for what that does not know."""

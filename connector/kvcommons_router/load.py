@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from kvcommons_router.cells import Cells
@@ -26,11 +26,15 @@ class InstanceLoad(NamedTuple):
     requests: int
 
 
+NOTHING: Final = InstanceLoad(0, 0, 0)
+NOBODY: Final = Candidate(b"")  # stands where there is no instance
+
+
 class LoadSource(Protocol):
     """Load that others put on our instances."""
 
-    def read(self) -> Sequence[InstanceLoad]:
-        """What is under way there now, by instance."""
+    def read(self, count: int) -> Sequence[InstanceLoad]:
+        """What is under way now at the first so many instances, by index."""
 
 
 class SiblingLoad:
@@ -40,11 +44,10 @@ class SiblingLoad:
         self._layout = layout
         self._cells = cells
         self._rows = [index for index in range(cells.rows) if index != own_row]
-        self._count = len(layout.instances)
 
-    def read(self) -> Sequence[InstanceLoad]:
+    def read(self, count: int) -> Sequence[InstanceLoad]:
         """Sums the other rows."""
-        layout, count = self._layout, self._count
+        layout = self._layout
         sums = [[0, 0, 0] for _ in range(count)]
         for index in self._rows:
             row = self._cells.row(index)
@@ -57,18 +60,26 @@ class SiblingLoad:
 class Load:
     """This worker's counters and everybody's sum, kept up to date in the picker's candidates."""
 
-    def __init__(
-        self, layout: Layout, row: memoryview, candidates: Sequence[Candidate], sources: Sequence[LoadSource]
-    ) -> None:
-        count = len(candidates)
-        self._candidates = candidates
+    def __init__(self, layout: Layout, row: memoryview, sources: Sequence[LoadSource]) -> None:
+        count = layout.instances_max
+        self._candidates = [NOBODY] * count
+        self._present: list[int] = []
         self._sources = sources
         self._row = row
         self._tokens_column = layout.waiting_tokens
         self._decoding_column = layout.decoding
         self._requests_column = layout.dispatched
         self._work_column = layout.prefill_work
-        self._others: list[InstanceLoad] = [InstanceLoad(0, 0, 0)] * count
+        self._others: list[InstanceLoad] = [NOTHING] * count
+
+    def follow(self, candidates: Mapping[int, Candidate]) -> None:
+        """Takes which instances there are, by index; a new one has nothing under way from here."""
+        for index in set(self._present) | set(candidates):
+            candidate = candidates.get(index, NOBODY)
+            if candidate is not self._candidates[index]:
+                self._candidates[index] = candidate
+                self._others[index] = NOTHING
+        self._present = sorted(candidates)
 
     def dispatched(self, index: int, tokens: int, work_seconds: float) -> None:
         """A request with this much to prefill went to an instance."""
@@ -101,10 +112,11 @@ class Load:
 
     def refresh(self) -> None:
         """Reads the others' load again; called every few ten milliseconds."""
-        if not self._sources:
+        if not self._sources or not self._present:
             return
-        read = [source.read() for source in self._sources]
-        for index, candidate in enumerate(self._candidates):
+        read = [source.read(self._present[-1] + 1) for source in self._sources]
+        for index in self._present:
+            candidate = self._candidates[index]
             loads = [source[index] for source in read]
             tokens = sum([load.waiting_tokens for load in loads])
             decoding = sum([load.decoding for load in loads])

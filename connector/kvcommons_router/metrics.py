@@ -1,31 +1,47 @@
-"""The router's metrics: where each number lies in the shared cells, and how they are written out for Prometheus."""
+"""The router's metrics: where each number lies in the shared cells."""
 
 from __future__ import annotations
 
 import bisect
 import dataclasses
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping
 from typing import Final
 
-from kvcommons_router.cells import Cells
+from kvcommons_router.settings_instances import INSTANCES_MAX
 
 PREFIX: Final = "kvcommons_router_"
 MICRO: Final = 1e-6
 STATUSES: Final = (200, 400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 431, 499, 500, 501, 502, 503, 504, 0)
 OUTCOMES: Final = ("ok", "connect_failed", "broken", "refused", "timeout", "cancelled")
 SECONDS_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+MODELS_MAX: Final = 256
+CHANGES: Final = ("added", "changed", "restarted", "out", "back", "leaving", "gone", "dropped")
+EVENTS: Final = ("added", "modified", "deleted", "bookmark", "unreadable")
+TROUBLES: Final = ("expired", "throttled", "refused", "server", "connection")
 LOOKUP_BUCKETS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.004, 0.01, 0.05)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Names:
+    """The models and instances that there are now, by the positions of their cells."""
+
+    models: tuple[tuple[int, str], ...]
+    instances: tuple[tuple[int, str], ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Family:
-    """One metric: its cells begin at `first`, one for each combination of its labels' values."""
+    """One metric: its cells begin at `first`; a block for each model or instance, in it one for each combination of labels."""
 
     name: str
     kind: str
     help: str
     first: int
+    axis: str = ""
+    """"model" or "instance": the label whose values come and go; empty for none."""
+    axis_size: int = 1
     labels: tuple[str, ...] = ()
     values: tuple[tuple[str, ...], ...] = ()
     scale: float = 1.0
@@ -37,44 +53,56 @@ class Family:
         return len(self.buckets) + 2 if self.buckets else 1
 
     @property
-    def combinations(self) -> list[tuple[str, ...]]:
-        """Every combination of label values, in the order of the cells."""
-        return list(itertools.product(*self.values))
+    def block(self) -> int:
+        """Cells for one value of the axis."""
+        return self.stride * math.prod(len(values) for values in self.values)
 
     @property
     def cells(self) -> int:
         """How many cells it takes."""
-        return self.stride * len(self.combinations)
+        return self.block * self.axis_size
+
+    def blocks(self, names: Names) -> list[tuple[int, tuple[tuple[str, str], ...]]]:
+        """Where the block of each value of the axis begins, and the label that it is."""
+        if not self.axis:
+            return [(self.first, ())]
+        present = names.models if self.axis == "model" else names.instances
+        return [(self.first + position * self.block, ((self.axis, name),)) for position, name in present]
+
+    def combinations(self) -> list[tuple[tuple[str, str], ...]]:
+        """Every combination of the other labels, in the order of the cells."""
+        return [tuple(zip(self.labels, one, strict=True)) for one in itertools.product(*self.values)]
 
 
 class Layout:
-    """Every metric of a router with these models and instances, and the column of each; equal in all workers."""
+    """Every metric of a router and the column of each; equal in all workers, whatever models and instances there are."""
 
-    def __init__(self, models: Sequence[str], instances: Sequence[str]) -> None:
+    def __init__(self, models_max: int = MODELS_MAX, instances_max: int = INSTANCES_MAX) -> None:
         self.families: list[Family] = []
         self.columns = 0
-        self.models = (*models, "")
-        self.instances = tuple(instances)
+        self.models_max = models_max
+        self.instances_max = instances_max
+        self.other_model = models_max
+        """The position of what is of no model, or of one too many."""
         self.status_column = {status: index for index, status in enumerate(STATUSES)}
         statuses = tuple(str(status) if status else "other" for status in STATUSES)
-        one = self.instances
         self.requests = self._counter(
-            "requests_total", "Requests answered, by model and status.", model=self.models, status=statuses
+            "requests_total", "Requests answered, by model and status.", axis="model", status=statuses
         )
         self.request_seconds = self._histogram(
             "request_seconds",
             "Seconds from a request's last byte to its answer's.",
             SECONDS_BUCKETS,
-            model=self.models[:-1],
+            axis="model",
         )
         self.first_byte_seconds = self._histogram(
             "first_byte_seconds",
             "Seconds from a request's last byte to its answer's first.",
             SECONDS_BUCKETS,
-            instance=one,
+            axis="instance",
         )
         self.attempts = self._counter(
-            "attempts_total", "Requests sent to an instance, by how they ended.", instance=one, outcome=OUTCOMES
+            "attempts_total", "Requests sent to an instance, by how they ended.", axis="instance", outcome=OUTCOMES
         )
         self.retries = self._counter("retries_total", "Requests sent again, before the first byte.")
         self.response_bytes = self._counter("response_bytes_total", "Bytes of engines' answers relayed.")
@@ -84,13 +112,13 @@ class Layout:
         self.predicted_tokens = self._counter(
             "predicted_tokens_total",
             "Prompt tokens expected to be reused, of requests that engines reported on.",
-            instance=one,
+            axis="instance",
             source=("engine", "memory", "disk", "peer"),
         )
         self.actual_tokens = self._counter(
             "actual_tokens_total",
             "Prompt tokens reused, as engines reported.",
-            instance=one,
+            axis="instance",
             source=("own", "commons"),
         )
         self.feedback = self._counter(
@@ -118,44 +146,89 @@ class Layout:
         self.prefill_work = self._counter(
             "prefill_work_seconds_total", "Seconds of prefill work sent out, as estimated.", MICRO
         )
-        self._gauges(one)
+        self._roster_counters()
+        self._gauges()
 
-    def _gauges(self, one: tuple[str, ...]) -> None:
+    def _roster_counters(self) -> None:
+        self.roster_changes = self._counter(
+            "roster_changes_total", "Instances that came, changed or went, by what happened.", what=CHANGES
+        )
+        self.reloads = self._counter(
+            "instance_reloads_total", "Reads of a changed file of instances.", outcome=("ok", "failed")
+        )
+        self.discovery_lists = self._counter("discovery_lists_total", "Times that all pods were listed.")
+        self.discovery_events = self._counter(
+            "discovery_events_total", "Events of the watch of pods, by kind.", kind=EVENTS
+        )
+        self.discovery_errors = self._counter(
+            "discovery_errors_total", "What the API server refused or cut off, by reason.", reason=TROUBLES
+        )
+        self.discovery_pods_refused = self._counter(
+            "discovery_pod_problems_total", "Pods that say what is not understood, each time they do."
+        )
+
+    def _gauges(self) -> None:
         self.connections = self._gauge("connections", "Client connections that are open.")
         self.requests_now = self._gauge("requests_in_flight", "Requests under way.")
         self.body_bytes = self._gauge("body_bytes", "Bytes of request bodies held.")
         self.workers = self._gauge("workers", "Worker processes that serve.")
         self.waiting_tokens = self._gauge(
-            "waiting_tokens", "Uncached prompt tokens sent to an instance and not yet prefilled.", instance=one
+            "waiting_tokens", "Uncached prompt tokens sent to an instance and not yet prefilled.", axis="instance"
         )
-        self.decoding = self._gauge("decoding_requests", "Requests whose first byte has come.", instance=one)
+        self.decoding = self._gauge("decoding_requests", "Requests whose first byte has come.", axis="instance")
         self.dispatched = self._gauge(
-            "dispatched_requests", "Requests sent to an instance and not ended.", instance=one
+            "dispatched_requests", "Requests sent to an instance and not ended.", axis="instance"
         )
         self.index_up = self._gauge("index_connections", "Workers that are connected to Redis.")
         self.mirror_entries = self._gauge("index_mirror_entries", "Text keys in the workers' mirrors.")
+        self.instances_dropped = self._gauge(
+            "instances_dropped", f"Instances that get nothing because there are more than {INSTANCES_MAX}."
+        )
+        self.discovery_watching = self._gauge("discovery_watching", "Whether the API server is being listened to.")
+        self.discovery_heard = self._gauge(
+            "discovery_heard_timestamp_seconds", "When the API server was last heard, in Unix time."
+        )
         # Not written out as they are: health is, in `instance_up`.
-        self.active = self._gauge("_active_state", "", instance=one)  # 0 unknown, 1 up, 2 down
-        self.ejected_until = self._gauge("_ejected_until_ms", "", instance=one)
+        self.roster_applied = self._gauge("_roster_applied", "")  # the last version that a worker has followed
+        self.active = self._gauge("_active_state", "", axis="instance")  # 0 unknown, 1 up, 2 down
+        self.ejected_until = self._gauge("_ejected_until_ms", "", axis="instance")
 
     def _add(self, family: Family) -> int:
         self.families.append(family)
         self.columns += family.cells
         return family.first
 
-    def _counter(self, name: str, text: str, scale: float = 1.0, **labels: tuple[str, ...]) -> int:
-        return self._add(
-            Family(PREFIX + name, "counter", text, self.columns, tuple(labels), tuple(labels.values()), scale)
-        )
+    def _family(
+        self,
+        name: str,
+        kind: str,
+        text: str,
+        *,
+        axis: str = "",
+        scale: float = 1.0,
+        buckets: tuple[float, ...] = (),
+        labels: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> int:
+        labels = labels or {}
+        size = {"model": self.models_max + 1, "instance": self.instances_max}.get(axis, 1)
+        names, values = tuple(labels), tuple(labels.values())
+        return self._add(Family(PREFIX + name, kind, text, self.columns, axis, size, names, values, scale, buckets))
 
-    def _gauge(self, name: str, text: str, **labels: tuple[str, ...]) -> int:
-        return self._add(Family(PREFIX + name, "gauge", text, self.columns, tuple(labels), tuple(labels.values())))
+    def _counter(self, name: str, text: str, scale: float = 1.0, *, axis: str = "", **labels: tuple[str, ...]) -> int:
+        return self._family(name, "counter", text, axis=axis, scale=scale, labels=labels)
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], **labels: tuple[str, ...]) -> int:
-        family = Family(
-            PREFIX + name, "histogram", text, self.columns, tuple(labels), tuple(labels.values()), MICRO, buckets
-        )
-        return self._add(family)
+    def _gauge(self, name: str, text: str, *, axis: str = "") -> int:
+        return self._family(name, "gauge", text, axis=axis)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *, axis: str = "") -> int:
+        return self._family(name, "histogram", text, axis=axis, scale=MICRO, buckets=buckets)
+
+    def clear_instance(self, row: memoryview, index: int) -> None:
+        """Sets a process' cells of an instance to 0: what comes to its place begins anew."""
+        for family in self.families:
+            if family.axis == "instance":
+                first = family.first + index * family.block
+                row[first : first + family.block] = memoryview(bytes(family.block * row.itemsize)).cast("Q")
 
     def gauge_columns(self) -> list[int]:
         """The columns that describe a living process, to be cleared when it dies."""
@@ -208,54 +281,3 @@ class Recorder:
     def refused(self, limit: str) -> None:
         """Counts a limit that was reached."""
         self.row[self.layout.refusals + LIMITS.index(limit)] += 1
-
-
-def _escape(value: str) -> str:
-    return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
-
-
-def _labels(names: tuple[str, ...], values: tuple[str, ...], extra: str = "") -> str:
-    parts = [f'{name}="{_escape(value)}"' for name, value in zip(names, values, strict=True)]
-    if extra:
-        parts.append(extra)
-    return "{" + ",".join(parts) + "}" if parts else ""
-
-
-def _number(value: float) -> str:
-    return str(int(value)) if value == int(value) else repr(round(value, 6))
-
-
-def render(layout: Layout, cells: Cells, up: Sequence[bool]) -> bytes:
-    """All workers' numbers as Prometheus' text format. Label values that never occurred are left out of counters."""
-    totals = cells.totals()
-    lines: list[str] = []
-    for family in layout.families:
-        if family.name.startswith(PREFIX + "_"):
-            continue
-        lines.append(f"# HELP {family.name} {family.help}")
-        lines.append(f"# TYPE {family.name} {family.kind}")
-        for index, values in enumerate(family.combinations):
-            at = family.first + index * family.stride
-            if family.buckets:
-                _histogram_lines(lines, family, values, totals[at : at + family.stride])
-            elif totals[at] or not family.labels or family.kind == "gauge" or "instance" in family.labels:
-                lines.append(f"{family.name}{_labels(family.labels, values)} {_number(totals[at] * family.scale)}")
-    name = PREFIX + "instance_up"
-    lines.append(f"# HELP {name} Whether an instance gets requests: its checks succeed and it is not left out.")
-    lines.append(f"# TYPE {name} gauge")
-    for instance, is_up in zip(layout.instances, up, strict=True):
-        lines.append(f'{name}{{instance="{_escape(instance)}"}} {int(is_up)}')
-    return ("\n".join(lines) + "\n").encode("utf-8")
-
-
-def _histogram_lines(lines: list[str], family: Family, values: tuple[str, ...], cells: list[int]) -> None:
-    running = 0
-    for bound, count in zip(family.buckets, cells, strict=False):
-        running += count
-        label = _labels(family.labels, values, f'le="{bound:g}"')
-        lines.append(f"{family.name}_bucket{label} {running}")
-    running += cells[len(family.buckets)]
-    label = _labels(family.labels, values, 'le="+Inf"')
-    lines.append(f"{family.name}_bucket{label} {running}")
-    lines.append(f"{family.name}_sum{_labels(family.labels, values)} {_number(cells[-1] * family.scale)}")
-    lines.append(f"{family.name}_count{_labels(family.labels, values)} {running}")

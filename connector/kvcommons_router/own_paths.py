@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import orjson
 
-from kvcommons_router import metrics
 from kvcommons_router.context import Context
-from kvcommons_router.errors import Refusal
+from kvcommons_router.errors import not_served
+from kvcommons_router.exposition import render
 
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -31,7 +31,7 @@ def health_report(context: Context, *, leaving: bool) -> Answer:
     if leaving:
         status = "draining"
     elif not models or not all(model["up"] for model in models.values()):
-        status = "unavailable" if not any(up) else "degraded"
+        status = "unavailable" if not any(up.values()) else "degraded"
     else:
         status = "ok"
     workers = context.cells.total(context.layout.workers)
@@ -41,7 +41,7 @@ def health_report(context: Context, *, leaving: bool) -> Answer:
 
 def metrics_page(context: Context) -> Answer:
     """All workers' metrics; the gauges must be up to date."""
-    return Answer(200, metrics.render(context.layout, context.cells, context.up()), METRICS_TYPE)
+    return Answer(200, render(context.layout, context.cells, context.names(), context.up()), METRICS_TYPE)
 
 
 def models_page(context: Context, path: bytes) -> Answer:
@@ -54,7 +54,7 @@ def models_page(context: Context, path: bytes) -> Answer:
         return Answer(200, orjson.dumps({"object": "list", "data": [_model(name) for name in groups]}))
     name = path[len(b"/v1/models/") :].decode("latin-1")
     if name not in groups:
-        raise Refusal(404, f"The model {name[:200]!r} is not served here.", code="model_not_found")
+        raise not_served(name, groups)
     return Answer(200, orjson.dumps(_model(name)))
 
 

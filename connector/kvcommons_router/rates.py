@@ -28,6 +28,11 @@ class PrefillLearner:
         self._weight = self._sx = self._sy = self._sxx = self._sxy = 0.0
         self._count = 0
 
+    @property
+    def taught(self) -> bool:
+        """Whether there were samples enough to believe in."""
+        return self._count >= SAMPLES_MIN
+
     def add(self, uncached: float, seconds: float) -> None:
         """Takes one sample."""
         if seconds <= 0.0:

@@ -178,7 +178,21 @@ def load(
         value = "(not shown)" if isinstance(first["input"], dict) else first["input"]
         raise ConfigurationError(where, value, remedy_of(first)) from error
     _check_instances(settings.router)
-    return settings
+    return _with_api_server(settings, environ)
+
+
+def _with_api_server(settings: RouterSettings, environ: Mapping[str, str]) -> RouterSettings:
+    """Names the API server of the cluster that this runs in, where pods are watched and none is named."""
+    kubernetes = settings.router.kubernetes
+    if kubernetes is None or kubernetes.api:
+        return settings
+    host, port = environ.get("KUBERNETES_SERVICE_HOST", ""), environ.get("KUBERNETES_SERVICE_PORT", "443")
+    if not host:
+        remedy = "this does not run in a cluster: name its API server, https://HOST:PORT"
+        raise ConfigurationError("router.kubernetes.api", "", remedy)
+    api = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+    router = settings.router.model_copy(update={"kubernetes": kubernetes.model_copy(update={"api": api})})
+    return settings.model_copy(update={"router": router})
 
 
 def _check_instances(router: RouterSection) -> None:

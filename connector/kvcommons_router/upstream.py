@@ -193,6 +193,7 @@ class Pool:
         self._idle_max = idle_max
         self._idle_seconds = idle_seconds
         self._connect_seconds = connect_seconds
+        self._retired = False
         self.open = 0
 
     def take_idle(self, now: float) -> Upstream | None:
@@ -225,7 +226,7 @@ class Pool:
         """Keeps a connection for the next request, or closes it when enough are kept."""
         if upstream.closed or upstream.transport.is_closing():
             return
-        if len(self._idle) >= self._idle_max:
+        if self._retired or len(self._idle) >= self._idle_max:
             upstream.transport.close()
             return
         upstream.idle_since = upstream.last_at
@@ -242,6 +243,11 @@ class Pool:
             upstream = idle.popleft()
             if not upstream.closed:
                 upstream.transport.close()
+
+    def retire(self) -> None:
+        """Keeps no connection any more; those that are busy end with their requests."""
+        self._retired = True
+        self.close_idle()
 
     def close_idle(self) -> None:
         """Closes all that wait; after a failure none of them is to be trusted."""

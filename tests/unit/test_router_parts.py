@@ -1,6 +1,7 @@
 """The router's small parts, each by itself: cells, metrics, load, health, rates, the local index, feedback, settings."""
 
 import struct
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -9,6 +10,7 @@ from kvcommons_core.errors import ConfigurationError, UnknownSettingError
 from kvcommons_core.index import Holder, Member, MemberInfo, MemberKind, Tier
 from kvcommons_router.cells import Cells
 from kvcommons_router.chains import Places
+from kvcommons_router.exposition import render
 from kvcommons_router.feedback import parse_report
 from kvcommons_router.fleet import Fleet
 from kvcommons_router.health import Active, Health
@@ -16,12 +18,23 @@ from kvcommons_router.index import Depth
 from kvcommons_router.index_memory import depths_of_masks
 from kvcommons_router.index_redis import keys8
 from kvcommons_router.load import InstanceLoad, Load, SiblingLoad, Utilisation
-from kvcommons_router.metrics import Layout, Recorder, render
+from kvcommons_router.metrics import Layout, Names, Recorder
 from kvcommons_router.picker import Candidate, Prefill
 from kvcommons_router.rates import PrefillLearner, TokenRatio
+from kvcommons_router.roster import Roster, Wanted
 from kvcommons_router.settings import HealthSettings, InstanceSettings, RouterSection, load, parse_instance
 
-LAYOUT = Layout(["m"], ["a", "b"])
+LAYOUT = Layout(1, 2)
+NAMES = Names(((0, "m"),), ((0, "a"), (1, "b")))
+
+
+def fleet_of(instances: Sequence[InstanceSettings]) -> Fleet:
+    """The fleet of a router with these instances."""
+    roster = Roster(len(instances))
+    roster.advance([Wanted(one) for one in instances])
+    fleet = Fleet(RouterSection(instances=tuple(instances)))
+    fleet.follow(roster.entries.values(), roster.models, ())
+    return fleet
 
 
 def test_cells_of_all_rows_are_summed() -> None:
@@ -29,7 +42,8 @@ def test_cells_of_all_rows_are_summed() -> None:
     cells = Cells(3, 4)
     for row in range(3):
         cells.row(row)[2] = 10 + row
-    assert (cells.total(2), cells.largest(2), cells.totals()) == (33, 12, [0, 0, 33, 0])
+    assert (cells.total(2), cells.largest(2), cells.smallest(2, 3)) == (33, 12, 10)
+    assert (cells.totals(0, 4), cells.totals(2, 1)) == ([0, 0, 33, 0], [33])
     with pytest.raises(IndexError):
         cells.row(3)
 
@@ -43,7 +57,7 @@ def test_metrics_of_all_workers_are_one_text() -> None:
         recorder.observe_seconds(LAYOUT.request_seconds, 0, 0.02)
         recorder.observe_lookup(0.0002)
         recorder.refused("slow")
-    text = render(LAYOUT, cells, [True, False]).decode()
+    text = render(LAYOUT, cells, NAMES, {0: True, 1: False}).decode()
     assert "kvcommons_router_retries_total 4" in text
     assert 'kvcommons_router_request_seconds_bucket{model="m",le="0.01"} 0' in text
     assert 'kvcommons_router_request_seconds_bucket{model="m",le="0.025"} 2' in text
@@ -65,8 +79,10 @@ def test_load_is_ours_and_the_others() -> None:
     """What siblings have under way shows in the candidates, and vanishes with them."""
     cells = Cells(2, LAYOUT.columns)
     candidates = [Candidate(b"a"), Candidate(b"b")]
-    one = Load(LAYOUT, cells.row(0), candidates, [SiblingLoad(LAYOUT, cells, 0)])
-    other = Load(LAYOUT, cells.row(1), [Candidate(b"a"), Candidate(b"b")], [])
+    one = Load(LAYOUT, cells.row(0), [SiblingLoad(LAYOUT, cells, 0)])
+    one.follow(dict(enumerate(candidates)))
+    other = Load(LAYOUT, cells.row(1), [])
+    other.follow({0: Candidate(b"a"), 1: Candidate(b"b")})
     one.dispatched(0, 100, 0.5)
     other.dispatched(0, 1000, 0.5)
     other.dispatched(1, 7, 0.5)
@@ -86,11 +102,12 @@ def test_load_reads_any_source() -> None:
     """Other routers' load comes through the same door as the siblings'."""
 
     class Elsewhere:
-        def read(self) -> list[InstanceLoad]:
+        def read(self, count: int) -> list[InstanceLoad]:
             return [InstanceLoad(5, 6, 7), InstanceLoad(0, 0, 0)]
 
     candidates = [Candidate(b"a"), Candidate(b"b")]
-    found = Load(LAYOUT, Cells(1, LAYOUT.columns).row(0), candidates, [Elsewhere(), Elsewhere()])
+    found = Load(LAYOUT, Cells(1, LAYOUT.columns).row(0), [Elsewhere(), Elsewhere()])
+    found.follow(dict(enumerate(candidates)))
     found.refresh()
     found.refresh()
     assert (candidates[0].waiting_tokens, candidates[0].decoding, candidates[0].requests) == (10, 12, 14)
@@ -119,7 +136,10 @@ def health(rows: int = 2) -> tuple[list[Health], Cells]:
     """The judgement of several workers; the first one checks."""
     cells = Cells(rows, LAYOUT.columns)
     settings = HealthSettings(failures_max=2, errors_max=3, eject_seconds=1.0, eject_seconds_max=4.0)
-    return [Health(LAYOUT, cells, row, 0, settings) for row in range(rows)], cells
+    found = [Health(LAYOUT, cells, row, 0, settings) for row in range(rows)]
+    for one in found:
+        one.follow([0, 1])
+    return found, cells
 
 
 def test_all_workers_believe_the_one_that_checks() -> None:
@@ -155,7 +175,7 @@ def test_errors_leave_an_instance_out_for_longer_each_time() -> None:
 def test_a_group_without_anybody_usable_tries_everybody() -> None:
     """When every check fails the checks may be wrong: requests are tried rather than refused."""
     instances = [InstanceSettings(name=name, url="http://h:1", model="m") for name in "ab"]
-    fleet = Fleet(RouterSection(instances=tuple(instances)))
+    fleet = fleet_of(instances)
     (checker, *_), _ = health(1)
     group = fleet.groups["m"]
     checker.checked(0, ok=False)
@@ -225,7 +245,7 @@ def test_an_instances_depth_joins_its_cache_its_node_and_the_peers() -> None:
         InstanceSettings(name=name, url="http://h:1", model="m", node=node)
         for name, node in (("a", "n1"), ("b", "n2"), ("c", ""))
     ]
-    places = Places(Fleet(RouterSection(instances=tuple(instances))).instances, age_units_max=100)
+    places = Places(fleet_of(instances).instances, age_units_max=100)
     members = {
         "engine:a": member("engine:a", 10, MemberKind.ENGINE),
         "engine:c": member("engine:c", 12, MemberKind.ENGINE),
@@ -271,7 +291,7 @@ def test_an_instances_depth_joins_its_cache_its_node_and_the_peers() -> None:
 def test_the_quick_depths_are_the_plain_ones(chain: list[set[int]]) -> None:
     """Whatever the holders along a chain, an instance's depth is its unbroken beginning."""
     instances = [InstanceSettings(name=name, url="http://h:1", model="m") for name in "abc"]
-    places = Places(Fleet(RouterSection(instances=tuple(instances))).instances, age_units_max=100)
+    places = Places(fleet_of(instances).instances, age_units_max=100)
     places.follow({f"engine:{n}": member(f"engine:{n}", at + 1, MemberKind.ENGINE) for at, n in enumerate("abc")}, 0)
     packed = [b"".join(Holder(one + 1, 1, Tier.ENGINE, 0, 0).pack() for one in sorted(held)) for held in chain]
     found = places.depths(packed)
