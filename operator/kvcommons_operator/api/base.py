@@ -45,7 +45,7 @@ class Transition:
 
 def _told(rule: Rule | Transition) -> dict[str, str]:
     told = {"rule": rule.cel, "message": rule.message, "reason": rule.reason}
-    if rule.field:
+    if rule.field and not rule.field.startswith(".metadata"):  # the API server lets no rule point into metadata
         told["fieldPath"] = rule.field
     return told
 

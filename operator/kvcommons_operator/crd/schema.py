@@ -46,12 +46,14 @@ class UnstructuralError(Exception):
     """A model says something that no structural schema can."""
 
 
-def structural(model: type[BaseModel]) -> Schema:
+def structural(model: type[BaseModel], leave: tuple[str, ...] = ()) -> Schema:
     """The structural schema of a model.
 
+    :param leave: fields of it that stay out.
     :raises UnstructuralError: naming the path and what can't be said there.
     """
     whole = model.model_json_schema(by_alias=True, mode="validation")
+    whole["properties"] = {name: part for name, part in whole["properties"].items() if name not in leave}
     return _flat(whole, whole.get("$defs", {}), "")
 
 
@@ -88,8 +90,8 @@ def _flatten_object(merged: Schema, defs: Mapping[str, Any], path: str) -> None:
     if properties is not None:
         merged["properties"] = {name: _flat(part, defs, f"{path}.{name}") for name, part in properties.items()}
         merged.pop("additionalProperties", None)
-        if isinstance(merged.get("default"), dict) and not merged.get("required"):
-            merged["default"] = _least(merged["default"], merged["properties"])
+        if isinstance(merged.get("default"), dict):
+            merged["default"] = _least(merged)
     elif isinstance(merged.get("additionalProperties"), dict):
         merged["additionalProperties"] = _flat(merged["additionalProperties"], defs, f"{path}[*]")
         merged["x-kubernetes-validations"] = [
@@ -103,20 +105,20 @@ def _flatten_object(merged: Schema, defs: Mapping[str, Any], path: str) -> None:
         raise UnstructuralError(f"{path or 'the model'}: an object needs fields, or a type for its values")
 
 
-def _least(default: Schema, properties: Mapping[str, Any]) -> Schema:
-    """A default without what the fields' own defaults say anyway."""
-    return {
+def _least(schema: Mapping[str, Any]) -> Schema:
+    """A default that leaves to the fields' own defaults what it can: rules are tried on it before those are filled in, so that where an
+    object has rules its fields must stand in it."""
+    properties = schema["properties"]
+    if "x-kubernetes-validations" in schema:
+        own = {name: part["default"] for name, part in properties.items() if "default" in part}
+    else:
+        own = {}
+    said = {
         name: value
-        for name, value in default.items()
-        if value != _whole_default(properties[name]) and value is not None
+        for name, value in schema["default"].items()
+        if value is not None and "default" not in properties[name]
     }
-
-
-def _whole_default(schema: Mapping[str, Any]) -> Any:
-    if isinstance(schema.get("default"), dict) and "properties" in schema:
-        filled = {name: _whole_default(part) for name, part in schema["properties"].items()}
-        return {**filled, **schema["default"]}
-    return schema.get("default")
+    return {**own, **{name: _least({**properties[name], "default": value}) for name, value in said.items()}}
 
 
 def _resolved(schema: Mapping[str, Any], defs: Mapping[str, Any], path: str) -> Schema:
