@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parent.parent
 BUILD_SECONDS_MAX = 3_600
+
+
+class BuildFailed(Exception):
+    """A program could not be built."""
 
 
 class Binaries:
@@ -29,7 +31,7 @@ class Binaries:
         command = [sys.executable, str(ROOT / ".ci" / "kube.py"), *missing]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, timeout=BUILD_SECONDS_MAX)
         if done.returncode != 0:
-            pytest.fail(f"`python .ci/kube.py {' '.join(missing)}` failed: what it said is above", pytrace=False)
+            raise BuildFailed(f"`python .ci/kube.py {' '.join(missing)}` failed; what it said is above")
         self._built.update({path.name: path for path in map(Path, done.stdout.splitlines())})
 
     def _asset(self, name: str) -> Path | None:
