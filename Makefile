@@ -1,7 +1,7 @@
 # Every target sets up by itself what it needs; `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench soak build native-test native-tsan lock clean distclean
+.PHONY: help demo test check bench soak build native-test native-tsan cluster payload images lock clean distclean
 
 SETUP := python3 .ci/setup.py
 PY := .venv/bin/python
@@ -19,6 +19,9 @@ help:
 	@echo "make soak              the long tests, and the native tests under ThreadSanitizer"
 	@echo "make build             the environment and the native module; seconds where little changed"
 	@echo "make native-test       the native tests under AddressSanitizer and UndefinedBehaviorSanitizer (ONLY=regex)"
+	@echo "make payload           build/payload: the connector as it is added to stock engine images (ARGS=--help)"
+	@echo "make images            the images of operator, node and router, by buildah or docker (ARGS=--help)"
+	@echo "make cluster           a Kubernetes of two nodes to try things on, until Ctrl-C (ARGS=--apiserver without root, ARGS=stop)"
 	@echo "make lock              the locked requirements anew (ARGS=--upgrade for the newest)"
 	@echo "make clean             what was built and measured; make distclean: the environment and models too"
 
@@ -47,6 +50,15 @@ native-test: build
 
 native-tsan: build
 	@$(PY) .ci/native.py test --sanitizer thread --only "$(ONLY)"
+
+payload: build
+	@$(PY) .ci/payload.py $(ARGS)
+
+images:
+	@python3 .ci/images.py $(ARGS)
+
+cluster: build
+	@exec env PYTHONPATH=tests $(PY) tests/kube_keep.py $(ARGS)
 
 lock:
 	@python3 .ci/lock.py $(ARGS)

@@ -20,6 +20,7 @@ ROLES = {
     "operator": ["--extra", "operator"],
     "node": ["--extra", "node"],
     "router": ["--extra", "router"],
+    "build": ["--group", "build"],
 }
 ALONE = {"demo-gpu"}  # the engine's GPU build pins other versions of what both need
 HEADER = "# Made by `make lock` from pyproject.toml: Linux on x86_64, Python 3.11 to 3.13. Do not edit.\n"
