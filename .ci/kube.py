@@ -40,7 +40,7 @@ TOOLS = {
 }
 PACKAGES = {name: f"k8s.io/kubernetes/cmd/{name}" for name in KUBERNETES} | {"pause": "./pause"}
 GROUPS = {
-    "apiserver": ("etcd", "kube-apiserver", "kubectl"),
+    "apiserver": ("etcd", "kube-apiserver", "kubectl", "kube-controller-manager"),
     "cluster": ("etcd", *KUBERNETES, "pause", "coredns", "helm"),
     "tools": ("helm", "kwok", "kubeconform"),
 }
