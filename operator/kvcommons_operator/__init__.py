@@ -1,1 +1,1 @@
-"""The Kubernetes operator. Nothing of it is here yet: no handler, no CRD; `kvcommons --help` does not name it."""
+"""The Kubernetes operator: KVCachePools and InferenceDeployments become running cache nodes, engines, routers and an index."""

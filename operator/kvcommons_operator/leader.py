@@ -1,0 +1,233 @@
+"""What a leader runs: watches, kopf, workers, fencing, polls. Put together here, and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Any, Final
+
+import kopf
+from kubernetes.aio.client import Configuration
+
+from kvcommons_operator import handlers, names
+from kvcommons_operator.build.secrets import control_token
+from kvcommons_operator.kube.client import KubeClient
+from kvcommons_operator.kube.errors import KubeError, NotFoundError
+from kvcommons_operator.kube.events import Recorder
+from kvcommons_operator.kube.kinds import OWN_API, OWN_KINDS
+from kvcommons_operator.metrics import OperatorMetrics
+from kvcommons_operator.observed import Install, NodeState, Pod
+from kvcommons_operator.outcome import PodAction
+from kvcommons_operator.reconcile.act import Executor
+from kvcommons_operator.reconcile.controller import Controller
+from kvcommons_operator.reconcile.fence import Fencer, addresses
+from kvcommons_operator.reconcile.inventory import Inventory
+from kvcommons_operator.reconcile.nodes import Address, NodeClient
+from kvcommons_operator.reconcile.observe import Observer
+from kvcommons_operator.reconcile.owners import deployment_of, owner_of, pool_of
+from kvcommons_operator.reconcile.poller import Poller, Target, node_shape
+from kvcommons_operator.reconcile.queue import WorkQueue
+from kvcommons_operator.reconcile.resources import Id, Resources
+from kvcommons_operator.reconcile.world import World
+from kvcommons_operator.settings import OperatorSection
+
+CRDS_SECONDS: Final = 2.0
+HEALTH_SECONDS: Final = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+class Leader:
+    """Runs until it is stopped or a part of it ends, which none does by itself."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        configuration: Configuration,
+        settings: OperatorSection,
+        install: Install,
+        identity: str,
+        metrics: OperatorMetrics,
+    ) -> None:
+        self.ready = asyncio.Event()
+        """Everything has been listed, and the workers are at work."""
+        self.doing = "starting"
+        self._client = client
+        self._configuration = configuration
+        self._settings = settings
+        self._install = install
+        self._metrics = metrics
+        self._resources = Resources()
+        self._queue: WorkQueue[Id] = WorkQueue()
+        self._node_client = NodeClient()
+        self._fencer = Fencer(self._node_client, metrics, self._live_nodes)
+        self._inventory = Inventory(self._owner_event, self._fencer.pod_changed)
+        self._world = World(client, settings.namespaces, self._inventory, self._apis_changed)
+        self._nodes: Poller[NodeState] = Poller(
+            self._node_targets, self._ask_node, node_shape, self._queue.add, settings.node_polls_per_second_max
+        )
+        self._routers: Poller[int | None] = Poller(
+            self._router_targets,
+            self._ask_router,
+            lambda count: count,
+            self._queue.add,
+            settings.node_polls_per_second_max,
+        )
+        observer = Observer(
+            client, install, self._world, self._inventory, self._resources, self._nodes.state, self._routers.state
+        )
+        recorder = Recorder(client, identity)
+        executor = Executor(client, self._world, self._inventory, self._resources, recorder, metrics, self._fence_step)
+        self._controller = Controller(
+            client,
+            self._resources,
+            observer,
+            executor,
+            self._queue,
+            metrics,
+            namespaces=self._world.namespaces,
+            workers=settings.workers,
+            resync_seconds=settings.resync_seconds,
+        )
+        metrics.watch_queue(lambda: float(len(self._queue)))
+
+    async def run(self, stopping: asyncio.Event, on_started: Callable[[], None] = lambda: None) -> None:
+        """Until `stopping`. :raises BaseExceptionGroup: if a part fails: the process ends then."""
+        await self._await_crds()
+        self.doing = "listing"
+        stop_kopf, kopf_ready = asyncio.Event(), asyncio.Event()
+        parts: list[Coroutine[Any, Any, None]] = [
+            self._controller.run(),
+            self._nodes.run(),
+            self._routers.run(),
+            self._watch_parts(),
+        ]
+        await self._world.start()
+        await self._controller.prime()
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(part) for part in parts]
+                group.create_task(self._kopf(stop_kopf, kopf_ready))
+                await kopf_ready.wait()
+                on_started()
+                self.doing = "reconciling"
+                self.ready.set()
+                await stopping.wait()
+                self.doing = "stopping"
+                self.ready.clear()
+                for task in tasks:
+                    task.cancel()
+                stop_kopf.set()
+        finally:
+            await self._world.stop()
+            await self._fencer.stop()
+            await self._node_client.close()
+
+    async def _await_crds(self) -> None:
+        """Until our own kinds are served: the chart's CRDs may come after its operator."""
+        wanted, told = {kind.plural for kind in OWN_KINDS}, False
+        while True:
+            try:
+                answer = await self._client.request("GET", f"/apis/{OWN_API}")
+                missing = wanted - {str(resource.get("name")) for resource in answer.get("resources") or []}
+                if not missing:
+                    return
+                why = f"the CRDs of {', '.join(sorted(missing))} are not installed"
+            except NotFoundError:
+                why = f"the CRDs of {OWN_API} are not installed"
+            except KubeError as error:
+                why = str(error)
+            self.doing = f"waiting: {why}; apply crds/"
+            if not told:
+                logger.warning("%s", self.doing)
+                told = True
+            await asyncio.sleep(CRDS_SECONDS)
+
+    async def _kopf(self, stop: asyncio.Event, ready: asyncio.Event) -> None:
+        registry = handlers.registry(self._configuration, self._controller.resource_event)
+        namespaces = self._settings.namespaces
+        await kopf.operator(
+            registry=registry,
+            settings=handlers.settings(),
+            standalone=True,
+            clusterwide=not namespaces,
+            namespaces=namespaces,
+            stop_flag=stop,
+            ready_flag=ready,
+        )
+        if not stop.is_set():
+            raise RuntimeError("kopf has ended by itself")
+
+    async def _watch_parts(self) -> None:
+        """A watch that ended is a defect: end the process rather than go on half blind."""
+        while True:
+            await asyncio.sleep(HEALTH_SECONDS)
+            failure = self._world.failed()
+            if failure is not None:
+                raise failure
+            for kind, count in self._inventory.counts().items():
+                self._metrics.objects(kind, count)
+
+    # how the parts see one another --------------------------------------------------------------------------------------
+
+    def _owner_event(self, owner: Any) -> None:
+        self._controller.owner_event(owner)
+
+    def _apis_changed(self) -> None:
+        self._controller.all()
+
+    def _pool_of(self, pod: Pod) -> Id | None:
+        """The pool whose index knows a pod's members: its label's, else its deployment's."""
+        pool = pool_of(pod.labels, pod.namespace)
+        if pool is not None:
+            return self._resources.of_owner(pool)
+        deployment = deployment_of(pod.labels, pod.namespace)
+        key = self._resources.of_owner(deployment) if deployment is not None else None
+        return self._resources.pool_of(self._resources.get(key)) if key is not None else None
+
+    def _token(self, pool: Id) -> str | None:
+        resource = self._resources.get(pool)
+        return control_token(self._install.root_secret, resource["metadata"]["uid"]) if resource is not None else None
+
+    def _live_nodes(self, pod: Pod) -> Sequence[Address]:
+        pool = self._pool_of(pod)
+        token = self._token(pool) if pool is not None else None
+        if pool is None or token is None:
+            return ()
+        return addresses(self._inventory.pods(owner_of(*pool)), token, without=pod)
+
+    def _node_targets(self) -> Iterator[Target]:
+        for pool, _ in self._resources.of_kind(names.POOL_KIND):
+            token = self._token(pool)
+            for pod in self._inventory.pods(owner_of(*pool)) if token is not None else ():
+                component = pod.labels.get(names.COMPONENT)
+                if pod.ip and pod.phase == "Running" and component in (names.CACHE_NODE, names.ENGINE):
+                    member = pod.node if component == names.CACHE_NODE else pod.name
+                    yield Target(pool, pod, member, Address(pod.ip, token or ""))
+
+    def _router_targets(self) -> Iterator[Target]:
+        for deployment, _ in self._resources.of_kind(names.DEPLOYMENT_KIND):
+            for pod in self._inventory.pods(owner_of(*deployment)):
+                if pod.ip and pod.phase == "Running" and pod.labels.get(names.COMPONENT) == names.ROUTER:
+                    yield Target(deployment, pod, pod.name, Address(pod.ip, "", names.ROUTER_PORT))
+
+    async def _ask_node(self, target: Target) -> NodeState:
+        return await self._node_client.state(target.address, target.member)
+
+    async def _ask_router(self, target: Target) -> int | None:
+        return await self._node_client.routable(target.address)
+
+    async def _fence_step(self, key: Id, action: PodAction) -> None:
+        """A step of a roll: the node itself stops publishing and is void at once; if it does not answer, another one fences it."""
+        pool = key if key.kind == names.POOL_KIND else self._resources.pool_of(self._resources.get(key))
+        token = self._token(pool) if pool is not None else None
+        if pool is None or token is None:
+            return
+        pods = self._inventory.pods(owner_of(*pool))
+        own = [Address(pod.ip, token) for pod in pods if pod.uid == action.uid and pod.ip]
+        members = [action.member] if action.member else []
+        if not (own and await self._fencer.ask(own, members, action.reason, hold=True)):
+            others = addresses([pod for pod in pods if pod.uid != action.uid], token)[:3]
+            await self._fencer.ask(others, members, action.reason)
+        self._nodes.urge(action.uid)

@@ -1,0 +1,248 @@
+"""Carries a plan out: finalizer, manifests, steps on pods, deletions, status, Events, finalizer. What changes nothing is not sent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from kvcommons_operator import names
+from kvcommons_operator.kube.client import Document, KubeClient
+from kvcommons_operator.kube.errors import ConflictError, ForbiddenError, KubeError, NotFoundError, RejectedError
+from kvcommons_operator.kube.events import Recorder
+from kvcommons_operator.kube.kinds import BY_KEY, OWN_KINDS, POD, Kind, kind_of
+from kvcommons_operator.metrics import OperatorMetrics
+from kvcommons_operator.observed import Manifest, Ref
+from kvcommons_operator.outcome import ActionKind, Finalizer, Plan, PodAction
+from kvcommons_operator.reconcile.inventory import Inventory, wish_digest
+from kvcommons_operator.reconcile.resources import Id, Resources
+from kvcommons_operator.reconcile.world import World
+
+UNWATCHED_SECONDS: Final = 600.0
+"""What is not watched (Secrets) is written again this often, which puts drift back."""
+CONFLICTS_MAX: Final = 3
+OWN: Final = {kind.name: kind for kind in OWN_KINDS}
+FINALIZERS: Final = {names.POOL_KIND: names.POOL_FINALIZER, names.DEPLOYMENT_KIND: names.DEPLOYMENT_FINALIZER}
+
+FenceStep = Callable[[Id, PodAction], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What was last written of one object, and what it was then."""
+
+    wish: bytes
+    digest: bytes
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A manifest that the API server does not take: only a change of the resource, or of a role, helps."""
+
+    ref: Ref
+    error: KubeError
+
+
+class Executor:
+    """One for all resources; remembers what it wrote of each."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        world: World,
+        inventory: Inventory,
+        resources: Resources,
+        recorder: Recorder,
+        metrics: OperatorMetrics,
+        fence: FenceStep,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._client = client
+        self._world = world
+        self._inventory = inventory
+        self._resources = resources
+        self._recorder = recorder
+        self._metrics = metrics
+        self._fence = fence
+        self._clock = clock
+        self._applied: dict[Id, dict[Ref, Applied]] = {}
+        self._told: dict[Id, tuple[bytes, bytes]] = {}
+
+    def forget(self, key: Id) -> None:
+        self._applied.pop(key, None)
+        self._told.pop(key, None)
+
+    async def carry_out(self, key: Id, resource: Manifest, plan: Plan) -> list[Refused]:
+        """Everything but dropping the finalizer, which `drop_finalizer` does when the caller is sure.
+
+        :raises KubeError: where only time or a new look helps; what the server refuses for good is in the answer."""
+        if plan.finalizer is Finalizer.KEEP:
+            await self._keep_finalizer(key, resource)
+        refused: list[Refused] = []
+        memory = self._applied.setdefault(key, {})
+        for manifest in plan.apply:
+            try:
+                await self._apply(memory, manifest)
+            except (RejectedError, ForbiddenError) as error:
+                refused.append(Refused(Ref.of(manifest), error))
+        for action in plan.actions:
+            await self._step(key, action)
+        for ref in plan.delete:
+            await self._delete(memory, ref)
+        return refused
+
+    async def tell(self, key: Id, resource: Manifest, status: Mapping[str, Any]) -> None:
+        """Writes the status, if it says anything new."""
+        if not status:
+            return
+        live = resource.get("status") or {}
+        if live == status or self._told.get(key) == (_digest(status), _digest(live)):
+            return
+        body = {**_head(OWN[key.kind], resource), "status": status}
+        answer = await self._client.apply(body, subresource="status")
+        self._told[key] = (_digest(status), _digest(answer.get("status") or {}))
+        self._resources.put(key.kind, answer)
+
+    async def events(self, resource: Manifest, plan: Plan, refused: list[Refused]) -> None:
+        for event in plan.events:
+            await self._recorder.tell(resource, event.type, event.reason, event.message)
+        for one in refused:
+            note = f"{one.ref.kind} {one.ref.namespace}/{one.ref.name}: {one.error.message}"
+            await self._recorder.tell(resource, "Warning", "ApplyRefused", note)
+
+    # manifests --------------------------------------------------------------------------------------------------------
+
+    async def _apply(self, memory: dict[Ref, Applied], manifest: Manifest) -> None:
+        ref, wish = Ref.of(manifest), _wish(manifest)
+        kind, known = kind_of(manifest), memory.get(ref)
+        if known is not None and known.wish == wish and self._unchanged(kind, ref, known):
+            self._metrics.applied.labels("skipped").inc()
+            return
+        status = manifest.get("status") if kind in OWN_KINDS else None
+        try:
+            answer = await self._client.apply(
+                {k: v for k, v in manifest.items() if k != "status"} if status else manifest
+            )
+            if status:
+                answer = await self._client.apply({**_head(kind, manifest), "status": status}, subresource="status")
+        except NotFoundError:
+            if kind.optional:
+                self._world.discovery.forget()
+            raise
+        child, digest = self._inventory.child(ref), wish_digest({**answer, **_head_kind(kind)})
+        drifted = known is not None and known.wish == wish and (child is None or child.digest != digest)
+        self._metrics.applied.labels("repaired" if drifted else "applied").inc()
+        memory[ref] = Applied(wish, digest, self._clock())
+        self._offer(kind, answer)
+
+    def _unchanged(self, kind: Kind, ref: Ref, known: Applied) -> bool:
+        """Nobody has touched the object since we wrote it, as far as can be seen."""
+        if kind in OWN_KINDS:
+            live = self._resources.get(Id(ref.kind, ref.namespace, ref.name))
+            return live is not None and wish_digest(live) == known.digest
+        if not self._world.watches(kind):
+            return self._clock() - known.at < UNWATCHED_SECONDS
+        child = self._inventory.child(ref)
+        return child is not None and child.digest == known.digest
+
+    def _offer(self, kind: Kind, answer: Document) -> None:
+        if kind in OWN_KINDS:
+            self._resources.put(kind.name, answer)
+        else:
+            self._world.offer(kind, answer)
+
+    async def _delete(self, memory: dict[Ref, Applied], ref: Ref) -> None:
+        memory.pop(ref, None)
+        kind, child = BY_KEY[(ref.api_version, ref.kind)], self._inventory.child(ref)
+        try:
+            await self._client.delete(kind, ref.namespace, ref.name, uid=child.uid if child is not None else "")
+        except (NotFoundError, ConflictError):
+            return  # gone, or another object by now: the next look decides anew
+
+    # steps on pods ----------------------------------------------------------------------------------------------------
+
+    async def _step(self, key: Id, action: PodAction) -> None:
+        match action.kind:
+            case ActionKind.FENCE | ActionKind.FLUSH:
+                await self._fence(key, action)
+            case ActionKind.DELETE_POD:
+                try:
+                    await self._client.delete(POD, action.namespace, action.pod, uid=action.uid)
+                except (NotFoundError, ConflictError):
+                    return
+            case ActionKind.ANNOTATE_POD:
+                change = {"metadata": {"uid": action.uid, "annotations": dict(action.annotations)}}
+                try:
+                    await self._client.merge(POD, action.namespace, action.pod, change)
+                except (NotFoundError, ConflictError):
+                    return
+
+    # finalizers -------------------------------------------------------------------------------------------------------
+
+    async def _keep_finalizer(self, key: Id, resource: Manifest) -> None:
+        metadata, wanted = resource["metadata"], FINALIZERS.get(key.kind)
+        if wanted is None or "deletionTimestamp" in metadata or wanted in (metadata.get("finalizers") or []):
+            return
+        await self._set_finalizers(key, resource, lambda found: [*found, wanted] if wanted not in found else found)
+
+    async def drop_finalizer(self, key: Id, resource: Manifest) -> None:
+        unwanted = FINALIZERS.get(key.kind)
+        if unwanted is None or unwanted not in (resource["metadata"].get("finalizers") or []):
+            return
+        try:
+            await self._set_finalizers(key, resource, lambda found: [name for name in found if name != unwanted])
+        except NotFoundError:
+            return
+
+    async def _set_finalizers(self, key: Id, resource: Manifest, change: Callable[[list[str]], list[str]]) -> None:
+        """A merge patch on one version: whoever put the finalizer there, and whatever others add meanwhile."""
+        kind, live = OWN[key.kind], resource
+        for attempt in range(CONFLICTS_MAX):
+            metadata = live["metadata"]
+            found = list(metadata.get("finalizers") or [])
+            if change(found) == found:
+                return
+            patch = {
+                "metadata": {
+                    "uid": metadata["uid"],
+                    "resourceVersion": metadata["resourceVersion"],
+                    "finalizers": change(found),
+                }
+            }
+            try:
+                answer = await self._client.merge(kind, key.namespace, key.name, patch)
+            except ConflictError:
+                if attempt + 1 == CONFLICTS_MAX:
+                    raise
+                live = await self._client.get(kind, key.namespace, key.name)
+                if live["metadata"]["uid"] != resource["metadata"]["uid"]:
+                    return
+                continue
+            self._resources.put(key.kind, answer)
+            return
+
+
+def _wish(manifest: Mapping[str, Any]) -> bytes:
+    """What is wished for; the version that it was decided on is none of it."""
+    metadata = {k: v for k, v in manifest["metadata"].items() if k != "resourceVersion"}
+    return _digest({**manifest, "metadata": metadata})
+
+
+def _digest(value: object) -> bytes:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True, separators=(",", ":")).encode(), digest_size=16).digest()
+
+
+def _head_kind(kind: Kind) -> Document:
+    return {"apiVersion": kind.api_version, "kind": kind.name}
+
+
+def _head(kind: Kind, resource: Mapping[str, Any]) -> Document:
+    """Which object: with its uid where that is known, so that nothing is written on another of the same name."""
+    metadata = resource["metadata"]
+    named = {name: metadata[name] for name in ("name", "namespace", "uid") if metadata.get(name)}
+    return {**_head_kind(kind), "metadata": named}

@@ -1,0 +1,116 @@
+"""The cache nodes' control API, as the operator calls it: a node that does not answer is a fact, never an error."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aiohttp
+
+from kvcommons_operator import names
+from kvcommons_operator.observed import NodeState
+
+CALL_SECONDS_MAX: Final = 2.0
+ANSWER_BYTES_MAX: Final = 1 << 20
+CALLS_AT_ONCE_MAX: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where one node's control API is, and what opens it."""
+
+    ip: str
+    token: str
+    port: int = names.CONTROL_PORT
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.ip}]" if ":" in self.ip else self.ip
+        return f"http://{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`status` is 0 where none came; `body` says why."""
+
+    status: int
+    body: Mapping[str, Any]
+
+    @property
+    def ok(self) -> bool:
+        return self.status == 200
+
+
+class NodeClient:
+    """One session for all nodes; never more than a bounded number of calls at once."""
+
+    def __init__(self, *, seconds_max: float = CALL_SECONDS_MAX) -> None:
+        self._seconds_max = seconds_max
+        self._at_once = asyncio.Semaphore(CALLS_AT_ONCE_MAX)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def state(self, address: Address, member: str) -> NodeState:
+        """What the node says of itself."""
+        answer = await self._call("GET", address, "/v1/stats", None)
+        return parse_stats(answer.body) if answer.ok else NodeState(member=member, reachable=False)
+
+    async def routable(self, address: Address) -> int | None:
+        """Instances that a router sends to; None where it does not say."""
+        answer = await self._call("GET", address, "/health", None)
+        models = answer.body.get("models") if answer.status in (200, 503) else None
+        if not isinstance(models, Mapping):
+            return None
+        return sum(int(model.get("up") or 0) for model in models.values() if isinstance(model, Mapping))
+
+    async def fence(self, address: Address, members: Sequence[str], reason: str, *, hold: bool = False) -> Answer:
+        """Voids what the members published. `hold`: the node itself, which then publishes nothing until it is restarted."""
+        body = {"members": list(members), "reason": reason[:200], "hold": hold}
+        return await self._call("POST", address, "/v1/fence", body)
+
+    async def _call(self, method: str, address: Address, path: str, body: Mapping[str, Any] | None) -> Answer:
+        if self._session is None:
+            limits = aiohttp.ClientTimeout(total=self._seconds_max)
+            connector = aiohttp.TCPConnector(limit=CALLS_AT_ONCE_MAX, force_close=True)
+            self._session = aiohttp.ClientSession(timeout=limits, connector=connector, trust_env=False)
+        headers = {"Authorization": f"Bearer {address.token}"} if address.token else {}
+        try:
+            async with (
+                self._at_once,
+                self._session.request(method, address.url + path, json=body, headers=headers) as response,
+            ):
+                raw = await response.content.read(ANSWER_BYTES_MAX)
+                document = json.loads(raw)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            return Answer(0, {"error": str(error) or type(error).__name__})
+        return Answer(response.status, document if isinstance(document, dict) else {})
+
+
+def parse_stats(stats: Mapping[str, Any]) -> NodeState:
+    """/v1/stats as the planners read it. A field that an older node does not have is 0."""
+    index, core = stats.get("index") or {}, stats.get("core") or {}
+    state = str(index.get("state") or "")
+    fenced = bool(index.get("held"))
+    return NodeState(
+        member=str(stats.get("node_id") or ""),
+        joined=state == "connected" and not fenced,
+        fenced=fenced,
+        flushed=int(index.get("pending") or 0) == 0 and int(core.get("disk_pending_bytes") or 0) == 0,
+        chunks=int(core.get("chunks") or 0),
+        hits=int(core.get("hit_chunks") or 0),
+        arena_bytes=int(core.get("arena_bytes") or 0),
+        index_missing=int(index.get("missing") or 0),
+        index_stale=int(index.get("stale") or 0),
+    )
+
+
+def index_reachable(states: Mapping[str, NodeState]) -> bool | None:
+    """What the nodes say of Redis: None where none has answered."""
+    told = [state.joined for state in states.values() if state.reachable and not state.fenced]
+    return any(told) if told else None

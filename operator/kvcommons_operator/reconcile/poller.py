@@ -1,0 +1,97 @@
+"""Asks pods how they are (cache nodes, routers): at a bounded rate, sooner where something is going on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, Generic, TypeVar
+
+from kvcommons_operator.observed import NodeState, Pod
+from kvcommons_operator.reconcile.nodes import Address
+from kvcommons_operator.reconcile.resources import Id
+
+INTERVAL_SECONDS: Final = 30.0
+INTERVAL_SECONDS_MIN: Final = 2.0
+TICK_SECONDS: Final = 0.5
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A pod that can be asked, and the resource that is looked at again when it answers something new."""
+
+    resource: Id
+    pod: Pod
+    member: str
+    address: Address
+
+
+@dataclass(slots=True)
+class Book(Generic[S]):
+    """What is known of one pod."""
+
+    due: float
+    pause: float = INTERVAL_SECONDS_MIN
+    asked: bool = False
+    state: S | None = None
+
+
+@dataclass(slots=True)
+class Poller(Generic[S]):
+    """`run` until cancelled. A state is as old as one interval, or younger where it was urged or has just changed."""
+
+    targets: Callable[[], Iterable[Target]]
+    ask: Callable[[Target], Awaitable[S]]
+    shape: Callable[[S], object]
+    """What of a state a plan acts on: counters move all the time."""
+    on_change: Callable[[Id], None]
+    per_second_max: int
+    clock: Callable[[], float] = time.monotonic
+    _books: dict[str, Book[S]] = field(default_factory=dict)
+
+    def state(self, uid: str) -> S | None:
+        book = self._books.get(uid)
+        return book.state if book is not None else None
+
+    def urge(self, uid: str) -> None:
+        """Something was just asked of it: look at once, and again soon."""
+        book = self._books.setdefault(uid, Book(0.0))
+        book.due, book.pause = 0.0, INTERVAL_SECONDS_MIN
+
+    async def run(self) -> None:
+        while True:
+            await self.tick()
+            await asyncio.sleep(TICK_SECONDS)
+
+    async def tick(self) -> None:
+        """One round: those that are due longest, as many as the rate allows."""
+        targets, now = {target.pod.uid: target for target in self.targets()}, self.clock()
+        for uid in [uid for uid in self._books if uid not in targets]:
+            del self._books[uid]
+        for uid in targets:
+            if uid not in self._books:
+                self._books[uid] = Book(now)
+        per_tick = max(1, int(self.per_second_max * TICK_SECONDS))
+        due = sorted((book.due, uid) for uid, book in self._books.items() if book.due <= now)[:per_tick]
+        await self._ask([targets[uid] for _, uid in due])
+
+    async def _ask(self, targets: Sequence[Target]) -> None:
+        states = await asyncio.gather(*(self.ask(target) for target in targets))
+        now = self.clock()
+        for target, state in zip(targets, states, strict=True):
+            book = self._books.get(target.pod.uid)
+            if book is None:
+                continue
+            changed = not book.asked or book.state is None or self.shape(book.state) != self.shape(state)
+            book.state, book.asked = state, True
+            book.pause = INTERVAL_SECONDS_MIN if changed else min(INTERVAL_SECONDS, book.pause * 2)
+            book.due = now + book.pause
+            if changed:
+                self.on_change(target.resource)
+
+
+def node_shape(state: NodeState) -> NodeState:
+    return replace(state, chunks=0, hits=0, index_missing=0, index_stale=0)

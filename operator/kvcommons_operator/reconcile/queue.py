@@ -1,0 +1,105 @@
+"""Which objects are due: one entry an object, bursts coalesced, failures backed off, nothing done twice at once."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import random
+import time
+from collections.abc import Callable
+from typing import Final, Generic, TypeVar
+
+COALESCE_SECONDS: Final = 0.05
+"""What follows an event within this time is done together with it."""
+INTERVAL_SECONDS_MIN: Final = 1.0
+"""An object under a storm of events is looked at this often at most."""
+BACKOFF_SECONDS: Final = 0.5
+BACKOFF_SECONDS_MAX: Final = 60.0
+
+K = TypeVar("K")
+
+
+class WorkQueue(Generic[K]):
+    """`add` from anywhere in the loop; workers `take`, then say `done` or `failed`."""
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        rng: Callable[[], float] = random.random,
+        interval_seconds_min: float = INTERVAL_SECONDS_MIN,
+    ) -> None:
+        self._clock = clock
+        self._rng = rng
+        self._interval = interval_seconds_min
+        self._due: dict[K, float] = {}
+        self._heap: list[tuple[float, int, K]] = []
+        self._order = itertools.count()
+        self._busy: set[K] = set()
+        self._again: dict[K, float] = {}
+        self._last: dict[K, float] = {}
+        self._failures: dict[K, int] = {}
+        self._wake = asyncio.Event()
+
+    def __len__(self) -> int:
+        now = self._clock()
+        return sum(at <= now for at in self._due.values()) + len(self._busy)
+
+    def add(self, key: K, delay_seconds: float = COALESCE_SECONDS) -> None:
+        """Due after the delay, unless it is due sooner. While it is being done, it is done again afterwards."""
+        at = max(self._clock() + delay_seconds, self._last.get(key, -self._interval) + self._interval)
+        if key in self._busy:
+            self._again[key] = min(at, self._again.get(key, at))
+            return
+        if at < self._due.get(key, float("inf")):
+            self._due[key] = at
+            heapq.heappush(self._heap, (at, next(self._order), key))
+            self._wake.set()
+
+    def forget(self, key: K) -> None:
+        """It exists no more."""
+        for book in (self._due, self._again, self._last, self._failures):
+            book.pop(key, None)
+
+    async def take(self) -> K:
+        """The next that is due; it is the caller's until `done` or `failed`."""
+        while True:
+            now = self._clock()
+            while self._heap and self._due.get(self._heap[0][2]) != self._heap[0][0]:
+                heapq.heappop(self._heap)
+            if self._heap and self._heap[0][0] <= now:
+                _, _, key = heapq.heappop(self._heap)
+                del self._due[key]
+                self._busy.add(key)
+                self._last[key] = now
+                return key
+            self._wake.clear()
+            wait = self._heap[0][0] - now if self._heap else None
+            try:
+                await asyncio.wait_for(self._wake.wait(), wait)
+            except TimeoutError:
+                continue
+
+    def done(self, key: K, again_seconds: float | None = None) -> None:
+        """It went well; look again after so long, if at all."""
+        self._failures.pop(key, None)
+        self._release(key, again_seconds)
+
+    def failed(self, key: K, at_least_seconds: float = 0.0) -> float:
+        """It did not; again after a pause that doubles. Returns the pause."""
+        count = self._failures[key] = self._failures.get(key, 0) + 1
+        bound = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS * 2.0 ** min(count - 1, 16))
+        pause = max(at_least_seconds, bound * (0.5 + self._rng() / 2))
+        # What happened meanwhile does not shorten the pause of what can't be done.
+        self._again.pop(key, None)
+        self._release(key, pause)
+        return pause
+
+    def _release(self, key: K, again_seconds: float | None) -> None:
+        self._busy.discard(key)
+        again_at = self._again.pop(key, None)
+        if again_at is not None:
+            self.add(key, max(0.0, again_at - self._clock()))
+        if again_seconds is not None:
+            self.add(key, again_seconds)

@@ -1,0 +1,126 @@
+"""Our own resources as kopf brings them, and how they refer to one another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from kvcommons_operator import names
+from kvcommons_operator.observed import Manifest, Ref, User
+from kvcommons_operator.reconcile.owners import Owner, deployment_of, owner_of
+
+
+class Id(NamedTuple):
+    """One resource of ours, by its real name."""
+
+    kind: str
+    namespace: str
+    name: str
+
+
+class Resources:
+    """Everything of the three kinds. A version that is older than the one here is no news."""
+
+    def __init__(self) -> None:
+        self._items: dict[Id, Manifest] = {}
+        self._by_owner: dict[Owner, Id] = {}
+
+    def get(self, resource: Id) -> Manifest | None:
+        return self._items.get(resource)
+
+    def of_kind(self, kind: str) -> Iterator[tuple[Id, Manifest]]:
+        return ((key, item) for key, item in list(self._items.items()) if key.kind == kind)
+
+    def of_owner(self, owner: Owner) -> Id | None:
+        return self._by_owner.get(owner)
+
+    def put(self, kind: str, body: Mapping[str, Any]) -> tuple[Id, Manifest | None, Manifest]:
+        """Returns (which, what was here before, what is here now)."""
+        metadata = {k: v for k, v in body["metadata"].items() if k != "managedFields"}
+        key = Id(kind, str(metadata["namespace"]), str(metadata["name"]))
+        item: Manifest = {**body, "apiVersion": names.API_VERSION, "kind": kind, "metadata": metadata}
+        old = self._items.get(key)
+        if old is not None and _version(item) < _version(old):
+            return key, old, old
+        self._items[key] = item
+        self._by_owner[owner_of(kind, key.namespace, key.name)] = key
+        return key, old, item
+
+    def remove(self, key: Id) -> Manifest | None:
+        self._by_owner.pop(owner_of(*key), None)
+        return self._items.pop(key, None)
+
+    def replace(self, kind: str, bodies: Iterable[Mapping[str, Any]], namespaces: Iterable[str | None]) -> None:
+        """A complete list, of these namespaces (None: of all)."""
+        found = {self.put(kind, body)[0] for body in bodies}
+        inside = set(namespaces)
+        for key, _ in list(self.of_kind(kind)):
+            if key not in found and (None in inside or key.namespace in inside):
+                self.remove(key)
+
+    # relations --------------------------------------------------------------------------------------------------------
+
+    def pool_of(self, deployment: Manifest | None) -> Id | None:
+        """The pool that a deployment names, whether it is there or not."""
+        ref = ((deployment or {}).get("spec") or {}).get("poolRef")
+        if deployment is None or not isinstance(ref, Mapping) or not ref.get("name"):
+            return None
+        return Id(names.POOL_KIND, str(ref.get("namespace") or deployment["metadata"]["namespace"]), str(ref["name"]))
+
+    def users_of(self, pool: Id) -> tuple[User, ...]:
+        found = [user_of(item) for _, item in self.of_kind(names.DEPLOYMENT_KIND) if self.pool_of(item) == pool]
+        return tuple(sorted(found, key=lambda user: (user.namespace, user.name)))
+
+    def deployments_of(self, pool: Id) -> list[Id]:
+        return [key for key, item in self.of_kind(names.DEPLOYMENT_KIND) if self.pool_of(item) == pool]
+
+    def roles_of(self, deployment: Id) -> dict[Ref, Manifest]:
+        owner = owner_of(*deployment)
+        return {
+            Ref.of(item): item
+            for key, item in self.of_kind(names.ROLE_KIND)
+            if deployment_of(item["metadata"].get("labels") or {}, key.namespace) == owner
+        }
+
+    def deployment_of_role(self, role: Manifest) -> Id | None:
+        metadata = role["metadata"]
+        owner = deployment_of(metadata.get("labels") or {}, str(metadata["namespace"]))
+        return self._by_owner.get(owner) if owner is not None else None
+
+
+def user_of(deployment: Manifest) -> User:
+    metadata, spec = deployment["metadata"], deployment.get("spec") or {}
+    model = spec.get("model") or {}
+    return User(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata.get("uid", ""),
+        deleting="deletionTimestamp" in metadata,
+        models=(str(model["name"]),) if model.get("name") else (),
+    )
+
+
+def wish_changed(old: Manifest | None, new: Manifest) -> bool:
+    """Something that a plan reads has changed: not only the status, which we write ourselves."""
+    return old is None or _wish(old) != _wish(new)
+
+
+def truth_changed(old: Manifest | None, new: Manifest) -> bool:
+    """The same, or one of its conditions: what those who refer to it read."""
+    return wish_changed(old, new) or _conditions(old) != _conditions(new)
+
+
+def _wish(item: Manifest) -> tuple[object, ...]:
+    metadata = item["metadata"]
+    kept = (metadata.get(name) for name in ("uid", "deletionTimestamp", "finalizers", "labels", "annotations"))
+    return (item.get("spec"), *kept)
+
+
+def _conditions(item: Manifest | None) -> list[tuple[object, ...]]:
+    told = ((item or {}).get("status") or {}).get("conditions") or []
+    return [(c.get("type"), c.get("status"), c.get("reason")) for c in told]
+
+
+def _version(item: Manifest) -> int:
+    version = str(item["metadata"].get("resourceVersion") or "")
+    return int(version) if version.isdigit() else 0

@@ -1,0 +1,63 @@
+"""Taking our finalizers off everything, once: so that removing the operator first leaves no resource stuck."""
+
+from __future__ import annotations
+
+import logging
+
+from kvcommons_operator import names
+from kvcommons_operator.kube import connect
+from kvcommons_operator.kube.client import Document, KubeClient
+from kvcommons_operator.kube.errors import ConflictError, KubeError, NotFoundError
+from kvcommons_operator.kube.kinds import DEPLOYMENT_OWN, POOL, Kind
+from kvcommons_operator.settings import OperatorSection
+
+CONFLICTS_MAX = 5
+OURS = frozenset({names.POOL_FINALIZER, names.DEPLOYMENT_FINALIZER})
+
+logger = logging.getLogger("kvcommons_operator")
+
+
+async def release(settings: OperatorSection) -> int:
+    """Returns the exit status: 1 if something could not be released, with a log of what."""
+    configuration = await connect.load(settings.kubeconfig, settings.kube_context)
+    client = KubeClient(connect.client_of(configuration))
+    failed = 0
+    try:
+        for kind in (DEPLOYMENT_OWN, POOL):
+            for namespace in settings.namespaces or (None,):
+                for item in await _items(client, kind, namespace):
+                    failed += not await _released(client, kind, item)
+    except KubeError as error:
+        logger.error("not everything is released: %s", error)
+        failed += 1
+    finally:
+        await client.close()
+    return 1 if failed else 0
+
+
+async def _items(client: KubeClient, kind: Kind, namespace: str | None) -> list[Document]:
+    try:
+        return await client.list(kind, namespace)
+    except NotFoundError:
+        return []  # no CRD, nothing to release
+
+
+async def _released(client: KubeClient, kind: Kind, item: Document) -> bool:
+    metadata = item["metadata"]
+    for _ in range(CONFLICTS_MAX):
+        kept = [name for name in metadata.get("finalizers") or [] if name not in OURS]
+        if kept == (metadata.get("finalizers") or []):
+            return True
+        change = {"metadata": {"resourceVersion": metadata["resourceVersion"], "finalizers": kept}}
+        try:
+            await client.merge(kind, metadata["namespace"], metadata["name"], change)
+            logger.info("released %s %s/%s", kind.name, metadata["namespace"], metadata["name"])
+            return True
+        except NotFoundError:
+            return True
+        except ConflictError:
+            metadata = (await client.get(kind, metadata["namespace"], metadata["name"]))["metadata"]
+        except KubeError as error:
+            logger.error("%s %s/%s is not released: %s", kind.name, metadata["namespace"], metadata["name"], error)
+            return False
+    return False
