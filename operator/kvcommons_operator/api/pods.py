@@ -22,9 +22,18 @@ from kvcommons_operator.api.common import (
     StrictInt,
 )
 from kvcommons_operator.api.confinement import ContainerSecurity, PodSecurity
-from kvcommons_operator.api.quantities import ResourceQuantity
+from kvcommons_operator.api.quantities import ResourceQuantity, parse_quantity
 from kvcommons_operator.api.scheduling import Affinity, TopologySpreads
 from kvcommons_operator.api.volumes import Mounts, Volumes
+
+
+def _within_limits(resources: Resources) -> bool:
+    """Whether no request is over its limit."""
+    return all(
+        parse_quantity(amount) <= parse_quantity(resources.limits[name])
+        for name, amount in resources.requests.items()
+        if name in resources.limits
+    )
 
 
 class Resources(Model):
@@ -34,6 +43,16 @@ class Resources(Model):
     """What the scheduler sets aside: cpu, memory, nvidia.com/gpu and others."""
     limits: Annotated[dict[QualifiedName, ResourceQuantity], Field(max_length=16)] = EMPTY
     """What the container may use at most."""
+
+    RULES = (
+        Rule(
+            cel="self.requests.all(key, !(key in self.limits)"
+            " || quantity(string(self.requests[key])).compareTo(quantity(string(self.limits[key]))) <= 0)",
+            message="no request may be over its limit; raise the limit or lower the request",
+            holds=_within_limits,
+            field=".requests",
+        ),
+    )
 
 
 class EnvKeyRef(Model):

@@ -21,8 +21,7 @@ Made from the models by `python -m kvcommons_operator.crd`; `kubectl explain ifd
 | examples | [docs/examples](examples) |
 
 In the tables: **bold** is required; a name with `[]` is of each item of a list, with `[*]` of each value of a map. "Rules" are checked by
-the API server, so `kubectl apply` says at once what is wrong; labels' keys are checked by the operator, which shows it in the condition
-`Accepted`.
+the API server, so `kubectl apply` says at once what is wrong.
 """
 
 
@@ -127,7 +126,7 @@ def _rules(schema: Mapping[str, Any]) -> list[str]:
 def _all_rules(schema: Mapping[str, Any], path: str) -> Iterator[str]:
     """Rules of a schema and of all beneath it, but those that every map has."""
     for rule in schema.get("x-kubernetes-validations", []):
-        if not rule["rule"].startswith("self.all(key, key.size()"):
+        if not rule["rule"].startswith("self.all(key, key.size() <="):
             yield f"- {f'`{path}`: ' if path else ''}{_plain(rule['message'])}"
     for name, part in schema.get("properties", {}).items():
         yield from _all_rules(part, f"{path}.{name}".lstrip("."))

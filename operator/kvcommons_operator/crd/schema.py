@@ -82,10 +82,9 @@ def _flat(schema: Mapping[str, Any], defs: Mapping[str, Any], path: str) -> Sche
 
 
 def _flatten_object(merged: Schema, defs: Mapping[str, Any], path: str) -> None:
-    if (
-        len(merged.get("patternProperties", {})) == 1
-    ):  # keys with a pattern: Kubernetes can't say it; the model still refuses them
-        merged["additionalProperties"] = next(iter(merged.pop("patternProperties").values()))
+    keys = ""
+    if len(merged.get("patternProperties", {})) == 1:
+        ((keys, merged["additionalProperties"]),) = merged.pop("patternProperties").items()
     properties = merged.get("properties")
     if properties is not None:
         merged["properties"] = {name: _flat(part, defs, f"{path}.{name}") for name, part in properties.items()}
@@ -94,15 +93,20 @@ def _flatten_object(merged: Schema, defs: Mapping[str, Any], path: str) -> None:
             merged["default"] = _least(merged)
     elif isinstance(merged.get("additionalProperties"), dict):
         merged["additionalProperties"] = _flat(merged["additionalProperties"], defs, f"{path}[*]")
-        merged["x-kubernetes-validations"] = [
-            {
-                "rule": f"self.all(key, key.size() <= {KEY_LENGTH_MAX})",
-                "message": f"keys have at most {KEY_LENGTH_MAX} characters",
-                "reason": "FieldValueInvalid",
-            }
-        ]
+        if not keys:
+            raise UnstructuralError(f"{path}: the keys of a map need a pattern")
+        merged["x-kubernetes-validations"] = [_key_rule(keys)]
     else:
         raise UnstructuralError(f"{path or 'the model'}: an object needs fields, or a type for its values")
+
+
+def _key_rule(pattern: str) -> Schema:
+    """Kubernetes' schemas know no pattern of keys; rules do."""
+    return {
+        "rule": f"self.all(key, key.size() <= {KEY_LENGTH_MAX} && key.matches(r'{pattern}'))",
+        "message": "keys are names such as app or example.com/app: letters, digits, '-', '_' and '.', at most 63 after the '/'",
+        "reason": "FieldValueInvalid",
+    }
 
 
 def _least(schema: Mapping[str, Any]) -> Schema:
