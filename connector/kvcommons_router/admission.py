@@ -14,13 +14,14 @@ from kvcommons_router.context import Context
 from kvcommons_router.errors import Refusal, not_served, unserved
 from kvcommons_router.exchange import Client, Exchange, Owner
 from kvcommons_router.fleet import Group
+from kvcommons_router.known_heads import KnownHeads
 from kvcommons_router.picker import Shape
 from kvcommons_router.request import Request
 
 AFFINITY_STEP: Final = 3  # texts that share this many steps and one more, about 8 KiB, meet when there is no index
 SEEDS_MAX: Final = 10_000
 RELAYED: Final = frozenset({b"/v1/chat/completions", b"/v1/completions", b"/v1/embeddings"})
-OWN: Final = frozenset({b"/health", b"/metrics", b"/v1/models"})
+OWN: Final = frozenset({b"/health", b"/healthz", b"/readyz", b"/metrics", b"/v1/models"})
 
 
 class Admission:
@@ -33,6 +34,7 @@ class Admission:
         self.recorder = context.recorder
         self.limits = context.settings.limits
         self.drops_authorization = auth.enabled
+        self.heads = KnownHeads()
         self._seeds: dict[tuple[str, str], int] = {}
         self._transfer_params = context.settings.transfer_params
 
@@ -42,6 +44,7 @@ class Admission:
         if drops is not self.drops_authorization:
             self.drops_authorization = drops
             self.auth.epoch += 1  # what was read of heads before is to be read again
+            self.heads.clear()
 
     def admit_head(self, request: Request, length: int) -> None:
         """Refuses what can be refused before its body comes.

@@ -37,6 +37,9 @@ class RequestReader:
         self._known_headers: list[tuple[bytes, bytes]] | None = None
         self._known = NO_LINES
         self._auth_epoch = 0
+        self._heads = admission.heads
+        self._raw = b""  # what the parser gets, from the beginning of a request on
+        self._left = 0  # bytes still to come of the body of a request whose head is known
         self._header_bytes = 0
         self._in_head = False
         self.deaf = False  # what still comes is not read as requests
@@ -49,7 +52,68 @@ class RequestReader:
         return self._request is not None
 
     def feed(self, data: bytes) -> None:
-        """Takes what came."""
+        """Takes what came. Requests whose head is known go past the parser, which then stands between two requests."""
+        self._raw = b""
+        while self._left or self._request is None:
+            data = self._take_body(data) if self._left else self._begin_known(data)
+            if not data or self.deaf:
+                return
+            if self._raw:
+                break
+        self._parse(data)
+
+    def _begin_known(self, data: bytes) -> bytes:
+        """Begins a request with a known head; what is left for the next one, or for the parser (then `_raw` is set)."""
+        found = self._heads.find(data)
+        if found is None:
+            self._raw = data
+            return data
+        head, begin, length = found
+        request = Request()
+        request.method, request.target, request.path, request.head = head
+        try:
+            if length > self._limits.body_bytes_max:
+                raise Refusal(413, "")
+            self._admission.admit_head(request, length)
+        except Refusal:
+            self._raw = data  # the parser's way says it, and knows how to go on after it
+            return data
+        self._request = request
+        self._left = length
+        size = len(data)
+        if size - begin == length:  # the rule: it came in one piece
+            return self._take_body(data[begin:]) if length else self._whole(request, b"")
+        self.deadline = self._loop_time() + self._limits.body_seconds
+        if not length:
+            return self._whole(request, data[begin:])
+        return self._take_body(data[begin:]) if size > begin else b""
+
+    def _take_body(self, data: bytes) -> bytes:
+        """A piece of the body of a request with a known head; what is left for the next one."""
+        request = self._request
+        assert request is not None
+        rest = b""
+        if len(data) > self._left:
+            data, rest = data[: self._left], data[self._left :]
+        self._left -= len(data)
+        request.body_bytes += len(data)
+        try:
+            self._budgets.hold_body(request, len(data))
+        except Refusal as refusal:
+            self._left = 0
+            self.stop(refusal)
+            return b""
+        request.pieces.append(data)
+        return rest if self._left else self._whole(request, rest)
+
+    def _whole(self, request: Request, rest: bytes) -> bytes:
+        pieces = request.pieces
+        request.body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        request.pieces = []
+        self._pass_on(request)
+        return rest
+
+    def _parse(self, data: bytes) -> None:
         if self._in_head:
             self._header_bytes += len(data)
             if self._header_bytes > self._limits.header_bytes_max * 2:
@@ -109,6 +173,7 @@ class RequestReader:
         if request is None:
             return
         self._in_head = False
+        raw, self._raw = self._raw, b""
         parser = self._parser
         request.method = parser.get_method()
         version = parser.get_http_version()
@@ -127,6 +192,8 @@ class RequestReader:
             length = content_length(self._length) if self._length else 0
             request.head = self._lines(request.http10)
             self._admission.admit_head(request, length)
+            if self._length and raw and request.keep_alive and version == "1.1" and not request.head.expect_continue:
+                self._heads.remember(raw, request)
         except Refusal as refusal:
             self._refuse_head(request, refusal)
         self.deadline = self._loop_time() + self._limits.body_seconds
@@ -193,10 +260,7 @@ class RequestReader:
         if request is None or self.deaf:
             return
         self.expecting = False
-        pieces = request.pieces
-        request.body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        request.pieces = []
-        self._pass_on(request)
+        self._whole(request, b"")
 
     def _pass_on(self, request: Request) -> None:
         request.received = self._loop_time()
