@@ -66,6 +66,30 @@ def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
     )
 
 
+def _issue(
+    folder: Path,
+    name: str,
+    subject: x509.Name,
+    usage: x509.ObjectIdentifier,
+    authority: tuple[ec.EllipticCurvePrivateKey, x509.Certificate],
+    addresses: Sequence[x509.GeneralName] = (),
+) -> None:
+    """NAME.crt and NAME.key, signed by the authority."""
+    signer, parent = authority
+    key = _write_key(folder / f"{name}.key")
+    issuer = x509.SubjectKeyIdentifier.from_public_key(signer.public_key())
+    builder = (
+        _builder(subject, parent.subject, key.public_key())
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer), critical=False)
+    )
+    if addresses:
+        builder = builder.add_extension(x509.SubjectAlternativeName(addresses), critical=False)
+    (folder / f"{name}.crt").write_bytes(builder.sign(signer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+
+
 def _authority(folder: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
     key = _write_key(folder / "ca.key")
     name = _name("kvcommons test cluster")
@@ -81,19 +105,11 @@ def _authority(folder: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certifica
 
 
 def write_server(folder: Path, addresses: Sequence[str]) -> None:
-    """ca.crt and ca.key, server.crt and server.key for these addresses and the names of an API server."""
-    authority_key, authority = _authority(folder)
-    key = _write_key(folder / "server.key")
+    """The authority; the API server's certificate for these addresses and its names; the one that it shows to kubelets."""
+    authority = _authority(folder)
     names: list[x509.GeneralName] = [x509.DNSName(name) for name in NAMES]
     names += [x509.IPAddress(ipaddress.ip_address(address)) for address in addresses]
-    issuer = x509.SubjectKeyIdentifier.from_public_key(authority_key.public_key())
-    certificate = (
-        _builder(_name("kube-apiserver"), authority.subject, key.public_key())
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer), critical=False)
-        .sign(authority_key, hashes.SHA256())
-    )
-    (folder / "server.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    _issue(folder, "server", _name("kube-apiserver"), ExtendedKeyUsageOID.SERVER_AUTH, authority, names)
+    group = x509.NameAttribute(NameOID.ORGANIZATION_NAME, "system:masters")
+    client = x509.Name([group, x509.NameAttribute(NameOID.COMMON_NAME, "kube-apiserver-kubelet-client")])
+    _issue(folder, "kubelet-client", client, ExtendedKeyUsageOID.CLIENT_AUTH, authority)

@@ -119,7 +119,11 @@ class Cluster(ApiServer):
         self.network = free_network()
         self.wires = Wires(self.network, folder)
         self.wires.start()
-        flags = ("--kubelet-preferred-address-types=InternalIP",)  # logs and exec: nobody resolves a node's name here
+        flags = (
+            "--kubelet-preferred-address-types=InternalIP",  # logs and exec: nobody resolves a node's name here
+            f"--kubelet-client-certificate={folder / 'kubelet-client.crt'}",
+            f"--kubelet-client-key={folder / 'kubelet-client.key'}",
+        )
         super().__init__(folder, binaries, self.network.host, self.network.services, flags)
         names = ("node-1", "node-2")
         self.nodes = [Node(name, index, self.network, folder, binaries) for index, name in enumerate(names, 1)]

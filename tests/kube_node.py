@@ -67,7 +67,11 @@ def kubelet_settings(network: Network, address: str, cgroup: str, folder: Path) 
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
         "address": address,
-        "authentication": {"anonymous": {"enabled": False}, "webhook": {"enabled": True}},
+        "authentication": {
+            "anonymous": {"enabled": False},
+            "webhook": {"enabled": True},
+            "x509": {"clientCAFile": str(folder / "ca.crt")},
+        },
         "authorization": {"mode": "Webhook"},
         "clusterDNS": [network.service_dns],
         "clusterDomain": "cluster.local",
@@ -158,6 +162,7 @@ class Node:
         """Writes all that its programs read. `tokens`: of `kubelet` and `kube-proxy`."""
         cni = cni_folder()
         assert cni is not None, "no CNI plugins"
+        (self.folder / "ca.crt").write_bytes(ca.read_bytes())
         for user, token in tokens.items():
             path = self.folder / f"{user}.kubeconfig"
             path.touch(mode=0o600)

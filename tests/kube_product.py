@@ -1,0 +1,162 @@
+"""What a test cluster runs of ours: the images of operator, node and router as users build them, and an engine's image.
+
+The engine's image holds no file of an engine: its pods mount this machine's /usr, the Python that runs these tests, and the
+model, through PersistentVolumes, which a namespace that enforces `restricted` admits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import kube_images
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = (
+    "operator",
+    "cache_node",
+    "connector",
+    "csrc",
+    "charts/images",
+    ".ci/requirements",
+    "pyproject.toml",
+    ".ci/images.py",
+)
+SCRIPTS = (".ci/elf.py", ".ci/native.py", ".ci/payload.py")
+NAMES = ("operator", "node", "router")
+BUILD_SECONDS_MAX = 3_000
+ENGINE_IMAGE = "kvcommons.test/engine:1"
+LINKS = ("bin", "sbin", "lib", "lib64")  # of a merged /usr
+
+
+def _files() -> Iterator[Path]:
+    for name in (*SOURCES, *SCRIPTS):
+        place = ROOT / name
+        if place.is_file():
+            yield place
+        yield from (path for path in sorted(place.rglob("*")) if path.is_file() and _is_source(path))
+
+
+def _is_source(path: Path) -> bool:
+    return "__pycache__" not in path.parts and path.suffix not in (".so", ".pyc")
+
+
+def digest() -> str:
+    """Of all that goes into the images."""
+    total = hashlib.sha256()
+    for path in _files():
+        total.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
+    return total.hexdigest()[:12]
+
+
+def _store() -> Path:
+    return Path(os.environ.get("KVCOMMONS_CACHE", ROOT / ".cache")) / "images"
+
+
+def built() -> dict[str, Path]:
+    """Archives of our images by name, built where a source has changed; older ones go."""
+    target = _store() / digest()
+    archives = {name: target / f"kvcommons-{name}.tar" for name in NAMES}
+    if not all(path.exists() for path in archives.values()):
+        for old in _store().glob("*"):
+            shutil.rmtree(old)
+        command = [
+            sys.executable,
+            str(ROOT / ".ci" / "images.py"),
+            "--stand-ins",
+            "--tag",
+            "test",
+            "--save",
+            str(target),
+        ]
+        done = subprocess.run(command, cwd=ROOT, check=False, timeout=BUILD_SECONDS_MAX)
+        assert done.returncode == 0, "the images could not be built; why is above"
+    return archives
+
+
+def engine_archive(target: Path) -> Path:
+    """An image of nothing but the places that an engine's pod mounts on."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as layer:
+        for name in ("usr", "etc", "tmp", "proc", "dev", "sys", "run", "var/tmp", "kvcommons", "models"):
+            folder = tarfile.TarInfo(name)
+            folder.type, folder.mode = tarfile.DIRTYPE, 0o1777 if name.endswith("tmp") else 0o755
+            layer.addfile(folder)
+        for name in LINKS:
+            if Path("/", name).is_symlink():
+                link = tarfile.TarInfo(name)
+                link.type, link.linkname = tarfile.SYMTYPE, f"usr/{name}"
+                layer.addfile(link)
+        for name in ("etc/passwd", "etc/group", "etc/nsswitch.conf", "etc/ld.so.cache"):
+            if Path("/", name).exists():
+                layer.add(f"/{name}", name)
+    venv = Path(sys.prefix)
+    path = f"PATH={venv}/bin:/usr/local/bin:/usr/bin:/bin"
+    return kube_images.write_archive(target, ENGINE_IMAGE, data.getvalue(), {"Env": [path], "Cmd": ["python3"]})
+
+
+@dataclass(frozen=True)
+class HostFolder:
+    """A folder of this machine that pods see, read only, at the same place or another."""
+
+    name: str
+    source: Path
+    target: str
+
+    def manifests(self, namespace: str) -> list[dict[str, Any]]:
+        """Its volume and the claim on it."""
+        labels = {"kvcommons.test/volume": f"{namespace}-{self.name}"}
+        size = {"storage": "1Gi"}
+        modes = ["ReadOnlyMany"]
+        return [
+            {
+                "apiVersion": "v1",
+                "kind": "PersistentVolume",
+                "metadata": {"name": f"{namespace}-{self.name}", "labels": labels},
+                "spec": {
+                    "capacity": size,
+                    "accessModes": modes,
+                    "persistentVolumeReclaimPolicy": "Retain",
+                    "storageClassName": "",
+                    "hostPath": {"path": str(self.source), "type": "Directory"},
+                },
+            },
+            {
+                "apiVersion": "v1",
+                "kind": "PersistentVolumeClaim",
+                "metadata": {"name": self.name, "namespace": namespace},
+                "spec": {
+                    "accessModes": modes,
+                    "storageClassName": "",
+                    "resources": {"requests": size},
+                    "selector": {"matchLabels": labels},
+                },
+            },
+        ]
+
+    @property
+    def volume(self) -> dict[str, Any]:
+        return {"name": self.name, "persistentVolumeClaim": {"claimName": self.name, "readOnly": True}}
+
+    @property
+    def mount(self) -> dict[str, Any]:
+        return {"name": self.name, "mountPath": self.target, "readOnly": True}
+
+
+def host_folders() -> list[HostFolder]:
+    """What an engine of this machine is made of: the system's libraries, the Python, its packages."""
+    venv = Path(sys.prefix)
+    places = {"usr": Path("/usr"), "venv": venv, "python": Path(sysconfig.get_config_var("prefix") or sys.base_prefix)}
+    if places["python"].is_relative_to("/usr"):
+        del places["python"]
+    return [HostFolder(name, place, str(place)) for name, place in places.items()]
