@@ -139,6 +139,14 @@ class FakeIndex:
     def feedback(self, report: str) -> None:
         self._hear(("feedback", report))
 
+    async def fence_members(self, members: list[str], reason: str) -> list[str]:
+        self._hear(("fence", (tuple(members), reason)))
+        return [name for name in members if not name.startswith("unknown")]
+
+    async def hold(self) -> None:
+        self._hear(("hold", None))
+        self.state = self.state.model_copy(update={"held": True})
+
     def begin_epoch(self, reason: str) -> None:
         self._hear(("epoch", reason))
 

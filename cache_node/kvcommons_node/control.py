@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import Protocol
 
@@ -10,10 +11,12 @@ from kvcommons_core.keys import namespace_root, token_keys
 from kvcommons_core.limits import KEY_BYTES
 
 from kvcommons_node import fingerprints
-from kvcommons_node.api import models
+from kvcommons_node.api import models, refusals
 from kvcommons_node.metrics import NodeMetrics
 from kvcommons_node.pump import EventSink
 from kvcommons_node.seam import Core, KnownFingerprint
+
+logger = logging.getLogger(__name__)
 
 
 class IndexLink(EventSink, Protocol):
@@ -22,6 +25,16 @@ class IndexLink(EventSink, Protocol):
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
     def status(self) -> models.IndexStatus: ...
+
+    async def fence_members(self, members: list[str], reason: str) -> list[str]:
+        """Voids what the members published. Returns those that the index knows.
+
+        :raises IndexUnavailableError: if Redis does not answer."""
+        ...
+
+    async def hold(self) -> None:
+        """Leaves the index until the next start: everything published is void, and nothing more is."""
+        ...
 
 
 class NoIndex:
@@ -34,8 +47,19 @@ class NoIndex:
     def feedback(self, report: str) -> None: ...
     def begin_epoch(self, reason: str) -> None: ...
 
+    def __init__(self) -> None:
+        self._held = False
+
+    async def fence_members(self, members: list[str], reason: str) -> list[str]:
+        return []
+
+    async def hold(self) -> None:
+        self._held = True
+
     def status(self) -> models.IndexStatus:
-        return models.IndexStatus(state="off", detail="no index.url is set: only this machine's engines share")
+        return models.IndexStatus(
+            state="off", detail="no index.url is set: only this machine's engines share", held=self._held
+        )
 
 
 class Control:
@@ -106,6 +130,23 @@ class Control:
             # One fence instead of as many removals as there were chunks.
             self._index.begin_epoch("the cache was cleared")
         return models.ClearAnswer(chunks=chunks, epoch=self._index.status().epoch)
+
+    async def fence(self, request: models.FenceRequest) -> models.FenceAnswer:
+        """:raises Refusal: if others are to be held. :raises IndexUnavailableError: if Redis does not answer."""
+        others = [name for name in request.members if name != self._node_id]
+        if request.hold:
+            if others:
+                raise refusals.not_itself(", ".join(others), self._node_id)
+            logger.info("leaving the index until the next start: %s", request.reason)
+            await self._index.hold()
+            return models.FenceAnswer(fenced=[self._node_id], unknown=[], held=True)
+        if self._node_id in request.members:
+            self._index.begin_epoch(request.reason)
+        known = await self._index.fence_members(others, request.reason)
+        own = [self._node_id] if self._node_id in request.members else []
+        return models.FenceAnswer(
+            fenced=own + known, unknown=[name for name in others if name not in known], held=self._index.status().held
+        )
 
     def _lookup(self, request: models.LookupRequest) -> models.LookupAnswer:
         fingerprint = fingerprints.resolve(request.fingerprint, self._fingerprints())

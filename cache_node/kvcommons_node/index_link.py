@@ -134,13 +134,26 @@ class RedisIndex:
     def begin_epoch(self, reason: str) -> None:
         self._index.fence(reason)
 
+    async def fence_members(self, members: list[str], reason: str) -> list[str]:
+        known = await self._index.keeper.void(members)
+        if known:
+            logger.info("fenced %s: %s", ", ".join(known), reason)
+        return known
+
+    async def hold(self) -> None:
+        await self._index.hold()
+
     def status(self) -> IndexStatus:
         member, connected = self._index.member, self._index.joined
         self._standing.see(connected, self._index.last_error)
         slot = f" in slot {member.tenure.slot}, epoch {member.tenure.epoch}" if member.tenure is not None else ""
         return IndexStatus(
             state="connected" if connected else "disconnected",
-            detail=self._standing.words(f"as member {member.info.name}{slot}"),
+            detail=(
+                "left on request (/v1/fence): serving this machine's engines only, until the next start"
+                if self._index.held
+                else self._standing.words(f"as member {member.info.name}{slot}")
+            ),
             url=self._standing.url,
             since_seconds=round(self._standing.seconds, 3),
             last_error=self._standing.last_error,
@@ -152,6 +165,7 @@ class RedisIndex:
             lag_seconds=round(self._lag.seconds(self._words, len(self._index.stream)), 3),
             lost=self._index.stream.stats.lost,
             epochs=dict(member.epochs),
+            held=self._index.held,
         )
 
     def _count(self, words: int) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import random
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
@@ -26,6 +26,7 @@ CANDIDATES: Final = 16
 REGISTER_ATTEMPTS_MAX: Final = 4
 SWEEP_TICKS: Final = 60
 SWEEP_SLOTS: Final = 8
+EPOCHS_USED_UP: Final = -2
 
 
 class MemberState(StrEnum):
@@ -117,6 +118,26 @@ class MembershipKeeper:
         """Voids all that the member published, as soon as Redis can be told."""
         member.fence_reason = member.fence_reason or reason
         self._wake.set()
+
+    async def void(self, names: Iterable[str]) -> list[str]:
+        """Fences members by name, whoever keeps them: all that they published is void. Returns those that Redis knows.
+
+        :raises IndexUnavailableError: if Redis does not answer."""
+        known = []
+        async with self._lock:
+            for name in names:
+                slot = await self._connection.one(("HGET", self._names.members, b"@" + name.encode()))
+                if not slot:
+                    continue
+                reply = await self._connection.script(
+                    scripts.FENCE, [self._names.members], [int(slot), "", "", limits.EPOCHS_PER_SLOT_MAX]
+                )
+                if int(reply[0]) >= 0:
+                    known.append(name)
+                elif int(reply[0]) == EPOCHS_USED_UP:  # its lease goes instead, and whoever keeps it takes another slot
+                    await self._connection.one(("DEL", self._names.lease(int(slot))))
+                    known.append(name)
+        return known
 
     async def run(self) -> None:
         """Ticks every second, and at once after `add` and `fence`."""

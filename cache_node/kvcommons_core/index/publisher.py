@@ -56,6 +56,8 @@ class NodeIndex:
         self.member = self.keeper.add(info, on_epoch=self._new_epoch)
         self.stream = OpStream(self._stream_connection, settings, guard=self._guard, on_loss=self.fence, clock=clock)
         self.republished = 0
+        self.held = False
+        """Left on request: nothing is published until a new start."""
         self._tell_all = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -88,6 +90,13 @@ class NodeIndex:
             await self.keeper.remove(self.member, leave=leave)
         await self._keeper_connection.close()
         await self._stream_connection.close()
+
+    async def hold(self) -> None:
+        """Leaves at once, for good: what was published is void, and nothing follows. Redis being away is no error: the lease runs out."""
+        self.held = True
+        self.stream.clear()
+        if self.member in self.keeper.members:
+            await self.keeper.remove(self.member, leave=True)
 
     def publish(self, token_key: bytes, text_keys: Iterable[int], tier: Tier = Tier.MEMORY) -> None:
         """A chunk is there (or moved to another tier)."""

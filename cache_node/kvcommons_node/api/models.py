@@ -10,6 +10,7 @@ KEYS_PER_LOOKUP_MAX = 16_384
 TOKENS_PER_LOOKUP_MAX = 1_048_576
 SALT_CHARACTERS_MAX = 1_024
 CHUNK_TOKENS_MAX = 65_536
+MEMBERS_PER_FENCE_MAX = 256
 
 FINGERPRINTS_SHOWN_MAX = 64
 ENGINES_SHOWN_MAX = 64
@@ -84,6 +85,27 @@ class ClearAnswer(Model):
     epoch: int | None = Field(description="The node's epoch in the index afterwards; null while it has joined none.")
 
 
+class FenceRequest(Model):
+    """Whose publications are void from now on."""
+
+    members: list[Annotated[str, StringConstraints(min_length=1, max_length=253)]] = Field(
+        default=[], max_length=MEMBERS_PER_FENCE_MAX, description="Names of nodes and engine instances in the index."
+    )
+    reason: str = Field(default="asked for", max_length=200, description="For logs and counters.")
+    hold: bool = Field(
+        default=False,
+        description="This node itself leaves the index: it goes on serving its engines and publishes nothing until it is restarted.",
+    )
+
+
+class FenceAnswer(Model):
+    """What became of each."""
+
+    fenced: list[str] = Field(description="Everything that these published is void.")
+    unknown: list[str] = Field(description="Of these the index knows nothing: nothing had to be done.")
+    held: bool = Field(description="Whether this node is out of the index until it is restarted.")
+
+
 class IndexStatus(Model):
     """The node's place in the Redis index, which is a hint: the node serves without it."""
 
@@ -100,6 +122,7 @@ class IndexStatus(Model):
     lag_seconds: float = Field(default=0.0, description="For how long the oldest of them has waited, to within 0.1 s.")
     lost: int = Field(default=0, description="Publications given up because too many waited; a new epoch followed.")
     epochs: dict[str, int] = Field(default={}, description="How often a new epoch was begun, by reason.")
+    held: bool = Field(default=False, description="Asked to leave the index until the next start (/v1/fence, hold).")
 
 
 class EngineProcess(Model):

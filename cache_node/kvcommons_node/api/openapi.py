@@ -49,6 +49,15 @@ OPERATIONS: tuple[Operation, ...] = (
         models.ClearRequest,
         guarded=True,
     ),
+    Operation(
+        "POST",
+        "/v1/fence",
+        "fence",
+        "Void what members published",
+        models.FenceAnswer,
+        models.FenceRequest,
+        guarded=True,
+    ),
 )
 
 

@@ -147,6 +147,28 @@ def not_json(content_type: str) -> Refusal:
     )
 
 
+def index_away(error: Exception) -> Refusal:
+    """Redis does not answer: another node may reach it."""
+    return Refusal(
+        503,
+        ErrorDetail(type="busy", message=f"the index is not reached: {error}", remedy="ask another node, or try again"),
+        {"Retry-After": "1"},
+    )
+
+
+def not_itself(asked: str, node: str) -> Refusal:
+    return Refusal(
+        400,
+        ErrorDetail(
+            type="invalid_request",
+            message="only the node itself can be held out of the index",
+            field="members",
+            value=shortened(asked),
+            remedy=f"with hold, give no members or [{node!r}]",
+        ),
+    )
+
+
 def busy(seconds: int) -> Refusal:
     return Refusal(
         503,

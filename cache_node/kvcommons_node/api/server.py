@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
+from kvcommons_core.errors import IndexUnavailableError
 from pydantic import BaseModel, ValidationError
 
 from kvcommons_node.api import models, openapi, refusals
@@ -33,6 +34,7 @@ class Operations(Protocol):
     def metrics(self) -> tuple[bytes, str]: ...
     async def lookup(self, request: models.LookupRequest) -> models.LookupAnswer: ...
     async def clear(self, request: models.ClearRequest) -> models.ClearAnswer: ...
+    async def fence(self, request: models.FenceRequest) -> models.FenceAnswer: ...
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class Api:
                 return await handler(request)
             except refusals.Refusal as refusal:
                 return refusal.response()
+            except IndexUnavailableError as error:
+                return refusals.index_away(error).response()
             except web.HTTPException as error:
                 return refusals.of_http(error, request.path, self._paths).response()
             finally:
@@ -97,6 +101,8 @@ class Api:
                     return _answer(await self._operations.lookup(await _body(request, models.LookupRequest)))
                 case "clear":
                     return _answer(await self._operations.clear(await _body(request, models.ClearRequest)))
+                case "fence":
+                    return _answer(await self._operations.fence(await _body(request, models.FenceRequest)))
                 case "stats":
                     return _answer(self._operations.stats())
                 case "ready":
