@@ -8,7 +8,7 @@ from typing import Any, Self
 import redis.asyncio as redis_asyncio
 from kvcommons_core import redis_server
 from kvcommons_core.index.schema import decode_member, text_key8, token_key8, unpack_holders
-from node_daemon import NAMES, running, until
+from node_daemon import NAMES, SECONDS_MAX, running, until
 from node_fakes import FakeCore, committed, feedback, freed, key
 
 
