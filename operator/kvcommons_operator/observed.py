@@ -143,7 +143,11 @@ class NodeState:
     chunks: int = 0
     hits: int = 0
     """Chunks that engines have reused lately."""
+    asked: int = 0
+    """Chunks that engines have asked for, in the same time."""
     arena_bytes: int = 0
+    used_bytes: int = 0
+    """Of its arena: what holds KV."""
     index_missing: int = 0
     """Chunks that it holds and the index does not name (a sample, scaled up)."""
     index_stale: int = 0
@@ -182,6 +186,8 @@ class User:
     uid: str = ""
     deleting: bool = False
     models: tuple[str, ...] = ()
+    engine_users: tuple[int, ...] = ()
+    """User ids that its pods' template names: its engines must be let in at the socket."""
 
 
 @dataclass(frozen=True, kw_only=True)

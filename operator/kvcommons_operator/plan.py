@@ -5,6 +5,7 @@ exception."""
 
 from __future__ import annotations
 
+from kvcommons_operator import plan_deployments, plan_pools
 from kvcommons_operator.observed import DeploymentObserved, Manifest, PoolObserved
 from kvcommons_operator.outcome import ActionKind, Event, Finalizer, Plan, PodAction
 
@@ -13,9 +14,9 @@ __all__ = ["ActionKind", "Event", "Finalizer", "Plan", "PodAction", "plan_deploy
 
 def plan_pool(pool: Manifest, observed: PoolObserved) -> Plan:
     """What a KVCachePool needs done now."""
-    raise NotImplementedError(pool["metadata"]["name"], observed.now)
+    return plan_pools.plan(pool, observed)
 
 
 def plan_deployment(ifd: Manifest, observed: DeploymentObserved) -> Plan:
     """What an InferenceDeployment needs done now."""
-    raise NotImplementedError(ifd["metadata"]["name"], observed.now)
+    return plan_deployments.plan(ifd, observed)

@@ -18,6 +18,8 @@ DRAIN_DELAY_SECONDS: Final = 5
 """Until every client's proxy knows that the pod goes."""
 GRACE_SECONDS: Final = 10
 BODIES_BYTES_MAX: Final = 256 << 20
+CPU_MILLIS: Final = 250
+"""What a worker is given for certain; one takes up to a core."""
 MEMORY_MIB: Final = 256
 """Of a worker, without bodies."""
 MEMORY_MIB_MAX: Final = 1024
@@ -103,7 +105,7 @@ def _container(deployment: Deployment, wiring: Wiring) -> dict[str, Any]:
     routing = deployment.spec.routing
     workers = routing.workers
     resources = {
-        "requests": {"cpu": str(workers), "memory": f"{MEMORY_MIB * workers}Mi"},
+        "requests": {"cpu": f"{CPU_MILLIS * workers}m", "memory": f"{MEMORY_MIB * workers}Mi"},
         "limits": {"memory": f"{MEMORY_MIB_MAX * workers}Mi"},
     }
     given = routing.resources

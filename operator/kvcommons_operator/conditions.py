@@ -1,0 +1,220 @@
+"""Conditions: computed from what is observed, never from what was hoped for. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from kvcommons_operator.observed import Container, Manifest, Pod
+from kvcommons_operator.outcome import Event
+
+MESSAGE_CHARACTERS_MAX: Final = 1_024
+LISTED_MAX: Final = 3
+"""Of things that are not well, so many are named in a message."""
+
+ACCEPTED: Final = "Accepted"
+RESOLVED_REFS: Final = "ResolvedRefs"
+PROGRESSING: Final = "Progressing"
+AVAILABLE: Final = "Available"
+READY: Final = "Ready"
+INDEX_CONSISTENT: Final = "IndexConsistent"
+CONNECTOR_LOADED: Final = "ConnectorLoaded"
+
+REFERENCE_REASONS: Final = frozenset({"CreateContainerConfigError", "InvalidImageName"})
+IMAGE_REASONS: Final = frozenset({"ImagePullBackOff", "ErrImagePull", "ErrImageNeverPull", "InvalidImageName"})
+BAD_REASONS: Final = (
+    REFERENCE_REASONS | IMAGE_REASONS | {"CrashLoopBackOff", "CreateContainerError", "RunContainerError"}
+)
+MOUNT_WORDS: Final = ("MountVolume.SetUp failed", "FailedMount", "not found")
+
+
+class Verdict(StrEnum):
+    """A condition's status."""
+
+    TRUE = "True"
+    FALSE = "False"
+    UNKNOWN = "Unknown"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """One thing that is so, is not so, or is not known."""
+
+    type: str
+    status: Verdict
+    reason: str
+    message: str
+
+    @property
+    def holds(self) -> bool:
+        """It is so."""
+        return self.status == Verdict.TRUE
+
+
+def yes(kind: str, reason: str, message: str) -> Condition:
+    """It is so."""
+    return Condition(type=kind, status=Verdict.TRUE, reason=reason, message=message)
+
+
+def no(kind: str, reason: str, message: str) -> Condition:
+    """It is not so."""
+    return Condition(type=kind, status=Verdict.FALSE, reason=reason, message=message)
+
+
+def unknown(kind: str, reason: str, message: str) -> Condition:
+    """Nobody could say."""
+    return Condition(type=kind, status=Verdict.UNKNOWN, reason=reason, message=message)
+
+
+def rendered(found: Iterable[Condition], resource: Manifest, now: str) -> list[dict[str, Any]]:
+    """The list for the status: a condition keeps the time of its last change for as long as its status stays."""
+    before = previous(resource)
+    generation = resource["metadata"].get("generation", 0)
+    result = []
+    for condition in found:
+        old = before.get(condition.type, {})
+        same = old.get("status") == condition.status.value
+        entry = {
+            "type": condition.type,
+            "status": condition.status.value,
+            "observedGeneration": generation,
+            "lastTransitionTime": old.get("lastTransitionTime", now) if same else now,
+            "reason": condition.reason,
+            "message": condition.message[:MESSAGE_CHARACTERS_MAX],
+        }
+        result.append(entry)
+    return result
+
+
+def previous(resource: Manifest) -> dict[str, Mapping[str, Any]]:
+    """What was said before, by type."""
+    told = (resource.get("status") or {}).get("conditions") or ()
+    return {condition["type"]: condition for condition in told}
+
+
+def events(found: Iterable[Condition], resource: Manifest) -> list[Event]:
+    """An Event for each condition whose status or reason is new: what went wrong, and that it is well again."""
+    before = previous(resource)
+    told = []
+    for condition in found:
+        old = before.get(condition.type)
+        if old is not None and (old.get("status"), old.get("reason")) == (condition.status.value, condition.reason):
+            continue
+        if old is None and condition.status != Verdict.FALSE:
+            continue
+        bad = condition.status == Verdict.FALSE and condition.type not in (PROGRESSING,)
+        bad = bad or condition.reason in ("RolloutStuck",)
+        if condition.status == Verdict.UNKNOWN:
+            continue
+        type_ = "Warning" if bad else "Normal"
+        told.append(Event(type=type_, reason=condition.reason, message=f"{condition.type}: {condition.message}"))
+    return told
+
+
+def ready(parts: Sequence[Condition]) -> Condition:
+    """The summary: what the first of these says that does not hold."""
+    missing = next((part for part in parts if not part.holds), None)
+    if missing is not None:
+        return no(READY, missing.reason, missing.message)
+    return yes(READY, "Ready", parts[-1].message)
+
+
+def listed(items: Sequence[str]) -> str:
+    """A few of them, and how many more."""
+    shown = "; ".join(items[:LISTED_MAX])
+    return shown if len(items) <= LISTED_MAX else f"{shown}; and {len(items) - LISTED_MAX} more"
+
+
+# What is wrong with a pod ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trouble:
+    """Why a pod is not well."""
+
+    reason: str
+    message: str
+    stuck: bool = False
+    """Waiting does not help."""
+    reference: bool = False
+    """Something that it refers to is not there."""
+
+
+def trouble(pod: Pod) -> Trouble | None:
+    """What is wrong with a pod, or None: it is well, or simply not there yet for no bad reason."""
+    if pod.ready or pod.deleting:
+        return None
+    missing = next((warning for warning in pod.warnings if any(word in warning for word in MOUNT_WORDS)), None)
+    if missing is not None:
+        return Trouble(reason="MountFailed", message=f"pod {pod.name}: {missing}", stuck=True, reference=True)
+    if pod.unschedulable:
+        return Trouble(reason="Unschedulable", message=f"pod {pod.name}: {pod.unschedulable}", stuck=True)
+    for container in pod.containers:
+        found = _container_trouble(pod, container)
+        if found is not None:
+            return found
+    if pod.phase == "Failed":
+        return Trouble(reason="PodFailed", message=f"pod {pod.name} has failed", stuck=True)
+    return None
+
+
+def _container_trouble(pod: Pod, container: Container) -> Trouble | None:
+    where = f"pod {pod.name}, container {container.name}"
+    if container.waiting_reason in BAD_REASONS:
+        last = f" (it ended with status {container.exit_code})" if container.exit_code is not None else ""
+        why = container.waiting_message or container.waiting_reason
+        return Trouble(
+            reason=container.waiting_reason,
+            message=f"{where}: {why}{last}",
+            stuck=True,
+            reference=container.waiting_reason in REFERENCE_REASONS,
+        )
+    return None
+
+
+def troubles(pods: Iterable[Pod]) -> list[tuple[Pod, Trouble]]:
+    """Those of these pods that are not well, by name."""
+    found = [(pod, problem) for pod in pods if (problem := trouble(pod)) is not None]
+    return sorted(found, key=lambda one: one[0].name)
+
+
+def resolved_refs(pods: Iterable[Pod]) -> Condition:
+    """Whether what pods refer to is there. The operator reads no Secret: it learns from the pods that one is missing."""
+    missing = [problem for _, problem in troubles(pods) if problem.reference]
+    if missing:
+        message = f"{listed([problem.message for problem in missing])}. Create what is named, or correct the reference."
+        return no(RESOLVED_REFS, missing[0].reason, message)
+    return yes(RESOLVED_REFS, "ResolvedRefs", "everything that is referred to is there")
+
+
+# The connector --------------------------------------------------------------------------------------------------------
+
+
+def report_of(pod: Pod, container_name: str) -> Mapping[str, Any] | None:
+    """What the container that tries the connector said, if it has."""
+    container = pod.container(container_name)
+    if container is None or not container.termination_message:
+        return None
+    try:
+        found = json.loads(container.termination_message)
+    except ValueError:
+        return {"loaded": False, "reason": "NoReport", "message": container.termination_message[:200]}
+    return found if isinstance(found, dict) else None
+
+
+def connector_loaded(pods: Sequence[Pod], container_name: str) -> tuple[Condition, int]:
+    """(the condition, how many pods have it): False as soon as one engine serves without the commons."""
+    reports = [(pod, report) for pod in pods if (report := report_of(pod, container_name)) is not None]
+    without = [(pod, report) for pod, report in reports if not report.get("loaded")]
+    loaded = len(reports) - len(without)
+    if without:
+        pod, report = without[0]
+        reason = str(report.get("reason") or "NotLoadable")
+        message = f"{len(without)} of {len(reports)} engines serve without the commons; pod {pod.name}: {report.get('message')}"
+        return no(CONNECTOR_LOADED, reason, message), loaded
+    if not reports:
+        return unknown(CONNECTOR_LOADED, "NotTriedYet", "no engine pod has tried the connector yet"), 0
+    return yes(CONNECTOR_LOADED, "Loaded", f"the connector loads in {loaded} of {loaded} engines"), loaded

@@ -1,0 +1,193 @@
+"""What an InferenceDeployment needs done: its children in order, whose pool it may use, its end, and what is said about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from kvcommons_operator import conditions, deployment_status, names, references, rollout
+from kvcommons_operator.api import InferenceDeployment, InvalidResourceError, parse_deployment, refused, unbuilt
+from kvcommons_operator.build import engine, gateway, monitoring, pinning, policies, router, scaling, services
+from kvcommons_operator.build.deployment import AGGREGATED, Deployment, Group
+from kvcommons_operator.build.meta import Owner
+from kvcommons_operator.observed import Api, DeploymentObserved, Manifest, Ref
+from kvcommons_operator.outcome import Finalizer, Plan, PodAction
+from kvcommons_operator.plan_pools import missing_api, missing_text, unwanted
+
+DELETE_SECONDS: Final = 2.0
+OPTIONAL_GROUPS: Final = (
+    "monitoring.coreos.com",
+    "keda.sh",
+    "gateway.networking.k8s.io",
+    "inference.networking.k8s.io",
+    "leaderworkerset.x-k8s.io",
+)
+NEEDED_KINDS: Final = frozenset({"LeaderWorkerSet", "ScaledObject", "HTTPRoute", "InferencePool"})
+"""Without them the deployment is not what was asked for; without a monitor it is."""
+
+
+def plan(resource: Manifest, observed: DeploymentObserved) -> Plan:
+    """What an InferenceDeployment needs done now."""
+    if "deletionTimestamp" in resource["metadata"]:
+        return _plan_deletion(resource, observed)
+    foreign = _foreign(resource, observed)
+    keep = Finalizer.KEEP if foreign else Finalizer.DROP
+    try:
+        parsed = parse_deployment(resource)
+    except InvalidResourceError as error:
+        return _refused(
+            resource, observed, "InvalidSpec", conditions.listed([str(problem) for problem in error.problems]), keep
+        )
+    gaps = refused(parsed.spec)
+    if gaps:
+        message = conditions.listed([f"{gap.field}: {gap.message}" for gap in gaps])
+        return _refused(resource, observed, gaps[0].reason, message, keep)
+    return _plan_wanted(resource, parsed, observed, keep)
+
+
+def _plan_wanted(
+    resource: Manifest, parsed: InferenceDeployment, observed: DeploymentObserved, keep: Finalizer
+) -> Plan:
+    deployment = Deployment(owner=Owner.of(resource), spec=parsed.spec, install=observed.install)
+    reference = references.resolve(deployment.owner, parsed.spec.pool_ref, observed)
+    notes = [f"{gap.field}: {gap.message}" for gap in unbuilt(parsed.spec)]
+    if reference.problem is not None:
+        # Nothing is changed: what runs goes on, and nothing is begun without the pool that it should use.
+        view = deployment_status.View(deployment=deployment, observed=observed, notes=tuple(notes))
+        found = deployment_status.judge(view, reference.problem)
+        return Plan(
+            status=deployment_status.status(view, found, resource),
+            events=tuple(conditions.events(found, resource)),
+            finalizer=keep,
+        )
+    deployment = replace(deployment, pool=reference.pool, role_replicas=_role_replicas(resource, observed))
+    wanted = children(deployment, observed)
+    notes += [missing_text(api) for api in wanted.missing]
+    view = deployment_status.View(deployment=deployment, observed=observed, notes=tuple(notes))
+    needed = [api for api in wanted.missing if api.kind in NEEDED_KINDS]
+    problem = conditions.no(conditions.RESOLVED_REFS, "ApiMissing", missing_text(needed[0])) if needed else None
+    found = deployment_status.judge(view, problem)
+    return Plan(
+        apply=deployment_status.with_role_status(view, wanted.manifests),
+        delete=unwanted(observed.children, wanted.manifests),
+        actions=_deletion_costs(deployment, observed),
+        status=deployment_status.status(view, found, resource),
+        events=(*conditions.events(found, resource), *(missing_api(api) for api in wanted.missing)),
+        finalizer=Finalizer.KEEP if deployment.is_foreign else keep,
+    )
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The children of a deployment, and what was asked for and can't be made here."""
+
+    manifests: tuple[Manifest, ...]
+    missing: tuple[Api, ...]
+
+
+def children(deployment: Deployment, observed: DeploymentObserved) -> Wanted:
+    """All children, in the order in which they need each other."""
+    found: list[Manifest] = [*services.build(deployment), *policies.engines(deployment)]
+    if deployment.spec.roles is not None:
+        found += [_role_object(deployment, group, observed) for group in deployment.groups]
+    for group in deployment.groups:
+        workload = _workload(deployment, group, observed)
+        found += [policies.engine_budget(deployment, group), workload]
+        found += scaling.autoscaler(deployment, group, workload)
+    found += [*router.build(deployment), policies.router_budget(deployment)]
+    found += [*gateway.http_route(deployment), *monitoring.deployment_monitors(deployment)]
+    apis = {
+        api for one in found if (api := Api(one["apiVersion"], one["kind"])) not in observed.apis and _optional(api)
+    }
+    made = tuple(one for one in found if Api(one["apiVersion"], one["kind"]) not in apis)
+    return Wanted(made, tuple(sorted(apis)))
+
+
+def _optional(api: Api) -> bool:
+    return api.api_version.partition("/")[0] in OPTIONAL_GROUPS
+
+
+def _role_object(deployment: Deployment, group: Group, observed: DeploymentObserved) -> Manifest:
+    name = deployment.group_name(group)
+    live = observed.children.get(Ref(names.API_VERSION, names.ROLE_KIND, deployment.owner.namespace, name))
+    return scaling.role_object(deployment, group, live)
+
+
+def _workload(deployment: Deployment, group: Group, observed: DeploymentObserved) -> Manifest:
+    if deployment.spec.engine.nodes_per_replica > 1:
+        fresh = engine.leader_worker_set(deployment, group)
+        live = observed.children.get(Ref.of(fresh))
+        parts = fresh["spec"]["leaderWorkerTemplate"]
+        kept = pinning.template(deployment, group, parts | {"spec": {}}, live)
+        pinned = {**fresh, "spec": {**fresh["spec"], "leaderWorkerTemplate": {**kept}}}
+        pinned["spec"]["leaderWorkerTemplate"].pop("spec", None)
+        marked = pinning.marked(pinned, deployment, group, kept)
+        return scaling.with_replicas(marked, group, live)
+    ref = Ref("apps/v1", "Deployment", deployment.owner.namespace, deployment.group_name(group))
+    live = observed.children.get(ref)
+    template = pinning.template(deployment, group, engine.pod_template(deployment, group), live)
+    workload = pinning.marked(engine.workload(deployment, group, template), deployment, group, template)
+    return scaling.with_replicas(workload, group, live)
+
+
+def _role_replicas(resource: Manifest, observed: DeploymentObserved) -> Mapping[str, int]:
+    """What each role's own object says now, unless the deployment has said something newer."""
+    found: dict[str, int] = {}
+    declared = (resource.get("spec") or {}).get("roles") or {}
+    for ref, live in observed.children.items():
+        spec = live.get("spec") or {}
+        if ref.kind != names.ROLE_KIND or "replicas" not in spec:
+            continue
+        wish = (declared.get(spec.get("role")) or {}).get("replicas", 1)
+        if (live["metadata"].get("annotations") or {}).get(names.REPLICAS_FROM) == str(wish):
+            found[spec["role"]] = spec["replicas"]
+    return found
+
+
+def _deletion_costs(deployment: Deployment, observed: DeploymentObserved) -> tuple[PodAction, ...]:
+    if deployment.pool is None:
+        return ()
+    actions: list[PodAction] = []
+    for group in deployment.groups:
+        pods = [pod for pod in observed.pods if pod.labels.get(names.ROLE_LABEL, AGGREGATED) == group.role]
+        engines = [pod for pod in pods if pod.labels.get(names.COMPONENT) == names.ENGINE]
+        warmth = {}
+        for pod in engines:
+            state = observed.nodes.get(pod.node if deployment.pool.per_node else pod.name)
+            if state is not None:
+                warmth[pod.name] = rollout.Warmth(hits=state.hits, chunks=state.chunks)
+        actions += rollout.deletion_costs(engines, warmth)
+    return tuple(actions)
+
+
+def _refused(resource: Manifest, observed: DeploymentObserved, reason: str, message: str, finalizer: Finalizer) -> Plan:
+    """Nothing is made and nothing is changed; what is there goes on as it was."""
+    found = deployment_status.refusal(reason, message)
+    return Plan(
+        status=deployment_status.bare(found, resource, observed),
+        events=tuple(conditions.events(found, resource)),
+        finalizer=finalizer,
+    )
+
+
+# The end --------------------------------------------------------------------------------------------------------------
+
+
+def _foreign(resource: Manifest, observed: DeploymentObserved) -> list[Ref]:
+    """Children in other namespaces, which no owner reference ties to the deployment. Routers before what they stand on."""
+    own = resource["metadata"]["namespace"]
+    refs = [ref for ref in observed.children if ref.namespace != own]
+    return sorted(refs, key=lambda ref: (ref.kind != "Deployment", ref))
+
+
+def _plan_deletion(resource: Manifest, observed: DeploymentObserved) -> Plan:
+    """Nothing is created any more. What the garbage collector does not reach goes first; then the deployment."""
+    foreign = _foreign(resource, observed)
+    found = deployment_status.deletion(observed)
+    return Plan(
+        delete=tuple(ref for ref in foreign if "deletionTimestamp" not in observed.children[ref]["metadata"]),
+        status=deployment_status.bare(found, resource, observed),
+        finalizer=Finalizer.KEEP if foreign else Finalizer.DROP,
+        requeue_seconds=DELETE_SECONDS,
+    )

@@ -1,0 +1,285 @@
+"""What is said about a pool. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from kvcommons_operator import conditions, names
+from kvcommons_operator.build import redis
+from kvcommons_operator.build.pool import Pool
+from kvcommons_operator.conditions import Condition, no, unknown, yes
+from kvcommons_operator.observed import Manifest, NodeState, Pod, PoolObserved
+from kvcommons_operator.rollout import Roll, member
+
+REFERENCES_MAX: Final = 16
+UNHEALTHY_MAX: Final = 16
+MIB: Final = 1 << 20
+PER_NODE_NOTE: Final = (
+    "placement perNode mounts a directory of the node (hostPath): the namespaces of the pool and of its engines must allow Pod "
+    "Security level privileged"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """A pool that is accepted, and how it stands."""
+
+    pool: Pool
+    observed: PoolObserved
+    roll: Roll | None
+    daemon_set: Manifest | None
+    """The live one."""
+    notes: tuple[str, ...] = ()
+    """What was asked for and is passed over."""
+
+    @property
+    def node_pods(self) -> list[Pod]:
+        """Pods that hold a cache node."""
+        component = names.CACHE_NODE if self.pool.per_node else names.ENGINE
+        return [pod for pod in self.observed.pods if pod.labels.get(names.COMPONENT) == component]
+
+    @property
+    def index_pods(self) -> list[Pod]:
+        """Pods of the managed index."""
+        return [pod for pod in self.observed.pods if pod.labels.get(names.COMPONENT) == names.INDEX]
+
+    @property
+    def desired(self) -> int:
+        """How many cache nodes there should be: with sidecar, as many as engine pods."""
+        if not self.pool.per_node:
+            return len(self.node_pods)
+        return int(((self.daemon_set or {}).get("status") or {}).get("desiredNumberScheduled", 0))
+
+    def is_up(self, pod: Pod) -> bool:
+        """Its cache node serves: the pod is ready, or with sidecar the node in it answers."""
+        if pod.deleting:
+            return False
+        if self.pool.per_node:
+            return pod.ready
+        state = self.observed.nodes.get(pod.uid)
+        return state.reachable if state is not None else pod.ready
+
+    @property
+    def up(self) -> list[Pod]:
+        """Those that serve."""
+        return [pod for pod in self.node_pods if self.is_up(pod)]
+
+
+def judge(view: View) -> list[Condition]:
+    """All conditions of a pool."""
+    accepted = yes(conditions.ACCEPTED, "Accepted", _accepted_message(view))
+    references = conditions.resolved_refs([*view.node_pods, *view.index_pods])
+    available = _available(view)
+    parts = [accepted, references, available, *_whole(view)]
+    return [
+        accepted,
+        references,
+        _progressing(view),
+        available,
+        conditions.ready(parts),
+        _index_consistent(view),
+    ]
+
+
+def _accepted_message(view: View) -> str:
+    notes = [*view.notes, *([PER_NODE_NOTE] if view.pool.per_node else [])]
+    return ". ".join(notes) if notes else "everything that is asked for is built"
+
+
+def _available(view: View) -> Condition:
+    """Engines can use the pool: at least one cache node serves, or would as soon as an engine brings it."""
+    kind = conditions.AVAILABLE
+    up, index = len(view.up), _index_up(view)
+    if view.pool.per_node:
+        if view.daemon_set is None:
+            return no(kind, "Creating", "the cache nodes are being made")
+        if view.desired == 0:
+            return no(
+                kind,
+                "NoNodes",
+                "no Kubernetes node fits nodeSelector, tolerations and affinity: see their labels and taints",
+            )
+        if up == 0:
+            return no(kind, "NoNodeReady", _none_ready(view))
+        note = "" if index else "; the index is away, so that nodes serve their own machines alone"
+        return yes(kind, "NodesReady", f"{up} of {view.desired} cache nodes serve{note}")
+    if up == 0 and not index:
+        return no(kind, "IndexNotReady", "the index is not ready yet, and no engine pod runs a cache node")
+    told = f"{up} cache nodes serve in engine pods" if view.node_pods else "cache nodes come with the engines' pods"
+    return yes(kind, "SidecarsServe" if up else "WaitingForEngines", told)
+
+
+def _none_ready(view: View) -> str:
+    problems = [problem.message for _, problem in conditions.troubles(view.node_pods)]
+    if problems:
+        return conditions.listed(problems)
+    if not view.node_pods:
+        return f"no pod could be made on {view.desired} nodes: {PER_NODE_NOTE}; `kubectl describe daemonset` says what is in the way"
+    return f"none of {view.desired} cache nodes is ready yet"
+
+
+def _index_up(view: View) -> bool:
+    """Redis serves, as far as its pods (managed) or the nodes (external) tell."""
+    if view.pool.managed_index() is not None:
+        return any(pod.ready for pod in view.index_pods)
+    return view.observed.index_reachable is not False
+
+
+def _whole(view: View) -> list[Condition]:
+    """What Ready asks beside Available: the index, and every node but the one that is being rolled."""
+    found = []
+    if not _index_up(view):
+        found.append(
+            no(
+                conditions.AVAILABLE,
+                "IndexNotReady",
+                "the index is not ready: engines still serve, but find no hits of others",
+            )
+        )
+    missing = view.desired - len(view.up)
+    rolling = (
+        1 if view.roll is not None and (view.roll.outdated or view.roll.waiting_for) and not view.roll.stuck else 0
+    )
+    if view.pool.per_node and missing > rolling:
+        problems = [problem.message for _, problem in conditions.troubles(view.node_pods)]
+        message = f"{missing} of {view.desired} cache nodes do not serve"
+        found.append(
+            no(
+                conditions.AVAILABLE,
+                "NodesNotReady",
+                ": ".join([message, *([conditions.listed(problems)] if problems else [])]),
+            )
+        )
+    found.append(yes(conditions.AVAILABLE, "Ready", f"{len(view.up)} cache nodes serve"))
+    return found
+
+
+def _progressing(view: View) -> Condition:
+    kind, roll = conditions.PROGRESSING, view.roll
+    if not view.pool.per_node:
+        return no(kind, "Complete", "cache nodes change with their engines' pods")
+    if roll is None:
+        return yes(kind, "Creating", "the cache nodes are being made")
+    if roll.stuck:
+        return no(kind, "RolloutStuck", f"no further node is touched before {roll.waiting_for} is back: {roll.stuck}")
+    if roll.outdated and (roll.waiting_for or roll.actions):
+        return yes(
+            kind,
+            "RollingNodes",
+            f"{roll.updated} of {roll.updated + roll.outdated} nodes are as wished; now {roll.waiting_for}",
+        )
+    if roll.outdated:
+        return no(
+            kind,
+            "WaitingForDeletion",
+            f"{roll.outdated} pods of cache nodes take the change when you delete them (OnDelete)",
+        )
+    if roll.waiting_for:
+        return yes(kind, "WaitingForNodes", f"waits for {roll.waiting_for}")
+    return no(kind, "Complete", "every cache node is as the pool says")
+
+
+def _index_consistent(view: View) -> Condition:
+    kind = conditions.INDEX_CONSISTENT
+    states = [
+        state for pod in view.node_pods if (state := view.observed.nodes.get(pod.uid)) is not None and state.reachable
+    ]
+    if not states:
+        return unknown(kind, "NoAnswer", "no cache node has said yet what it holds")
+    apart = [state.member for state in states if not state.joined and not state.fenced]
+    if apart:
+        message = f"{len(apart)} of {len(states)} cache nodes do not reach the index: {', '.join(apart[:3])}"
+        return no(kind, "NodesNotInIndex", f"{message}; see the index's pods, its address and its credentials")
+    missing, stale = sum(s.index_missing for s in states), sum(s.index_stale for s in states)
+    if stale:
+        return no(kind, "StaleEntries", f"the index names {stale} chunks that are not there; each costs one lookup")
+    if missing:
+        return no(
+            kind, "MissingEntries", f"{missing} chunks are not in the index yet; they are told again at a bounded rate"
+        )
+    return yes(kind, "Consistent", f"{len(states)} cache nodes are in the index with what they hold")
+
+
+# The status -----------------------------------------------------------------------------------------------------------
+
+
+def status(view: View, found: list[Condition], resource: Manifest) -> dict[str, Any]:
+    """The whole status of a pool that is accepted."""
+    pods, up = view.node_pods, view.up
+    unhealthy = [(pod, problem) for pod, problem in conditions.troubles(pods)]
+    index = view.pool.managed_index()
+    updated = view.roll.updated if view.roll is not None else len(pods)
+    told: dict[str, Any] = {
+        **bare(found, resource, view.observed),
+        "nodes": {"desired": view.desired, "ready": len(up), "updated": updated, "unhealthy": len(unhealthy)},
+        "unhealthyNodes": [
+            {
+                "name": member(pod) if view.pool.per_node else pod.name,
+                "reason": problem.reason,
+                "message": problem.message[:1024],
+            }
+            for pod, problem in unhealthy[:UNHEALTHY_MAX]
+        ],
+        "index": {
+            "replicas": index.replicas if index is not None else 0,
+            "readyReplicas": sum(pod.ready for pod in view.index_pods),
+            "address": _address(view, index),
+            "members": sum(state.joined for state in view.observed.nodes.values()),
+        },
+        "memory": f"{view.pool.arena_bytes * len(up) // MIB}Mi",
+    }
+    return told | _used(view)
+
+
+def _address(view: View, index: redis.ManagedIndex | None) -> str:
+    if index is not None:
+        return index.url[:1024]
+    external = view.pool.spec.index.external
+    return (external.url or "") if external is not None else ""
+
+
+def _used(view: View) -> dict[str, Any]:
+    states: list[NodeState] = [s for s in view.observed.nodes.values() if s.reachable and s.arena_bytes]
+    total = sum(state.arena_bytes for state in states)
+    used = sum(state.used_bytes for state in states)
+    asked = sum(state.asked for state in states)
+    found: dict[str, Any] = {}
+    if total and used:
+        found["memoryUsedPercent"] = min(100, used * 100 // total)
+    if asked:
+        found["hitPercent"] = min(100, sum(state.hits for state in states) * 100 // asked)
+    return found
+
+
+def bare(found: list[Condition], resource: Manifest, observed: PoolObserved) -> dict[str, Any]:
+    """What can be said of any pool: its conditions and who uses it."""
+    return {
+        "observedGeneration": resource["metadata"].get("generation", 0),
+        "conditions": conditions.rendered(found, resource, observed.now),
+        "references": len(observed.users),
+        "referencedBy": [{"namespace": user.namespace, "name": user.name} for user in observed.users[:REFERENCES_MAX]],
+    }
+
+
+def refusal(reason: str, message: str) -> list[Condition]:
+    """Conditions of a pool that can't be accepted."""
+    said = "nothing is changed before the pool is accepted"
+    return [
+        no(conditions.ACCEPTED, reason, message),
+        unknown(conditions.RESOLVED_REFS, "NotAccepted", said),
+        no(conditions.PROGRESSING, "NotAccepted", said),
+        unknown(conditions.AVAILABLE, "NotAccepted", said),
+        no(conditions.READY, reason, message),
+        unknown(conditions.INDEX_CONSISTENT, "NotAccepted", said),
+    ]
+
+
+def deletion(reason: str, message: str) -> list[Condition]:
+    """Conditions of a pool that is to go."""
+    return [
+        no(conditions.PROGRESSING, reason, message)
+        if reason == "PoolInUse"
+        else yes(conditions.PROGRESSING, reason, message),
+        no(conditions.READY, reason, message),
+    ]
