@@ -125,7 +125,9 @@ class App:
 
     def _serve_own(self, connection: ClientConnection, request: Request, path: bytes) -> None:
         try:
-            if path == b"/health":
+            if path == b"/healthz":  # for what restarts us: engines that are away are no reason
+                answer = own_paths.Answer(200, b'{"status":"alive"}')
+            elif path in (b"/health", b"/readyz"):
                 answer = own_paths.health_report(self.context, leaving=self.draining or self.not_ready)
             elif path == b"/metrics":
                 self.show()

@@ -31,7 +31,7 @@ class HealthChecker:
         instances = self._context.fleet.instances
         while True:
             self._changed.clear()
-            await asyncio.gather(*(self._check(instance) for instance in instances))
+            await asyncio.gather(*(self._check(instance) for instance in instances if instance.ready))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), self._settings.interval_seconds)
 

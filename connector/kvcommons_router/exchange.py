@@ -162,7 +162,7 @@ class Exchange(Inquiry):
             return
         upstream.last_at = self.context.loop_time()
         if self.done or self.instance is not instance:
-            instance.pool.give_back(upstream)
+            upstream.pool.give_back(upstream)
             return
         self._write(upstream)
 

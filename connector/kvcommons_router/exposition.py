@@ -24,8 +24,12 @@ def _number(value: float) -> str:
     return str(int(value)) if value == int(value) else repr(round(value, 6))
 
 
-def render(layout: Layout, cells: Cells, names: Names, up: Mapping[int, bool]) -> bytes:
-    """All workers' numbers as Prometheus' text format. Label values that never occurred are left out of counters."""
+def render(layout: Layout, cells: Cells, names: Names, up: Mapping[int, bool], presences: Mapping[str, int]) -> bytes:
+    """All workers' numbers as Prometheus' text format. Label values that never occurred are left out of counters.
+
+    :param up: by the position of an instance, whether it is known to serve.
+    :param presences: how many instances there are, by where they stand.
+    """
     lines: list[str] = []
     named = dataclasses.replace(names, models=(*names.models, (layout.other_model, "")))
     for family in layout.families:
@@ -50,6 +54,10 @@ def render(layout: Layout, cells: Cells, names: Names, up: Mapping[int, bool]) -
     lines.append(f"# TYPE {name} gauge")
     for position, instance in names.instances:
         lines.append(f'{name}{{instance="{_escape(instance)}"}} {int(up.get(position, False))}')
+    name = PREFIX + "instances"
+    lines.append(f"# HELP {name} Instances, by whether they get requests, are not ready, or are leaving.")
+    lines.append(f"# TYPE {name} gauge")
+    lines.extend(f'{name}{{state="{state}"}} {count}' for state, count in presences.items())
     return ("\n".join(lines) + "\n").encode("utf-8")
 
 

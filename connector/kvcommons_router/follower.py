@@ -42,6 +42,8 @@ class Follower:
         """A process that was here before may have died with cells of an instance that is no longer there."""
         present = {one.index for one in self._context.fleet.instances}
         layout, row = self._context.layout, self._context.recorder.row
+        if row.tobytes().count(0) == row.nbytes:
+            return
         for index in range(layout.instances_max):
             if index not in present:
                 layout.clear_instance(row, index)

@@ -9,6 +9,7 @@ import orjson
 from kvcommons_router.context import Context
 from kvcommons_router.errors import not_served
 from kvcommons_router.exposition import render
+from kvcommons_router.roster import Presence
 
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -35,13 +36,24 @@ def health_report(context: Context, *, leaving: bool) -> Answer:
     else:
         status = "ok"
     workers = context.cells.total(context.layout.workers)
-    answer = orjson.dumps({"status": status, "models": models, "workers": workers})
+    answer = orjson.dumps({"status": status, "models": models, "workers": workers, "index": index_state(context)})
     return Answer(200 if status in ("ok", "degraded") else 503, answer)
+
+
+def index_state(context: Context) -> str:
+    """Whether the workers are connected to Redis: none (there is none), connected, away, or partly."""
+    if not context.index_settings.url:
+        return "none"
+    up = context.cells.total(context.layout.index_up)
+    return "connected" if up >= context.cells.total(context.layout.workers) else "partly" if up else "away"
 
 
 def metrics_page(context: Context) -> Answer:
     """All workers' metrics; the gauges must be up to date."""
-    return Answer(200, render(context.layout, context.cells, context.names(), context.up()), METRICS_TYPE)
+    presences = dict.fromkeys((presence.name.lower() for presence in Presence), 0)
+    for instance in context.fleet.instances:
+        presences[instance.entry.presence.name.lower()] += 1
+    return Answer(200, render(context.layout, context.cells, context.names(), context.up(), presences), METRICS_TYPE)
 
 
 def models_page(context: Context, path: bytes) -> Answer:

@@ -28,7 +28,8 @@ async def test_two_workers_tell_one_truth() -> None:
             assert metrics['requests_total{model="m",status="200"}'] == 80
             assert metrics['instance_up{instance="a"}'] == 1
             health = (await process.ask(b"", path="/health", method="GET")).json
-            assert health == {"status": "ok", "models": {"m": {"instances": 2, "up": 2}}, "workers": 2}
+            models = {"m": {"instances": 2, "up": 2}}
+            assert health == {"status": "ok", "models": models, "workers": 2, "index": "none"}
         for client in clients:
             client.close()
 

@@ -57,7 +57,7 @@ def test_metrics_of_all_workers_are_one_text() -> None:
         recorder.observe_seconds(LAYOUT.request_seconds, 0, 0.02)
         recorder.observe_lookup(0.0002)
         recorder.refused("slow")
-    text = render(LAYOUT, cells, NAMES, {0: True, 1: False}).decode()
+    text = render(LAYOUT, cells, NAMES, {0: True, 1: False}, {"ready": 2}).decode()
     assert "kvcommons_router_retries_total 4" in text
     assert 'kvcommons_router_request_seconds_bucket{model="m",le="0.01"} 0' in text
     assert 'kvcommons_router_request_seconds_bucket{model="m",le="0.025"} 2' in text
@@ -65,6 +65,7 @@ def test_metrics_of_all_workers_are_one_text() -> None:
     assert 'kvcommons_router_request_seconds_sum{model="m"} 0.04' in text
     assert 'kvcommons_router_refusals_total{limit="slow"} 2' in text
     assert 'kvcommons_router_instance_up{instance="b"} 0' in text
+    assert 'kvcommons_router_instances{state="ready"} 2' in text
     assert "_active_state" not in text
 
 
