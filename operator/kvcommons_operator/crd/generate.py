@@ -11,7 +11,7 @@ from kvcommons_operator.crd.definitions import DEFINITIONS
 from kvcommons_operator.crd.reference import reference
 
 COMMAND: Final = "python -m kvcommons_operator.crd"
-FOLDERS: Final = ("crds", "charts/kvcommons/crds")
+FOLDERS: Final = ("crds", "charts/kvcommons/files/crds")  # not crds/: helm never upgrades that folder
 REFERENCE: Final = "docs/crds.md"
 WIDTH: Final = 120
 
