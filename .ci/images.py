@@ -77,6 +77,7 @@ def make_stand_in(name: str, packages: str, python: Path | None) -> None:
     if python is not None:
         for part in ("bin", "include", "lib"):
             shutil.copytree(str(python / part), str(root / "usr/local" / part), symlinks=True, dirs_exist_ok=True)
+        run(["chroot", str(root), "ldconfig"])
     shutil.rmtree(str(root / "var/cache/apt/archives"), ignore_errors=True)
     container = subprocess.check_output(["buildah", "from", "scratch"], universal_newlines=True).strip()
     run(["buildah", "add", "-q", container, str(root), "/"])
