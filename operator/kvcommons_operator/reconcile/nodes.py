@@ -104,7 +104,9 @@ def parse_stats(stats: Mapping[str, Any]) -> NodeState:
         flushed=int(index.get("pending") or 0) == 0 and int(core.get("disk_pending_bytes") or 0) == 0,
         chunks=int(core.get("chunks") or 0),
         hits=int(core.get("hit_chunks") or 0),
+        asked=int(core.get("lookup_chunks") or 0),
         arena_bytes=int(core.get("arena_bytes") or 0),
+        used_bytes=int(core.get("used_bytes") or 0),
         index_missing=int(index.get("missing") or 0),
         index_stale=int(index.get("stale") or 0),
     )

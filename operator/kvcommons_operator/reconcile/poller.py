@@ -94,4 +94,4 @@ class Poller(Generic[S]):
 
 
 def node_shape(state: NodeState) -> NodeState:
-    return replace(state, chunks=0, hits=0, index_missing=0, index_stale=0)
+    return replace(state, chunks=0, hits=0, asked=0, used_bytes=0, index_missing=0, index_stale=0)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from kvcommons_operator import names
 from kvcommons_operator.observed import Manifest, Ref, User
 from kvcommons_operator.reconcile.owners import Owner, deployment_of, owner_of
+
+ENGINE_USERS_MAX: Final = 64
 
 
 class Id(NamedTuple):
@@ -36,7 +38,8 @@ class Resources:
 
     def put(self, kind: str, body: Mapping[str, Any]) -> tuple[Id, Manifest | None, Manifest]:
         """Returns (which, what was here before, what is here now)."""
-        metadata = {k: v for k, v in body["metadata"].items() if k != "managedFields"}
+        metadata = dict(body["metadata"])
+        metadata.pop("managedFields", None)
         key = Id(kind, str(metadata["namespace"]), str(metadata["name"]))
         item: Manifest = {**body, "apiVersion": names.API_VERSION, "kind": kind, "metadata": metadata}
         old = self._items.get(key)
@@ -97,7 +100,21 @@ def user_of(deployment: Manifest) -> User:
         uid=metadata.get("uid", ""),
         deleting="deletionTimestamp" in metadata,
         models=(str(model["name"]),) if model.get("name") else (),
+        engine_users=tuple(sorted(set(_users_in(spec)))[:ENGINE_USERS_MAX]),
     )
+
+
+def _users_in(part: object) -> Iterator[int]:
+    """Every runAsUser, wherever in a spec it stands."""
+    if isinstance(part, Mapping):
+        user = part.get("runAsUser")
+        if isinstance(user, int):
+            yield user
+        for inner in part.values():
+            yield from _users_in(inner)
+    elif isinstance(part, list):
+        for inner in part:
+            yield from _users_in(inner)
 
 
 def wish_changed(old: Manifest | None, new: Manifest) -> bool:
