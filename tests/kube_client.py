@@ -48,18 +48,25 @@ def kubeconfig_text(url: str, ca: Path, token: str, namespace: str = "default") 
 class Client:
     """One user of one API server."""
 
-    def __init__(self, url: str, ca: Path, token: str, kubeconfig: Path, kubectl: str) -> None:
+    def __init__(self, url: str, ca: Path | None, token: str, kubeconfig: Path, kubectl: str) -> None:
         self.url = url
-        self.ca = ca
         self.token = token
         self.kubeconfig = kubeconfig
+        self._ca = ca
         self._kubectl = kubectl
-        self._tls = ssl.create_default_context(cafile=str(ca))
+        self._tls = ssl.create_default_context(cafile=str(ca)) if ca else None
+
+    @property
+    def ca(self) -> Path:
+        """The authority that signed the server's certificate."""
+        assert self._ca is not None, "this server is reached without TLS"
+        return self._ca
 
     def request(self, method: str, path: str, body: Any = None, content: str = "application/json") -> Any:
         """The parsed answer to one request (text where it is not JSON); ApiError on 4xx and 5xx."""
         request = urllib.request.Request(self.url + path, method=method)
-        request.add_header("Authorization", f"Bearer {self.token}")
+        if self.token:
+            request.add_header("Authorization", f"Bearer {self.token}")
         request.add_header("Accept", "application/json")
         if body is not None:
             request.add_header("Content-Type", content)

@@ -17,6 +17,7 @@ from kube_client import kubeconfig_text
 from kube_process import Process, wait_for
 
 CNI_FOLDERS = ("/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni")
+SOCKET = "/run/containerd/containerd.sock"  # of the node's own /run; a path in the cluster's folder may be too long for a socket
 PAUSE_IMAGE = "kvcommons.test/pause:1"
 KUBELET_FOLDER = Path("/var/lib/kubelet")  # it keeps the sockets of device plugins there, wherever its own folder is
 HARD_EVICTION = {
@@ -126,7 +127,7 @@ root = "{folder}/containerd"
 state = "/run/containerd"
 oom_score = 0
 [grpc]
-  address = "{folder}/containerd.sock"
+  address = "{SOCKET}"
 [plugins."io.containerd.internal.v1.opt"]
   path = "{folder}/opt"
 [plugins."io.containerd.grpc.v1.cri"]
@@ -154,7 +155,6 @@ class Node:
         self.cgroup = f"/{folder.parent.name}-{name}"
         self.machine: Process | None = None
         self._binaries = binaries
-        self._socket = self.folder / "containerd.sock"
         for place in ("", "cni", "cni-data", "kubelet", "log"):
             (self.folder / place).mkdir(parents=True, exist_ok=True)
 
@@ -209,7 +209,7 @@ class Node:
                 self._binaries["kubelet"],
                 f"--config={self.folder / 'kubelet.json'}",
                 f"--kubeconfig={self.folder / 'kubelet.kubeconfig'}",
-                f"--container-runtime-endpoint=unix://{self._socket}",
+                f"--container-runtime-endpoint=unix://{SOCKET}",
                 f"--hostname-override={self.name}",
                 f"--node-ip={self.address}",
                 f"--root-dir={KUBELET_FOLDER}",
@@ -260,7 +260,8 @@ class Node:
 
     def import_image(self, archive: Path) -> None:
         """Images of an OCI or Docker archive, under the names that it gives them."""
-        socket = wait_for(lambda: self._socket if self._socket.exists() else None, f"containerd of {self.name}", 60.0)
+        socket = Path(f"/proc/{self.init_pid}/root{SOCKET}")
+        wait_for(socket.exists, f"containerd of {self.name}", 60.0)
         command = ["ctr", "--address", str(socket), "--namespace", "k8s.io", "images", "import", str(archive)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
         assert done.returncode == 0, f"{self.name}: import of {archive}: {done.stderr}"

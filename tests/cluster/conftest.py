@@ -9,11 +9,13 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import kube_cluster
+import kube_external
 import kube_reaper
 import pytest
 from kube_apiserver import ApiServer
 from kube_binaries import Binaries
 from kube_cluster import Cluster
+from kube_external import External
 from kube_process import Process
 
 FOLDERS = Path(tempfile.gettempdir())
@@ -52,10 +54,14 @@ def kube_folder() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def apiserver(kube_binaries: Binaries, kube_folder: Path) -> Iterator[ApiServer]:
     """A real API server with the administrator's client. No controllers: nothing is collected, nothing becomes ready."""
-    kube_binaries.bring("etcd", "kube-apiserver", "kubectl")
     folder = kube_folder / "apiserver"
     folder.mkdir()
-    server = ApiServer(folder, kube_binaries)
+    kubeconfig = kube_external.chosen()
+    if kubeconfig is None:
+        kube_binaries.bring("etcd", "kube-apiserver", "kubectl")
+        server = ApiServer(folder, kube_binaries)
+    else:
+        server = External(folder, kube_binaries, kubeconfig)
     try:
         server.start()
         yield server
@@ -66,6 +72,8 @@ def apiserver(kube_binaries: Binaries, kube_folder: Path) -> Iterator[ApiServer]
 @pytest.fixture(scope="session")
 def cluster(kube_binaries: Binaries, kube_folder: Path) -> Iterator[Cluster]:
     """A whole cluster of two nodes, for root; with KVCOMMONS_NO_SKIP its absence is a failure."""
+    if kube_external.chosen():
+        kube_external.refuse()
     reason = kube_cluster.obstacle()
     if reason:
         pytest.skip(reason)
@@ -83,6 +91,8 @@ def cluster(kube_binaries: Binaries, kube_folder: Path) -> Iterator[Cluster]:
 @pytest.fixture
 def controllers(apiserver: ApiServer, kube_binaries: Binaries) -> Iterator[Process]:
     """kube-controller-manager beside the API server: garbage collection, namespaces, Deployments, HPA (no pod runs)."""
+    if isinstance(apiserver, External):
+        kube_external.refuse()
     command = [
         kube_binaries["kube-controller-manager"],
         f"--kubeconfig={apiserver.kubeconfig}",
