@@ -59,7 +59,7 @@ class FakeKube:
     page_pods: int = 500
     _oldest: int = 0
     _history: list[tuple[int, bytes]] = field(default_factory=list)
-    _watchers: set[asyncio.Queue[bytes | None]] = field(default_factory=set)
+    _watchers: dict[asyncio.Queue[bytes | None], web.Request] = field(default_factory=dict)
 
     # What a test does.
 
@@ -110,7 +110,7 @@ class FakeKube:
     @property
     def watchers(self) -> int:
         """Watches that are open."""
-        return len(self._watchers)
+        return sum(one.transport is not None and not one.transport.is_closing() for one in self._watchers.values())
 
     def count(self, verb: str) -> int:
         """How often it was asked."""
@@ -153,16 +153,16 @@ class FakeKube:
         queue: asyncio.Queue[bytes | None] = asyncio.Queue()
         for line in self._since(int(request.query["resourceVersion"])):
             queue.put_nowait(line)
-        self._watchers.add(queue)
+        self._watchers[queue] = request
         try:
             while (said := await queue.get()) is not None:
                 await response.write(said)
-            assert request.transport is not None
-            request.transport.abort()
+            if request.transport is not None:
+                request.transport.abort()
         except ConnectionError:
             pass
         finally:
-            self._watchers.discard(queue)
+            del self._watchers[queue]
         return response
 
     def _since(self, version: int) -> Iterator[bytes]:
