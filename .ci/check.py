@@ -26,6 +26,7 @@ def checks() -> dict[str, list[str]]:
         "ruff format": [str(BIN / "ruff"), "format", "--check", "."],
         "mypy": [str(BIN / "mypy")],
         "imports": [str(BIN / "lint-imports"), "--no-logo"],
+        "CRDs": [sys.executable, "-m", "kvcommons_operator.crd", "--check"],
         "clang-format": [str(BIN / "clang-format"), "--dry-run", "-Werror", *native_sources()],
         "C++ warnings": [sys.executable, ".ci/native.py", "check"],
     }

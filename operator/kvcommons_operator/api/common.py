@@ -15,6 +15,7 @@ from kvcommons_operator.api.quantities import parse_quantity, quantity_bytes
 
 __all__ = [
     "EMPTY",
+    "KEY_MESSAGE",
     "AbsolutePath",
     "AnnotationValue",
     "Annotations",
@@ -48,6 +49,9 @@ __all__ = [
     "quantity_bytes",
 ]
 
+KEY_MESSAGE: Final = (
+    "keys are names such as app or example.com/app: letters, digits, '-', '_' and '.', at most 63 after the '/'"
+)
 EMPTY: Final[dict[str, str]] = {}
 """The default of a map; models copy it."""
 

@@ -125,7 +125,7 @@ class Index(Model):
     RULES = (
         Rule(
             cel="has(self.managed) != has(self.external)",
-            message="give exactly one of managed and external",
+            message="give exactly one of managed and external (managed is the default of a pool that says neither)",
             holds=lambda it: (it.managed is None) != (it.external is None),
         ),
     )

@@ -55,7 +55,7 @@ class Size:
     @property
     def message(self) -> str:
         """What such a size must be."""
-        return f"must be a size from {self.at_least} to {self.at_most}, such as 4Gi"
+        return f"must be a size from {self.at_least} to {self.at_most}, with a suffix such as Mi or Gi"
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Text with a quantity's spelling, then within bounds."""

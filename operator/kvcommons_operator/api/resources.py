@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final, TypeVar
 from pydantic import ConfigDict, ValidationError
 
 from kvcommons_operator.api.base import API_VERSION, Model, Rule
-from kvcommons_operator.api.common import EMPTY
+from kvcommons_operator.api.common import EMPTY, KEY_MESSAGE
 from kvcommons_operator.api.deployment import InferenceDeploymentSpec
 from kvcommons_operator.api.pool import KVCachePoolSpec
 from kvcommons_operator.api.role import InferenceRoleSpec
@@ -169,6 +169,8 @@ def parse_role(body: Mapping[str, Any]) -> InferenceRole:
 
 def _problem(error: Any) -> Problem:
     path = ""
+    if error["loc"][-1:] == ("[key]",):
+        return Problem(".".join(map(str, error["loc"][:-2])), f"{error['loc'][-2]!r}: {KEY_MESSAGE}")
     for part in error["loc"]:
         path += f"[{part}]" if isinstance(part, int) else f".{part}"
     path += error.get("ctx", {}).get("field", "")

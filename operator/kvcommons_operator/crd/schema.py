@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
+from kvcommons_operator.api.common import KEY_MESSAGE
+
 Schema = dict[str, Any]
 
 KEPT: Final = (
@@ -104,7 +106,7 @@ def _key_rule(pattern: str) -> Schema:
     """Kubernetes' schemas know no pattern of keys; rules do."""
     return {
         "rule": f"self.all(key, key.size() <= {KEY_LENGTH_MAX} && key.matches(r'{pattern}'))",
-        "message": "keys are names such as app or example.com/app: letters, digits, '-', '_' and '.', at most 63 after the '/'",
+        "message": KEY_MESSAGE,
         "reason": "FieldValueInvalid",
     }
 
