@@ -262,6 +262,10 @@ class Client:
                 return raw
             raw += await self.reader.readexactly(length + 2)
 
+    async def rest_of_chunks(self) -> bytes:
+        """The chunks of an answer whose head has been read, to the last one."""
+        return await self._chunks()
+
     async def closed(self) -> bytes:
         """What still comes until the connection ends."""
         return await asyncio.wait_for(self.reader.read(), WAIT_SECONDS_MAX)
