@@ -1,7 +1,7 @@
 # Every target sets up by itself what it needs; `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench soak build native-test native-tsan cluster payload images lock clean distclean
+.PHONY: help demo test check bench soak build native-test native-tsan cluster payload images chart lock clean distclean
 
 SETUP := python3 .ci/setup.py
 PY := .venv/bin/python
@@ -22,6 +22,7 @@ help:
 	@echo "make payload           build/payload: the connector as it is added to stock engine images (ARGS=--help)"
 	@echo "make images            the images of operator, node and router, by buildah or docker (ARGS=--help)"
 	@echo "make cluster           a Kubernetes of two nodes to try things on, until Ctrl-C (ARGS=--apiserver without root, ARGS=stop)"
+	@echo "make chart             what is made from the chart: values, README, plain manifests"
 	@echo "make lock              the locked requirements anew (ARGS=--upgrade for the newest)"
 	@echo "make clean             what was built and measured; make distclean: the environment and models too"
 
@@ -59,6 +60,9 @@ images:
 
 cluster: build
 	@exec env PYTHONPATH=tests $(PY) tests/kube_keep.py $(ARGS)
+
+chart: build
+	@$(PY) .ci/chart.py write
 
 lock:
 	@python3 .ci/lock.py $(ARGS)
