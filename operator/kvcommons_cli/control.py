@@ -42,13 +42,13 @@ def told(command: str, act: Callable[[], int]) -> int:
     try:
         return act()
     except talk.TalkError as error:
-        sys.stderr.write(f"kvcommons {command}: {_explained(error)}\n")
+        sys.stderr.write(f"kvcommons {command}: {explained(error)}\n")
     except OSError as error:
         sys.stderr.write(f"kvcommons {command}: {error.filename}: {error.strerror}\n")
     return REFUSED_STATUS
 
 
-def _explained(error: talk.TalkError) -> str:
+def explained(error: talk.TalkError) -> str:
     """The node's own words, where it gave any."""
     try:
         detail = json.loads(error.detail)["error"]
