@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
+import subprocess
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +68,26 @@ def of_program(folder: Path, name: str, program: str) -> Path:
     return write_archive(
         folder / f"{base}.tar", name, data.getvalue(), {"Entrypoint": [f"/{base}"], "User": "65535:65535"}
     )
+
+
+def _libraries(program: Path) -> set[Path]:
+    """The shared libraries that a program loads, its interpreter among them."""
+    done = subprocess.run(["ldd", str(program)], capture_output=True, text=True, check=False)
+    return {Path(found) for found in re.findall(r"(/\S+) \(0x", done.stdout)}
+
+
+def of_files(target: Path, name: str, files: Mapping[str, Path], config: dict[str, Any]) -> Path:
+    """An image of programs of this machine, each where it shall be, with the libraries that they need."""
+    data = io.BytesIO()
+    places: dict[str, Path] = {}
+    for place, source in files.items():
+        places[place] = source
+        places |= {str(library).lstrip("/"): library for library in _libraries(source)}
+    with tarfile.open(fileobj=data, mode="w", dereference=True) as layer:
+        for folder, mode in (("tmp", 0o1777), ("data", 0o777), ("etc", 0o755)):
+            entry = tarfile.TarInfo(folder)
+            entry.type, entry.mode = tarfile.DIRTYPE, mode
+            layer.addfile(entry)
+        for place, source in sorted(places.items()):
+            layer.add(source.resolve(), place, recursive=False)
+    return write_archive(target, name, data.getvalue(), config)

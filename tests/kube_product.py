@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import kube_images
+from kvcommons_core import redis_server
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (
@@ -36,6 +37,8 @@ SCRIPTS = (".ci/elf.py", ".ci/native.py", ".ci/payload.py")
 NAMES = ("operator", "node", "router")
 BUILD_SECONDS_MAX = 3_000
 ENGINE_IMAGE = "kvcommons.test/engine:1"
+REDIS_IMAGE = "kvcommons.test/redis:1"
+SHELL = ("sh", "sed", "timeout", "head", "cat", "sleep", "mkdir", "env")  # what an image of Redis has beside it
 LINKS = ("bin", "sbin", "lib", "lib64")  # of a merged /usr
 
 
@@ -103,6 +106,28 @@ def engine_archive(target: Path) -> Path:
     venv = Path(sys.prefix)
     path = f"PATH={venv}/bin:/usr/local/bin:/usr/bin:/bin"
     return kube_images.write_archive(target, ENGINE_IMAGE, data.getvalue(), {"Env": [path], "Cmd": ["python3"]})
+
+
+def redis_archive(target: Path) -> Path:
+    """An image of this machine's Redis, its client and a shell."""
+    pairs = [(binary.path, binary.path.with_name("redis-cli")) for binary in redis_server.find_server()]
+    server, client = next(pair for pair in pairs if pair[1].exists())
+    programs = {name: shutil.which(name) for name in SHELL}
+    files = {f"bin/{name}": Path(path) for name, path in programs.items() if path}
+    files |= {"bin/redis-server": server, "bin/redis-cli": client}
+    config = {"Env": ["PATH=/bin"], "Cmd": ["redis-server"], "WorkingDir": "/data"}
+    return kube_images.of_files(target, REDIS_IMAGE, files, config)
+
+
+def model_folder() -> Path:
+    """SmolLM2, made once; readable for a container's user."""
+    command = [sys.executable, "-m", "kvcommons_cli", "model", "smollm2-float"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, f"no model: {done.stderr}"
+    folder = Path(done.stdout.splitlines()[-1])
+    for file in folder.iterdir():
+        file.chmod(file.stat().st_mode | 0o444)
+    return folder
 
 
 @dataclass(frozen=True)
