@@ -17,6 +17,7 @@ from kube_binaries import Binaries
 from kube_cluster import Cluster
 from kube_external import External
 from kube_process import Process
+from operator_process import Operators, install_crds
 
 FOLDERS = Path(tempfile.gettempdir())
 PREFIX = "kvcommons-kube-"
@@ -116,3 +117,18 @@ def namespace(apiserver: ApiServer, request: pytest.FixtureRequest) -> Generator
     apiserver.create_namespace(name)
     yield name
     apiserver.request("DELETE", f"/api/v1/namespaces/{name}")
+
+
+@pytest.fixture(scope="session")
+def own_apis(apiserver: ApiServer) -> ApiServer:
+    """The API server with our CRDs."""
+    install_crds(apiserver)
+    return apiserver
+
+
+@pytest.fixture
+def operators(own_apis: ApiServer, namespace: str, tmp_path: Path) -> Iterator[Operators]:
+    """Starts operators of this test's namespace alone; what they said is shown if the test fails."""
+    made = Operators(own_apis, namespace, tmp_path)
+    yield made
+    made.stop()
