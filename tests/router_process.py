@@ -67,6 +67,16 @@ class Process:
             await asyncio.sleep(0.01)
         raise AssertionError(f"not in the log: {text}\n{''.join(self.log)}")
 
+    async def gone(self, name: str) -> None:
+        """Waits until no metric speaks of an instance, whichever worker is asked."""
+        quiet = 0
+        for _ in range(1000):
+            quiet = 0 if any(f'instance="{name}"' in line for line in await self.metrics()) else quiet + 1
+            if quiet == 6:
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"{name} is still there")
+
     async def workers(self, count: int) -> list[int]:
         """Waits for so many serving workers; their process ids."""
         for _ in range(1000):

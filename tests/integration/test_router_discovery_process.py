@@ -168,7 +168,7 @@ async def test_a_deleted_pod_ends_what_it_has_and_gets_nothing_new(tmp_path: Pat
         for client in streams:
             assert b"last" in await client.rest_of_chunks()
         await process.shows("a has left")
-        await gone(process, "a")
+        await process.gone("a")
         assert (await process.health())["models"] == {"m": {"instances": 1, "up": 1}}
 
 
@@ -188,15 +188,6 @@ async def drained(process: Process, name: str) -> None:
         if quiet == 10:
             return
     raise AssertionError(f"{name} still gets requests")
-
-
-async def gone(process: Process, name: str) -> None:
-    """Waits until no metric speaks of an instance."""
-    for _ in range(500):
-        if not any(f'instance="{name}"' in line for line in await process.metrics()):
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(f"{name} is still there")
 
 
 @on_uvloop
@@ -220,13 +211,13 @@ async def test_nobody_meets_an_error_while_pods_come_and_go(tmp_path: Path) -> N
                 await process.shows("a is leaving")
                 await a.stop()
                 kube.delete("a")
-                await gone(process, "a")
+                await process.gone("a")
                 await a.start()
                 kube.put(pod("a", a.host, uid=f"a{round_number}"))
                 await load.more_of("a")
                 kube.begin_to_delete("c")
                 kube.delete("c")
-                await gone(process, "c")
+                await process.gone("c")
         assert set(load.statuses) == {200}, load.statuses
         assert (await process.metrics())["worker_restarts_total"] == 0
 
@@ -242,7 +233,7 @@ async def test_who_takes_a_place_begins_at_nothing(tmp_path: Path) -> None:
         kube.put(pod("a", engines[0].host))
         await served(process, seconds_max=5.0)
         kube.delete("a")
-        await gone(process, "a")
+        await process.gone("a")
         kube.put(pod("b", engines[1].host))
         await served(process, seconds_max=1.0)
         metrics = await process.metrics()
@@ -329,7 +320,7 @@ async def test_a_worker_that_is_replaced_knows_the_fleet_of_now(tmp_path: Path) 
         kube.begin_to_delete("a")
         await process.shows("a is leaving")
         await replaced(process)
-        await gone(process, "a")
+        await process.gone("a")
         assert {(await process.ask(chat(f"text {number}"))).json["engine"] for number in range(10)} == {"b"}
 
 
