@@ -187,7 +187,7 @@ class SelectorRequirement(Model):
 
     RULES = (
         Rule(
-            cel="(self.operator in ['In', 'NotIn']) == (self.values.size() > 0)",
+            cel="(self.operator in ['In', 'NotIn']) == (has(self.values) && self.values.size() > 0)",
             message="In and NotIn need `values`; Exists and DoesNotExist take none",
             holds=_values_fit,
             field=".values",

@@ -134,7 +134,7 @@ class Metric(Model):
             field=".query",
         ),
         Rule(
-            cel="self.selector.size() == 0 || self.type == 'External'",
+            cel="!has(self.selector) || self.selector.size() == 0 || self.type == 'External'",
             message="selector goes with type External",
             holds=lambda it: not it.selector or it.type == "External",
             field=".selector",

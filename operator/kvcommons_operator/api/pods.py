@@ -153,13 +153,13 @@ class Toleration(Model):
 
     RULES = (
         Rule(
-            cel="has(self.key) || self.operator == 'Exists'",
+            cel="has(self.key) || (has(self.operator) && self.operator == 'Exists')",
             message="a toleration without `key` needs operator Exists",
             holds=lambda it: it.key is not None or it.operator == "Exists",
             field=".operator",
         ),
         Rule(
-            cel="self.operator != 'Exists' || !has(self.value)",
+            cel="!has(self.operator) || self.operator != 'Exists' || !has(self.value)",
             message="operator Exists takes no `value`",
             holds=lambda it: it.operator != "Exists" or it.value is None,
             field=".value",

@@ -36,13 +36,13 @@ class NodeRequirement(Model):
 
     RULES = (
         Rule(
-            cel="(self.operator in ['Exists', 'DoesNotExist']) == (self.values.size() == 0)",
+            cel="(self.operator in ['Exists', 'DoesNotExist']) == (!has(self.values) || self.values.size() == 0)",
             message="Exists and DoesNotExist take no `values`; the other operators need some",
             holds=lambda it: (it.operator in ("Exists", "DoesNotExist")) == (not it.values),
             field=".values",
         ),
         Rule(
-            cel="!(self.operator in ['Gt', 'Lt']) || (self.values.size() == 1 && self.values[0].matches('^-?[0-9]{1,18}$'))",
+            cel="!(self.operator in ['Gt', 'Lt']) || (has(self.values) && self.values.size() == 1 && self.values[0].matches('^-?[0-9]{1,18}$'))",
             message="Gt and Lt take exactly one value, a whole number",
             holds=lambda it: it.operator not in ("Gt", "Lt") or (len(it.values) == 1 and _whole(it.values[0])),
             field=".values",

@@ -70,7 +70,7 @@ def _flat(schema: Mapping[str, Any], defs: Mapping[str, Any], path: str) -> Sche
     if merged.get("type") == "object":
         _flatten_object(merged, defs, path)
     if merged.get("type") == "array":
-        merged["items"] = _flat(merged["items"], defs, f"{path}[]")
+        merged["items"] = _bare(_flat(merged["items"], defs, f"{path}[]"))
     if merged.get("type") == "integer":
         merged["format"] = "int32" if merged.get("maximum", INT32_MAX + 1) <= INT32_MAX else "int64"
     if "description" in merged:
@@ -100,6 +100,17 @@ def _flatten_object(merged: Schema, defs: Mapping[str, Any], path: str) -> None:
         merged["x-kubernetes-validations"] = [_key_rule(keys)]
     else:
         raise UnstructuralError(f"{path or 'the model'}: an object needs fields, or a type for its values")
+
+
+def _bare(schema: Schema) -> Schema:
+    """Without defaults: were they stored in the items of a list, whoever applies the list again would see a difference for ever. The
+    models have them all the same."""
+    bare = {name: part for name, part in schema.items() if name != "default"}
+    if "properties" in bare:
+        bare["properties"] = {name: _bare(part) for name, part in bare["properties"].items()}
+    if "additionalProperties" in bare:
+        bare["additionalProperties"] = _bare(bare["additionalProperties"])
+    return bare
 
 
 def _key_rule(pattern: str) -> Schema:
