@@ -12,6 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fake_kube import NAMESPACE, SELECTOR, Failure, FakeKube, fake_kube, pod
+from index_support import RawClient
+from kvcommons_core.index import IndexConnection
+from kvcommons_core.index.view import MembersView
+from kvcommons_core.settings import IndexSettings
 from router_process import Process, children_of, router
 from router_support import Call, Engine, chat, on_uvloop, plain, request, until
 
@@ -336,3 +340,50 @@ async def test_ranks_of_a_pod_are_asked_for_by_number(tmp_path: Path) -> None:
         await served(process, seconds_max=5.0)
         assert {call.headers["x-data-parallel-rank"] for call in engines[0].calls} == {"0", "1"}
         assert (await process.health())["models"] == {"m": {"instances": 2, "up": 2}}
+
+
+@on_uvloop
+async def test_a_restarted_engine_is_fenced_within_a_second(
+    index_settings: IndexSettings, raw: RawClient, tmp_path: Path
+) -> None:
+    """A container that was started again, or a new pod of the old name: what was recorded of it is void for all routers."""
+    redis = ("--redis", index_settings.url, "--prefix", index_settings.prefix)
+    async with (
+        pods_of("a", "b") as engines,
+        fake_kube() as kube,
+        discovering(kube, tmp_path, engines[0].port, *redis) as process,
+    ):
+        view = MembersView(IndexConnection(index_settings), index_settings)
+        for engine in engines:
+            kube.put(pod(engine.name, engine.host))
+        await served(process, seconds_max=5.0)
+
+        async def epoch(name: str) -> int | None:
+            await view.poll()
+            found = view.by_name.get(f"engine:{name}")
+            return found.epoch if found is not None else None
+
+        async def settled(name: str, before: int | None, seconds_max: float) -> int:
+            end = asyncio.get_running_loop().time() + seconds_max
+            while (now := await epoch(name)) is None or now == before:
+                assert asyncio.get_running_loop().time() < end, f"{name} is not fenced"
+                await asyncio.sleep(0.01)
+            return now
+
+        first, other = await settled("a", None, 5.0), await settled("b", None, 5.0)
+        kube.put(pod("a", engines[0].host, ready=False, restarts=1))
+        second = await settled("a", first, 1.0)
+        assert second == (first + 1) % 65536  # two workers saw it, and it was fenced once
+        kube.put(pod("a", engines[0].host, restarts=1))
+        await asked_until(process, engines[0], seconds_max=5.0)
+        kube.put(pod("a", engines[0].host, restarts=0, uid="another"))
+        third = await settled("a", second, 1.0)
+        assert third == (first + 2) % 65536
+        kube.begin_to_delete("a")
+        kube.delete("a")
+        for _ in range(500):
+            if await epoch("a") is None:
+                break
+            await asyncio.sleep(0.01)
+        assert (await epoch("a"), await epoch("b")) == (None, other)
+        await view._connection.close()
