@@ -38,7 +38,7 @@ def pools() -> dict[str, Manifest]:
         "per node": examples.pool(),
         "long name": examples.pool(LONG),
         "sidecar": examples.pool(placement="sidecar"),
-        "sentinel": examples.pool(index={"managed": {"replicas": 3, "maxMemory": "1Gi"}}),
+        "sentinel": examples.pool(placement="sidecar", index={"managed": {"replicas": 3, "maxMemory": "1Gi"}}),
         "external": examples.pool(index=external),
         "url by secret": examples.pool(index=by_secret),
         "everything": examples.pool(

@@ -27,11 +27,18 @@ MEMORY_MIB_MAX: Final = 1024
 
 def build(deployment: Deployment) -> list[Manifest]:
     """Account, rights and the Deployment, in the order in which they need each other."""
-    found = [service_account(deployment), role(deployment), role_binding(deployment)]
+    found = [role(deployment), role_binding(deployment)]
+    if deployment.spec.routing.pod_template.service_account_name is None:
+        found.insert(0, service_account(deployment))
     if deployment.pool is None:
         salt = secrets.salt(deployment.owner, deployment.install.root_secret)
         found.append(salt)
     return [*found, workload(deployment)]
+
+
+def account(deployment: Deployment) -> str:
+    """The name of the router's ServiceAccount: the user's, or ours."""
+    return deployment.spec.routing.pod_template.service_account_name or deployment.router_child("router").name
 
 
 def service_account(deployment: Deployment) -> Manifest:
@@ -53,11 +60,7 @@ def role_binding(deployment: Deployment) -> Manifest:
     body = {
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": child.name},
         "subjects": [
-            {
-                "kind": "ServiceAccount",
-                "name": deployment.router_child("router").name,
-                "namespace": deployment.router_namespace,
-            }
+            {"kind": "ServiceAccount", "name": account(deployment), "namespace": deployment.router_namespace},
         ],
     }
     return child.manifest("rbac.authorization.k8s.io/v1", "RoleBinding", body)
@@ -76,7 +79,7 @@ def workload(deployment: Deployment) -> Manifest:
         "labelSelector": {"matchLabels": selector},
     }
     spec: dict[str, Any] = {
-        "serviceAccountName": deployment.router_child("router").name,
+        "serviceAccountName": account(deployment),
         "automountServiceAccountToken": True,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": DRAIN_DELAY_SECONDS + deployment.spec.drain_seconds + GRACE_SECONDS,
