@@ -28,6 +28,15 @@ def sha256(data: object) -> bytes: ...
 def xxh3_64(data: object, seed: int = ...) -> int: ...
 def cpu_features() -> dict[str, bool]: ...
 
+# text of requests (kvcommons_core.textkeys is the reference) -----------------------------------------------------------
+def read_request(body: bytes, refused: frozenset[str]) -> tuple[str, bool, bytes] | None:
+    """Reads the JSON of chats of roles and texts, and of prompts that are texts: (model, whether a stream is asked for,
+    canonical text). None for every other body, valid or not, and where it has a member of a refused name."""
+
+def text_chain(canonical: bytes, seed: int, step_bytes: int, keys_max: int) -> tuple[list[bytes], bytes]:
+    """Chained XXH3-64 of whole steps: 8 bytes little-endian each; and the same as `"%016x"` with commas between.
+    Raises ValueError naming the argument, its value and the remedy."""
+
 # copies (for benchmarks and tests) -------------------------------------------------------------------------------------
 def copy_bytes(dst: int, src: int, nbytes: int, *, kernel: str = ..., threads: int = ...) -> None:
     """Copy raw memory by the named kernel ("memcpy", "nt", "auto"), GIL released. Addresses are the caller's to get right."""

@@ -15,12 +15,12 @@ from kvcommons_router.errors import Refusal, not_served, unserved
 from kvcommons_router.exchange import Client, Exchange, Owner
 from kvcommons_router.fleet import Group
 from kvcommons_router.known_heads import KnownHeads
-from kvcommons_router.picker import Shape
 from kvcommons_router.request import Request
 
 AFFINITY_STEP: Final = 3  # texts that share this many steps and one more, about 8 KiB, meet when there is no index
 SEEDS_MAX: Final = 10_000
-RELAYED: Final = frozenset({b"/v1/chat/completions", b"/v1/completions", b"/v1/embeddings"})
+EMBEDDINGS: Final = b"/v1/embeddings"
+RELAYED: Final = frozenset({b"/v1/chat/completions", b"/v1/completions", EMBEDDINGS})
 OWN: Final = frozenset({b"/health", b"/healthz", b"/readyz", b"/metrics", b"/v1/models"})
 
 
@@ -35,6 +35,7 @@ class Admission:
         self.limits = context.settings.limits
         self.drops_authorization = auth.enabled
         self.heads = KnownHeads()
+        self._plain = textkeys.PlainReader([*bodies.ROUTER_OWNED, *bodies.NESTED])
         self._seeds: dict[tuple[str, str], int] = {}
         self._transfer_params = context.settings.transfer_params
 
@@ -73,38 +74,51 @@ class Admission:
         :raises Refusal: with the reason.
         """
         tenant = self.auth.tenant(request.head.authorization)
-        fields = bodies.parse(request.body)
-        bodies.check_nested(fields)
-        group = self._group(fields)
-        if not group.usable:
-            raise unserved(group.model)
+        body = request.body
+        plain = self._plain.read(body) if request.path != EMBEDDINGS else None
+        fields: bodies.Fields | None = None
+        canonical: bytes | None
+        if plain is not None:
+            model, streaming, canonical = plain
+            group = self._group_of(model)
+        else:
+            fields = bodies.parse(body)
+            bodies.check_nested(fields)
+            group = self._group(fields)
+            streaming = fields.get("stream") is True
+            canonical = textkeys.canonical_text(fields)[0] if request.path != EMBEDDINGS else None
         self.budgets.check(tenant.name)
         exchange = Exchange(self._context, owner, client, request, tenant, group)
         exchange.request_id = request_id
-        exchange.streaming = fields.get("stream") is True
-        keys: list[int] = []
-        affinity = 0
-        completion = request.path != b"/v1/embeddings"
-        if completion:
-            canonical, _ = textkeys.canonical_text(fields)
-            text_bytes = len(canonical)
-            seed = self._seed(group.model, tenant)
-            keys = textkeys.chain(canonical, seed)
-            affinity = keys[min(AFFINITY_STEP, len(keys) - 1)] if keys else xxhash.xxh3_64_intdigest(canonical, seed)
+        exchange.id_bytes = id_bytes = request_id.encode()
+        exchange.streaming = streaming
+        if canonical is not None:
+            additions = self._text(exchange, canonical, id_bytes)
         else:
-            text_bytes = len(request.body)
-        exchange.text_keys = keys
-        exchange.text_bytes = text_bytes
-        exchange.length = group.ratio.tokens(text_bytes)
-        exchange.shape = Shape(exchange.length, affinity)
-        additions = bodies.members(
-            request_id, tenant.salt, keys, text_bytes, transfer_params=completion and self._transfer_params
+            additions = bodies.members(id_bytes, tenant.salt, b"", 0, transfer_params=False)
+            exchange.text_bytes = len(body)
+            exchange.length = group.ratio.tokens(len(body))
+        exchange.forwarded = (
+            bodies.extend(body, additions) if fields is None else bodies.rewrite(body, fields, additions)
         )
-        exchange.forwarded = bodies.rewrite(request.body, fields, additions)
-        exchange.forwarded_bytes = sum([len(part) for part in exchange.forwarded])
         request.body = b""
         self.budgets.begin(tenant.name)
         return exchange
+
+    def _text(self, exchange: Exchange, canonical: bytes, id_bytes: bytes) -> bytes:
+        """Takes the text of a request; what is added to its body."""
+        tenant, group = exchange.tenant, exchange.group
+        text_bytes = len(canonical)
+        seed = self._seed(group.model, tenant)
+        keys, quoted = textkeys.chain8(canonical, seed)
+        exchange.keys8 = keys
+        exchange.text_bytes = text_bytes
+        exchange.length = group.ratio.tokens(text_bytes)
+        if keys:
+            exchange.affinity = int.from_bytes(keys[min(AFFINITY_STEP, len(keys) - 1)], "little")
+        else:
+            exchange.affinity = xxhash.xxh3_64_intdigest(canonical, seed)
+        return bodies.members(id_bytes, tenant.salt, quoted, text_bytes, transfer_params=self._transfer_params)
 
     def _group(self, fields: bodies.Fields) -> Group:
         model = fields.get("model")
@@ -113,9 +127,15 @@ class Admission:
             model = next(iter(groups))
         if not isinstance(model, str):
             raise Refusal(400, "`model` must name a model.", code="invalid_model", param="model")
+        return self._group_of(model)
+
+    def _group_of(self, model: str) -> Group:
+        groups = self._context.fleet.groups
         group = groups.get(model)
         if group is None:
             raise not_served(model, groups)
+        if not group.usable:
+            raise unserved(group.model)
         return group
 
     def _seed(self, model: str, tenant: Tenant) -> int:

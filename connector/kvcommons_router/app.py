@@ -117,7 +117,7 @@ class App:
             connection.refuse(request, refusal, request_id.encode())
             return
         connection.exchange = exchange
-        if len(exchange.group.usable) > 1 and exchange.text_keys and context.policy is Policy.COST:
+        if len(exchange.group.usable) > 1 and exchange.keys8 and context.policy is Policy.COST:
             self.index.locate(exchange)
         else:
             self.recorder.count(self.layout.lookups + 4)

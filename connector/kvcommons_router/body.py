@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import struct
-from collections.abc import Sequence
 
 import orjson
 
@@ -34,7 +32,7 @@ ROUTER_OWNED = frozenset(
     }
 )
 # vLLM merges these into the arguments that a connector sees.
-_NESTED = ("vllm_xargs", "extra_args")
+NESTED = ("vllm_xargs", "extra_args")
 _WHITESPACE = re.compile(r"[ \t\n\r]*")
 _RAW = json.JSONDecoder(parse_int=str, parse_float=str)
 
@@ -84,7 +82,7 @@ def _kind(value: object) -> str:
 
 def check_nested(fields: Fields) -> None:
     """Refuses a router-owned name in the places that an engine merges into the same arguments."""
-    for name in _NESTED:
+    for name in NESTED:
         inner = fields.get(name)
         if isinstance(inner, dict) and not ROUTER_OWNED.isdisjoint(inner):
             found = min(ROUTER_OWNED.intersection(inner))
@@ -104,6 +102,11 @@ def rewrite(raw: bytes, fields: Fields, additions: bytes) -> Buffers:
         return (head, b"}")
     empty = raw[:end].rstrip(b" \t\r\n").endswith(b"{") if len(fields) <= len(ROUTER_OWNED) else False
     return (head, b"%b%b}" % (b"" if empty else b",", additions))
+
+
+def extend(raw: bytes, additions: bytes) -> Buffers:
+    """The same for an object that has members, and none that the router owns."""
+    return (memoryview(raw)[: raw.rindex(b"}")], b",%b}" % additions if additions else b"}")
 
 
 def _cut(raw: bytes) -> bytes:
@@ -134,15 +137,19 @@ def _skip(text: str, at: int) -> int:
 
 
 def members(
-    request_id: str, salt: str | None, text_keys: Sequence[int], text_bytes: int, *, transfer_params: bool = True
+    request_id: bytes, salt: str | None, text_keys: bytes, text_bytes: int, *, transfer_params: bool = True
 ) -> bytes:
-    """What the router adds to a body, as the inside of a JSON object. None of it needs escaping."""
-    added = f'"cache_salt":"{salt}"' if salt is not None else ""
-    if transfer_params:
-        keys = struct.pack(f">{len(text_keys)}Q", *text_keys).hex(",", 8).replace(",", '","')
-        quoted = f'"{keys}"' if keys else ""
-        added += (
-            f'{"," if added else ""}"kv_transfer_params":{{"kvcommons":{{"v":1,"request_id":"{request_id}",'
-            f'"text_keys":[{quoted}],"text_bytes":{text_bytes}}}}}'
-        )
-    return added.encode("ascii")
+    """What the router adds to a body, as the inside of a JSON object. None of it needs escaping.
+
+    `text_keys` is the inside of a JSON array of strings.
+    """
+    salted = b'"cache_salt":"%b"' % salt.encode("ascii") if salt is not None else b""
+    if not transfer_params:
+        return salted
+    return b'%b%b"kv_transfer_params":{"kvcommons":{"v":1,"request_id":"%b","text_keys":[%b],"text_bytes":%d}}' % (
+        salted,
+        b"," if salted else b"",
+        request_id,
+        text_keys,
+        text_bytes,
+    )

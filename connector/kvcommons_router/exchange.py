@@ -56,9 +56,9 @@ class Exchange(Inquiry):
     """From a request that is whole to the last byte of its answer."""
 
     forwarded: Buffers = ()  # the body as it is sent on
-    forwarded_bytes = 0
-    length = 0
-    shape = Shape(0, 0)
+    id_bytes = b""
+    length = 0  # tokens, estimated
+    affinity = 0  # a hash of the first text
     streaming = False
     # What the index says.
     depths: Depths | None = None
@@ -116,7 +116,7 @@ class Exchange(Inquiry):
         self._dispatch()
 
     def _dispatch(self) -> None:
-        instance = choose(self.context, self.group, self.tried, self.hits, self.shape)
+        instance = choose(self.context, self.group, self.tried, self.hits, Shape(self.length, self.affinity))
         if instance is None:
             self._give_up(Refusal(503, "No instance of this model can be reached.", retry_after_seconds=1))
             return
@@ -139,7 +139,7 @@ class Exchange(Inquiry):
         if not self.streaming:  # its first byte will be its last: when it is prefilled can only be guessed
             wait = candidate.waiting_tokens * candidate.prefill.token_seconds
             context.guesses.add(self.dispatched_at + wait + work, self)
-        if self.text_keys:
+        if self.keys8:
             context.index.dispatched(self, instance)
         self._send(instance)
 
@@ -173,7 +173,7 @@ class Exchange(Inquiry):
         instance = self.instance
         assert instance is not None
         upstream.begin(self, dechunk=request.http10)
-        head = request_head(request, instance.host_lines, self.request_id, self.forwarded_bytes)
+        head = request_head(request, instance.host_lines, self.id_bytes, sum([len(part) for part in self.forwarded]))
         upstream.transport.write(b"".join((head, *self.forwarded)))
 
     # Receiver of the upstream.
@@ -195,7 +195,7 @@ class Exchange(Inquiry):
         self.chunk_client = unframed and not request.http10
         if request.http10 and (unframed or head.chunked):
             self.keep = False
-        self.head_bytes = answer_head(head, self.request_id, http10=request.http10, keep=self.keep)
+        self.head_bytes = answer_head(head, self.id_bytes, http10=request.http10, keep=self.keep)
 
     def body(self, data: bytes, payload: bytes | None) -> None:
         """The next piece of the answer."""
@@ -291,7 +291,7 @@ class Exchange(Inquiry):
         self.done = True
         self.status = refusal.status
         self.owner.exchange_ended(self)
-        self.client.exchange_refused(self.request, refusal, self.request_id.encode())
+        self.client.exchange_refused(self.request, refusal, self.id_bytes)
 
     # Ending.
 
@@ -301,7 +301,7 @@ class Exchange(Inquiry):
             return
         self.instance = None
         context = self.context
-        if self.first_byte_at == 0.0 and self.text_keys and outcome != "ok":
+        if self.first_byte_at == 0.0 and self.keys8 and outcome != "ok":
             context.index.failed(self, instance)
         context.load.finished(instance.index, self.tokens, was_decoding=self.decoding)
         context.count_attempt(instance.index, outcome)
@@ -310,7 +310,7 @@ class Exchange(Inquiry):
         self.done = True
         context, instance = self.context, self.instance
         assert instance is not None
-        if outcome == "ok" and self.text_keys:
+        if outcome == "ok" and self.keys8:
             if self.status < 300:
                 context.index.answered(self, instance)
             else:

@@ -7,7 +7,7 @@ from kvcommons_router.request import Request
 from kvcommons_router.response import Head
 
 
-def request_head(request: Request, host_lines: bytes, request_id: str, body_bytes: int) -> bytes:
+def request_head(request: Request, host_lines: bytes, request_id: bytes, body_bytes: int) -> bytes:
     """The head of a request as an engine gets it."""
     return b"%b %b HTTP/1.1\r\n%b%bContent-Length: %d\r\nX-Request-Id: %b\r\n\r\n" % (
         request.method,
@@ -15,7 +15,7 @@ def request_head(request: Request, host_lines: bytes, request_id: str, body_byte
         host_lines,
         request.head.forwarded,
         body_bytes,
-        request_id.encode(),
+        request_id,
     )
 
 
@@ -24,11 +24,11 @@ def is_unframed(head: Head) -> bool:
     return not head.chunked and head.content_length < 0 and head.status not in (204, 304)
 
 
-def answer_head(head: Head, request_id: str, *, http10: bool, keep: bool) -> bytes:
+def answer_head(head: Head, request_id: bytes, *, http10: bool, keep: bool) -> bytes:
     """The head of an engine's answer as the client gets it."""
     lines = [
         b"HTTP/1.1 %d %s" % (head.status, head.reason or REASONS.get(head.status, "").encode()),
-        b"X-Request-Id: %s" % request_id.encode(),
+        b"X-Request-Id: %s" % request_id,
     ]
     if head.lines:
         lines.append(head.lines)

@@ -25,9 +25,8 @@ class Inquiry:
     """What an index reads of a request, and what it keeps with it."""
 
     request_id = ""
-    text_keys: Sequence[int] = ()
+    keys8: Sequence[bytes] = ()  # the text keys, as the index names them
     text_bytes = 0
-    keys8: Sequence[bytes] = ()  # the text keys as the index names them; made when it is asked
     depth: Depth | None = None  # of the instance that was chosen
     hit: Hit = NO_HIT
     intended: Sequence[bytes] = ()  # recorded at dispatch

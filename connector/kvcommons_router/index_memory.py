@@ -16,7 +16,7 @@ class OwnMemory:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._masks: dict[int, int] = {}
+        self._masks: dict[bytes, int] = {}
         self._entries_max = context.index_settings.mirror_keys_max
 
     async def start(self) -> None:
@@ -30,12 +30,12 @@ class OwnMemory:
         context = self._context
         context.recorder.count(context.layout.lookups)
         known = context.settings.workers == 1
-        inquiry.located(depths_of_masks(inquiry.text_keys, self._masks.get) if known else None)
+        inquiry.located(depths_of_masks(inquiry.keys8, self._masks.get) if known else None)
 
     def dispatched(self, inquiry: Inquiry, instance: Instance) -> None:
         """Remembers; the oldest texts are forgotten first."""
         masks, bit = self._masks, 1 << instance.index
-        for key in inquiry.text_keys:
+        for key in inquiry.keys8:
             masks[key] = masks.pop(key, 0) | bit
         if (
             len(masks) > self._entries_max
@@ -46,7 +46,7 @@ class OwnMemory:
     def failed(self, inquiry: Inquiry, instance: Instance) -> None:
         """Forgets what the instance did not do."""
         depth = inquiry.depth
-        for key in inquiry.text_keys[depth.engine if depth is not None else 0 :]:
+        for key in inquiry.keys8[depth.engine if depth is not None else 0 :]:
             self._masks[key] = self._masks.get(key, 0) & ~(1 << instance.index)
 
     def revived(self, instance: Instance, reason: str = "was_down") -> None:
@@ -71,7 +71,7 @@ class OwnMemory:
             inquiry.group.ratio.add(inquiry.text_bytes, usage.prompt_tokens)
 
 
-def depths_of_masks(keys: Sequence[int], mask_of: Callable[[int, int], int]) -> dict[int, Depth]:
+def depths_of_masks(keys: Sequence[bytes], mask_of: Callable[[bytes, int], int]) -> dict[int, Depth]:
     """The depth of every instance that holds a beginning of the text, by the bit of its index."""
     found: dict[int, Depth] = {}
     if not keys:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import struct
 import time
 from collections.abc import Sequence
 from typing import Final
@@ -146,8 +145,7 @@ class RedisIndex:
 
     def locate(self, inquiry: Inquiry) -> None:
         """Asks the mirror, and Redis for what that does not know."""
-        keys = keys8(inquiry.text_keys)
-        inquiry.keys8 = keys
+        keys = inquiry.keys8
         reader = self.reader
         chain, complete = reader.known(keys)
         if complete:
@@ -196,7 +194,7 @@ class RedisIndex:
 
     def dispatched(self, inquiry: Inquiry, instance: Instance) -> None:
         """The instance will hold the whole text: said now, not when it does."""
-        keys = inquiry.keys8 or keys8(inquiry.text_keys)
+        keys = inquiry.keys8
         depth = inquiry.depth
         fresh = keys[depth.engine :] if depth is not None else keys
         context = self._context
@@ -245,13 +243,6 @@ class RedisIndex:
                 if holder.slot == slot and schema.age_units(holder.born, dispatch_born) >= 1:
                     self.recorder.stream.put(key8, REMOVE + holder.pack())
                     self.reader.note(Tenure(slot, holder.epoch), Tier(holder.tier), [key8], present=False)
-
-
-def keys8(keys: Sequence[int]) -> list[bytes]:
-    """Text keys as the index names them."""
-    count = len(keys)
-    packed = struct.pack(f"<{count}Q", *keys)
-    return [packed[at : at + 8] for at in range(0, count * 8, 8)]
 
 
 if limits.HOLDER_BYTES != 8:

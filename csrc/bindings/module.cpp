@@ -7,10 +7,12 @@ void bind_hash(nb::module_& module);
 void bind_node(nb::module_& module);
 void bind_client(nb::module_& module);
 void bind_transfer(nb::module_& module);
+void bind_text(nb::module_& module);
 
 NB_MODULE(_native, module) {
   bind_hash(module);
   bind_node(module);
   bind_client(module);
   bind_transfer(module);
+  bind_text(module);
 }

@@ -11,6 +11,8 @@ from kvcommons_router.errors import Refusal
 
 SALT = "ab" * 32
 
+KEYS = b'"0000000000000001","ffffffffffffffff"'
+
 
 def joined(raw: bytes, additions: bytes) -> bytes:
     """The bytes that go to an engine."""
@@ -19,7 +21,7 @@ def joined(raw: bytes, additions: bytes) -> bytes:
 
 def forwarded(raw: bytes, salt: str | None = SALT) -> Any:
     """What an engine reads of a body after the router was at it."""
-    return json.loads(joined(raw, members("r1", salt, [1, 2**64 - 1], 5000)))
+    return json.loads(joined(raw, members(b"r1", salt, KEYS, 5000)))
 
 
 def ours(salt: str | None = SALT) -> dict[str, object]:
@@ -60,14 +62,14 @@ def test_a_clients_own_words_for_the_cache_are_dropped(raw: bytes) -> None:
 def test_the_bytes_of_the_rest_are_the_clients() -> None:
     """A number too big for any integer type, an odd float and spaces are forwarded as they came."""
     raw = b'{"model": "m", "seed": 123456789012345678901234567890, "t": 1.0000000000000000001e-5,"cache_salt":"x" }'
-    sent = joined(raw, members("r1", None, [], 0, transfer_params=False))
+    sent = joined(raw, members(b"r1", None, b"", 0, transfer_params=False))
     assert sent == b'{"model": "m","seed": 123456789012345678901234567890,"t": 1.0000000000000000001e-5}'
 
 
 def test_a_body_without_forgeries_is_only_added_to() -> None:
     """The common case copies the client's bytes and puts the router's members before the last brace."""
     raw = b'{"model":"m", "messages":[{"role":"user","content":"} \\" {"}]}'
-    sent = joined(raw, members("r1", SALT, [], 7))
+    sent = joined(raw, members(b"r1", SALT, b"", 7))
     assert sent.startswith(raw[:-1] + b',"cache_salt"')
     assert json.loads(sent)["kv_transfer_params"]["kvcommons"]["text_keys"] == []
 
@@ -121,10 +123,10 @@ def test_a_forgery_through_an_engines_extra_arguments_is_refused() -> None:
 
 def test_members_are_what_a_serialiser_would_write() -> None:
     """The additions are put together by hand; they parse to the documented object."""
-    assert json.loads(b"{" + members("r1", SALT, [1, 2**64 - 1], 5000) + b"}") == ours()
-    assert json.loads(b"{" + members("r1", None, [1, 2**64 - 1], 5000) + b"}") == ours(None)
-    assert json.loads(b"{" + members("r1", SALT, [], 0, transfer_params=False) + b"}") == {"cache_salt": SALT}
-    assert members("r1", None, [], 0, transfer_params=False) == b""
+    assert json.loads(b"{" + members(b"r1", SALT, KEYS, 5000) + b"}") == ours()
+    assert json.loads(b"{" + members(b"r1", None, KEYS, 5000) + b"}") == ours(None)
+    assert json.loads(b"{" + members(b"r1", SALT, b"", 0, transfer_params=False) + b"}") == {"cache_salt": SALT}
+    assert members(b"r1", None, b"", 0, transfer_params=False) == b""
 
 
 names = st.sampled_from([*sorted(ROUTER_OWNED), "model", "messages", "x", "", 'a"b', "é", "cache_salt "])

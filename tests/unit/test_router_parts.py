@@ -1,6 +1,5 @@
 """The router's small parts, each by itself: cells, metrics, load, health, rates, the local index, feedback, settings."""
 
-import struct
 from collections.abc import Sequence
 
 import pytest
@@ -16,7 +15,6 @@ from kvcommons_router.fleet import Fleet
 from kvcommons_router.health import Active, Health
 from kvcommons_router.index import Depth
 from kvcommons_router.index_memory import depths_of_masks
-from kvcommons_router.index_redis import keys8
 from kvcommons_router.load import InstanceLoad, Load, SiblingLoad, Utilisation
 from kvcommons_router.metrics import Layout, Names, Recorder
 from kvcommons_router.picker import Candidate, Prefill
@@ -225,7 +223,7 @@ def test_bytes_to_a_token_are_learnt() -> None:
 @given(st.lists(st.integers(0, 15), max_size=12))
 def test_depths_are_the_unbroken_beginnings(masks: list[int]) -> None:
     """An instance's depth is the number of leading keys whose holders include it."""
-    found = depths_of_masks(range(len(masks)), lambda key, default: masks[key])
+    found = depths_of_masks([bytes([at]) for at in range(len(masks))], lambda key, default: masks[key[0]])
     for index in range(4):
         depth = 0
         while depth < len(masks) and masks[depth] >> index & 1:
@@ -299,12 +297,6 @@ def test_the_quick_depths_are_the_plain_ones(chain: list[set[int]]) -> None:
     for index in range(3):
         depth = next((at for at, held in enumerate(chain) if index not in held), len(chain))
         assert found.get(index, Depth(0, 0, 0, 0)) == Depth(depth, depth, depth, depth)
-
-
-def test_text_keys_are_packed_as_the_index_names_them() -> None:
-    """Eight little-endian bytes each."""
-    keys = [0, 1, 2**64 - 1]
-    assert keys8(keys) == [struct.pack("<Q", key) for key in keys]
 
 
 @pytest.mark.parametrize(
