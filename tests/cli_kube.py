@@ -179,7 +179,7 @@ def serving(cluster: FakeCluster) -> Iterator[FakeCluster]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.01))
         thread.start()
         cluster.url = f"http://127.0.0.1:{server.server_address[1]}"
         try:

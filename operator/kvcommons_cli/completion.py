@@ -15,8 +15,10 @@ HELP_SECONDS_MAX = 60.0
 HELPS_AT_ONCE = 4
 FAILED_STATUS = 1
 EPILOG = """
-  bash:  source <(kvcommons completion bash)           in ~/.bashrc
-  zsh:   source <(kvcommons completion zsh)            in ~/.zshrc, after compinit
+Once, and again after an upgrade (it asks every command for its flags, which takes some seconds):
+
+  bash:  kvcommons completion bash > ~/.local/share/bash-completion/completions/kvcommons
+  zsh:   kvcommons completion zsh > "${fpath[1]}/_kvcommons"
   fish:  kvcommons completion fish > ~/.config/fish/completions/kvcommons.fish
 """
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9]*(?:[.-][a-z0-9]+)*")
@@ -83,7 +85,7 @@ def _help(name: str) -> str:
 def _bash(found: Sequence[Command]) -> str:
     cases = "\n".join(f"    {one.name}) flags='{' '.join(one.flags)}' ;;" for one in found)
     names = " ".join(one.name for one in found)
-    return f"""# Completion of kvcommons for bash: source this.
+    return f"""# Completion of kvcommons for bash: save or source this.
 _kvcommons() {{
   local current="${{COMP_WORDS[COMP_CWORD]}}" flags=''
   COMPREPLY=()

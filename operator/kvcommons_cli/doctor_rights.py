@@ -71,31 +71,32 @@ def of_this_user(api: ClusterApi, namespace: str) -> Iterator[Finding]:
 
 def of_the_operator(api: ClusterApi, operators: Sequence[Pod]) -> Iterator[Finding]:
     """By SubjectAccessReview, where this user may ask for others. An operator of some namespaces has its rights there only."""
-    accounts = sorted({(one.namespace, one.service_account) for one in operators})
-    for namespace, name in accounts:
-        user = f"system:serviceaccount:{namespace}:{name}"
-
-        def may(right: Right, user: str = user) -> bool:
-            return api.allowed(
-                {"user": user, "groups": ["system:authenticated"], "resourceAttributes": attributes(right, "")},
-                "SubjectAccessReview",
-            )
-
+    for namespace, name in sorted({(one.namespace, one.service_account) for one in operators}):
         try:
-            missing = [one for one in OPERATOR if not may(one)]
+            yield _account(api, namespace, name)
         except ClusterError as error:
             if error.status != 403:
                 raise
             yield note("operator's rights", "you may not ask what others may do, so they were not looked at")
             return
-        if len(missing) == len(OPERATOR):
-            yield note(
-                "operator's rights",
-                f"{user} has none in all namespaces: right for one that serves some namespaces only",
-            )
-        elif missing:
-            yield problem(
-                "operator's rights", f"{user} may not {shown(missing)}", "upgrade the chart: it brings the rules"
-            )
-        else:
-            yield ok("operator's rights", f"{user} may do what the operator does")
+
+
+def _account(api: ClusterApi, namespace: str, name: str) -> Finding:
+    """What one ServiceAccount lacks."""
+    user = f"system:serviceaccount:{namespace}:{name}"
+    groups = ["system:serviceaccounts", f"system:serviceaccounts:{namespace}", "system:authenticated"]
+
+    def may(right: Right) -> bool:
+        review = {"user": user, "groups": groups, "resourceAttributes": attributes(right, "")}
+        return api.allowed(review, "SubjectAccessReview")
+
+    missing = [one for one in OPERATOR if not may(one)]
+    if len(missing) == len(OPERATOR):
+        return note(
+            "operator's rights", f"{user} has none in all namespaces: right for one that serves some namespaces only"
+        )
+    if missing:
+        return problem(
+            "operator's rights", f"{user} may not {shown(missing)}", "upgrade the chart: it brings the rules"
+        )
+    return ok("operator's rights", f"{user} may do what the operator does")

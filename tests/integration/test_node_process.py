@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from kvcommons_cli import doctor, status
 from kvcommons_core import _native
 from kvcommons_core.keys import namespace_root, token_keys
 from kvcommons_core.redis_server import free_port
@@ -252,6 +253,26 @@ def test_statistics_name_the_processes_behind_a_fingerprint(node: NodeProcess) -
     assert [engine["pid"] for engine in listed["engines"]] == [os.getpid()]
     assert listed["engines"][0]["name"]
     assert post(node, "/v1/clear", {"fingerprint": FINGERPRINT.hex()[:8]})["chunks"] == 2
+    worker.close()
+
+
+def test_a_node_without_a_cluster_is_shown_as_a_table(node: NodeProcess, capsys: pytest.CaptureFixture[str]) -> None:
+    """`kvcommons status --local` tells a person how one node is; `kvcommons doctor` that an engine may attach to it."""
+    node.start()
+    worker = connect(node, "worker")
+    store(worker, keys_of(worker, 2), [payload(1), payload(2)])
+    words = ["--local", "--url", f"http://127.0.0.1:{node.port}"]
+    assert status.main(words) == 0
+    text = capsys.readouterr().out
+    headings, row = text.splitlines()[:2]
+    assert headings.split("  ")[0] == "CACHE NODE"
+    assert row.split()[:4] == ["under-test", "yes", "16", "MiB"]
+    assert FINGERPRINT.hex()[:12] in text
+    assert str(node.socket_path) in text
+    assert doctor.main(words) == 0
+    found = capsys.readouterr().out
+    assert "[ok  ] node: under-test answers" in found
+    assert f"may connect to {node.socket_path}" in found
     worker.close()
 
 
