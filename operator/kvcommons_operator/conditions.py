@@ -28,6 +28,7 @@ IMAGE_REASONS: Final = frozenset({"ImagePullBackOff", "ErrImagePull", "ErrImageN
 BAD_REASONS: Final = (
     REFERENCE_REASONS | IMAGE_REASONS | {"CrashLoopBackOff", "CreateContainerError", "RunContainerError"}
 )
+STUCK_REASONS: Final = frozenset({"RolloutStuck", "PoolInUse"})
 MOUNT_WORDS: Final = ("MountVolume.SetUp failed", "FailedMount", "not found")
 
 
@@ -96,22 +97,25 @@ def previous(resource: Manifest) -> dict[str, Mapping[str, Any]]:
 
 
 def events(found: Iterable[Condition], resource: Manifest) -> list[Event]:
-    """An Event for each condition whose status or reason is new: what went wrong, and that it is well again."""
+    """An Event for each condition whose status or reason is new: what went wrong, and that it is well again. A resource that was
+    only just made is told what is wrong with it, not that it is not there yet."""
     before = previous(resource)
-    told = []
+    told: dict[tuple[str, str], Event] = {}
     for condition in found:
         old = before.get(condition.type)
-        if old is not None and (old.get("status"), old.get("reason")) == (condition.status.value, condition.reason):
+        same = old is not None and (old.get("status"), old.get("reason")) == (condition.status.value, condition.reason)
+        if same or condition.status == Verdict.UNKNOWN:
             continue
-        if old is None and condition.status != Verdict.FALSE:
+        if old is None and (condition.holds or condition.type not in (ACCEPTED, RESOLVED_REFS)):
             continue
-        bad = condition.status == Verdict.FALSE and condition.type not in (PROGRESSING,)
-        bad = bad or condition.reason in ("RolloutStuck",)
-        if condition.status == Verdict.UNKNOWN:
-            continue
-        type_ = "Warning" if bad else "Normal"
-        told.append(Event(type=type_, reason=condition.reason, message=f"{condition.type}: {condition.message}"))
-    return told
+        bad = condition.reason in STUCK_REASONS if condition.type == PROGRESSING else not condition.holds
+        event = Event(
+            type="Warning" if bad else "Normal",
+            reason=condition.reason,
+            message=f"{condition.type}: {condition.message}"[:MESSAGE_CHARACTERS_MAX],
+        )
+        told.setdefault((condition.reason, condition.message), event)
+    return list(told.values())
 
 
 def ready(parts: Sequence[Condition]) -> Condition:

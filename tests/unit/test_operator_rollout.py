@@ -1,0 +1,183 @@
+"""The roll of cache nodes, one at a time, and who goes first when there are to be fewer engines."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import operator_examples as examples
+from hypothesis import given
+from hypothesis import strategies as st
+from kvcommons_operator import names
+from kvcommons_operator.observed import Container, NodeState, Pod
+from kvcommons_operator.outcome import ActionKind
+from kvcommons_operator.rollout import Roll, Warmth, deletion_costs, roll_nodes
+
+OLD, NEW = "old", "new"
+NODES_MAX = 6
+STEPS_MAX = 400
+
+
+def look(pods: list[Pod], states: list[NodeState], *, desired: int | None = None, rolling: bool = True) -> Roll:
+    nodes = {pod.uid: state for pod, state in zip(pods, states, strict=True)}
+    return roll_nodes(pods, NEW, nodes, desired=len(pods) if desired is None else desired, rolling=rolling)
+
+
+def kinds(roll: Roll) -> list[tuple[ActionKind, str]]:
+    return [(action.kind, action.member) for action in roll.actions]
+
+
+def test_a_node_is_fenced_then_flushed_then_its_pod_is_deleted() -> None:
+    """Each look gives the next step of one node, and nothing of the other."""
+    pods = [examples.node_pod(number, OLD) for number in range(2)]
+    states = [examples.node_state(number) for number in range(2)]
+    assert kinds(look(pods, states)) == [(ActionKind.FENCE, "node-0")]
+    states[0] = replace(states[0], fenced=True, joined=False)
+    assert kinds(look(pods, states)) == [(ActionKind.FLUSH, "node-0")]
+    states[0] = replace(states[0], flushed=True)
+    assert kinds(look(pods, states)) == [(ActionKind.DELETE_POD, "node-0")]
+
+
+def test_the_next_node_waits_until_the_last_is_back() -> None:
+    """While a pod is going, is missing, is not ready or is still fenced, no other is touched."""
+    outdated, fresh = examples.node_pod(1, OLD), examples.node_pod(0, NEW)
+    states = [examples.node_state(0), examples.node_state(1)]
+    going = replace(examples.node_pod(0, OLD), deleting=True)
+    assert look([going, outdated], states).actions == ()
+    assert look([outdated], states[1:], desired=2).actions == ()
+    assert look([replace(fresh, ready=False), outdated], states).actions == ()
+    assert look([fresh, outdated], [replace(states[0], fenced=True), states[1]]).actions == ()
+    assert kinds(look([fresh, outdated], states)) == [(ActionKind.FENCE, "node-1")]
+
+
+def test_a_node_that_does_not_come_back_stops_the_roll() -> None:
+    """What keeps the new pod from starting is named, and no further node is risked."""
+    waiting = Container(name="cache-node", waiting_reason="ImagePullBackOff", waiting_message="no such image")
+    broken = examples.node_pod(0, NEW, ready=False, containers=(waiting,))
+    roll = look([broken, examples.node_pod(1, OLD)], [examples.node_state(0, reachable=False), examples.node_state(1)])
+    assert roll.actions == ()
+    assert "no such image" in roll.stuck
+    assert roll.requeue_seconds is not None
+
+
+def test_a_broken_node_goes_first_when_the_wish_has_changed_again() -> None:
+    """The remedy reaches the node that the last change broke before it reaches any that serves."""
+    broken = examples.node_pod(1, OLD, ready=False)
+    pods = [examples.node_pod(0, OLD), broken, examples.node_pod(2, OLD)]
+    states = [examples.node_state(number) for number in range(3)]
+    assert kinds(look(pods, states)) == [(ActionKind.DELETE_POD, "node-1")]
+
+
+def test_a_node_that_does_not_answer_is_replaced_without_being_asked() -> None:
+    """It can be neither fenced nor flushed by itself; others void what it published when its pod goes."""
+    pods = [examples.node_pod(0, OLD)]
+    assert kinds(look(pods, [examples.node_state(0, reachable=False)])) == [(ActionKind.DELETE_POD, "node-0")]
+    assert kinds(roll_nodes(pods, NEW, {}, desired=1)) == [(ActionKind.DELETE_POD, "node-0")]
+
+
+def test_a_node_that_was_begun_is_finished_first() -> None:
+    """A new operator leader goes on with the node that its predecessor has fenced."""
+    pods = [examples.node_pod(number, OLD) for number in range(3)]
+    states = [examples.node_state(number, fenced=number == 2, flushed=True) for number in range(3)]
+    assert kinds(look(pods, states)) == [(ActionKind.DELETE_POD, "node-2")]
+
+
+def test_on_delete_touches_nothing() -> None:
+    """With updateStrategy OnDelete what is outdated is counted and left to the user."""
+    roll = look([examples.node_pod(0, OLD)], [examples.node_state(0)], rolling=False)
+    assert (roll.outdated, roll.actions, roll.done) == (1, (), False)
+
+
+def test_a_finished_roll_asks_for_nothing() -> None:
+    """With every node as wished there is no step and no reason to look again soon."""
+    roll = look([examples.node_pod(0, NEW)], [examples.node_state(0)])
+    assert (roll.done, roll.actions, roll.requeue_seconds) == (True, (), None)
+
+
+class Cluster:
+    """Nodes that do what they are told, some of them late; counts how many are away by our doing."""
+
+    def __init__(self, size: int) -> None:
+        self.pods = {number: examples.node_pod(number, OLD) for number in range(size)}
+        self.states = {number: examples.node_state(number) for number in range(size)}
+        self.steps: list[tuple[ActionKind, str]] = []
+        self.lives = 0
+
+    @property
+    def away(self) -> int:
+        serving = [n for n, pod in self.pods.items() if pod.ready and not pod.deleting and not self.states[n].fenced]
+        return len(self.states) - len(serving)
+
+    def look(self) -> Roll:
+        nodes = {pod.uid: self.states[number] for number, pod in self.pods.items()}
+        return roll_nodes(list(self.pods.values()), NEW, nodes, desired=len(self.states))
+
+    def obey(self, roll: Roll) -> None:
+        for action in roll.actions:
+            self.steps.append((action.kind, action.member))
+            number = int(action.member.removeprefix("node-"))
+            match action.kind:
+                case ActionKind.FENCE:
+                    self.states[number] = replace(self.states[number], fenced=True, joined=False)
+                case ActionKind.FLUSH:
+                    self.states[number] = replace(self.states[number], flushed=True)
+                case _:
+                    self.pods[number] = replace(self.pods[number], deleting=True, ready=False)
+
+    def happen(self, what: int) -> None:
+        """Something that the kubelet does sooner or later: a pod is gone, made again, or ready."""
+        for number in list(self.states):
+            pod = self.pods.get(number)
+            if pod is not None and pod.deleting and what > 0:
+                del self.pods[number]
+            elif pod is None and what > 1:
+                self.lives += 1
+                made = examples.node_pod(number, NEW, ready=False)
+                self.pods[number] = replace(made, uid=f"life-{self.lives}")
+                self.states[number] = examples.node_state(number, reachable=False)
+            elif pod is not None and not pod.ready and what > 2:
+                self.pods[number] = replace(pod, ready=True)
+                self.states[number] = examples.node_state(number)
+
+
+@given(st.integers(1, NODES_MAX), st.lists(st.integers(0, 3), min_size=1, max_size=12))
+def test_whatever_is_late_never_two_nodes_are_away_and_all_are_rolled(size: int, delays: list[int]) -> None:
+    """However slowly pods go and come, one node at most is away, each is fenced and flushed before it goes, and the roll ends."""
+    cluster = Cluster(size)
+    for step in range(STEPS_MAX):
+        roll = cluster.look()
+        if roll.done:
+            break
+        cluster.obey(roll)
+        assert cluster.away <= 1
+        cluster.happen(3 if step % 7 == 6 else delays[step % len(delays)])
+        assert cluster.away <= 1
+    assert cluster.look().done
+    order = [ActionKind.FENCE, ActionKind.FLUSH, ActionKind.DELETE_POD]
+    assert cluster.steps == [(kind, f"node-{number}") for number in range(size) for kind in order]
+
+
+def test_the_coldest_engine_is_the_first_to_go() -> None:
+    """The cost of deletion ranks engines: one that is not ready first, then by what would be lost with its cache."""
+    pods = [examples.engine_pod(0), examples.engine_pod(1), examples.engine_pod(2, ready=False)]
+    warmth = {
+        "chat-engine-0": Warmth(hits=1000, chunks=10),
+        "chat-engine-1": Warmth(hits=2, chunks=90),
+        "chat-engine-2": Warmth(hits=9999),
+    }
+    costs = {action.pod: dict(action.annotations)[names.DELETION_COST] for action in deletion_costs(pods, warmth)}
+    assert costs == {"chat-engine-2": "0", "chat-engine-1": "1", "chat-engine-0": "2"}
+
+
+def test_costs_are_written_only_when_the_order_changes() -> None:
+    """Counts that grow a little cost no request: the rank stays, and so does the annotation."""
+    pods = [examples.engine_pod(n, annotations={names.DELETION_COST: str(n)}) for n in range(3)]
+    warmth = {pod.name: Warmth(hits=100 * 4**number) for number, pod in enumerate(pods)}
+    assert deletion_costs(pods, warmth) == ()
+    close = {pod.name: Warmth(hits=100 + 5 * (3 - number)) for number, pod in enumerate(pods)}
+    assert deletion_costs(pods, close) == ()
+    assert len(deletion_costs(pods, {"chat-engine-0": Warmth(hits=10**6)})) == 3
+
+
+def test_a_single_engine_has_no_cost() -> None:
+    """With one engine there is nothing to choose, and nothing is written."""
+    assert deletion_costs([examples.engine_pod(0)], {}) == ()
