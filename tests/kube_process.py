@@ -68,6 +68,11 @@ class Process:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def status(self) -> int | None:
+        """How it has ended; None while it runs."""
+        return self._process.poll() if self._process is not None else None
+
+    @property
     def pid(self) -> int:
         assert self._process is not None, f"{self.name} was not started"
         return self._process.pid

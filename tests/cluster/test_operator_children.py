@@ -13,7 +13,6 @@ from operator_process import (
     DEPLOYMENTS,
     DEPLOYMENTS_OWN,
     POOLS,
-    ROLES_OWN,
     STATEFUL_SETS,
     Operators,
     Place,
@@ -23,6 +22,8 @@ from operator_process import (
 )
 
 Manifest = dict[str, Any]
+AUTOSCALERS = "autoscaling/v2/horizontalpodautoscalers"
+CPU: Manifest = {"minReplicas": 1, "maxReplicas": 8, "metrics": [{"type": "Cpu", "target": "80"}]}
 OF_POOL = {
     (DAEMON_SETS, "pool-node"),
     (STATEFUL_SETS, "pool-index"),
@@ -108,7 +109,7 @@ POOL_CHANGES: list[tuple[str, Manifest, str, str, Callable[[Manifest], object]]]
     ("image", {"images": {"node": "own/node:2"}}, DAEMON_SETS, "pool-node", lambda it: "own/node:2" in str(it)),
     ("log", {"logLevel": "debug"}, DAEMON_SETS, "pool-node", lambda it: "debug" in str(it)),
     ("tolerations", {"tolerations": [{"operator": "Exists"}]}, DAEMON_SETS, "pool-node",
-     lambda it: {"operator": "Exists"} in it["spec"]["template"]["spec"]["tolerations"]),
+     lambda it: {"operator": "Exists"} in it["spec"]["template"]["spec"].get("tolerations", [])),
 ]  # fmt: skip
 DEPLOYMENT_CHANGES: list[tuple[str, Manifest, str, str, Callable[[Manifest], object]]] = [
     ("image", {"engine": {"image": "vllm:0.33.0"}}, DEPLOYMENTS, "chat-engine", lambda it: "vllm:0.33.0" in str(it)),
@@ -168,15 +169,13 @@ def test_drift_is_put_back_and_what_is_not_ours_is_left(operators: Operators, pl
 
 
 def test_a_child_that_is_wanted_no_more_goes(operators: Operators, place: Place) -> None:
-    """An index of one's own takes the place of the managed one, whose children are removed."""
+    """Without autoscaling the autoscaler goes, and the operator writes the replicas again."""
     operators.start().ready()
-    place.apply(pool())
-    place.have(STATEFUL_SETS, "pool-index")
-    index = {"managed": None, "external": {"urlSecretRef": {"name": "redis", "key": "url"}}}
-    place.merge(POOLS, "pool", {"spec": {"index": index}})
-    place.gone(STATEFUL_SETS, "pool-index")
-    place.gone("services", "pool-index")
-    assert place.get(DAEMON_SETS, "pool-node") is not None
+    place.apply(pool(), deployment(replicas=2, autoscaling=CPU))
+    place.have(AUTOSCALERS, "chat-engine")
+    place.merge(DEPLOYMENTS_OWN, "chat", {"spec": {"autoscaling": None}})
+    place.gone(AUTOSCALERS, "chat-engine")
+    place.until(DEPLOYMENTS, "chat-engine", lambda it: it["spec"]["replicas"] == 2, "has what the resource says")
 
 
 def test_replicas_have_one_writer(operators: Operators, place: Place) -> None:
@@ -193,10 +192,10 @@ def test_replicas_have_one_writer(operators: Operators, place: Place) -> None:
 def test_with_autoscaling_the_operator_leaves_replicas_to_the_autoscaler(operators: Operators, place: Place) -> None:
     """What the autoscaler wrote stays through a repair of drift and through a `kubectl apply` of the resource."""
     operators.start().ready()
-    scaled = deployment(autoscaling={"minReplicas": 1, "maxReplicas": 8})
+    scaled = deployment(autoscaling=CPU)
     place.apply(pool(), scaled)
     place.have(DEPLOYMENTS, "chat-engine")
-    place.have("autoscaling/v2/horizontalpodautoscalers", "chat-engine")
+    place.have(AUTOSCALERS, "chat-engine")
     place.merge(DEPLOYMENTS, "chat-engine", {"spec": {"replicas": 5}}, "scale")
     place.merge(DEPLOYMENTS, "chat-engine", {"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 1}}}})
     back = place.until(
@@ -212,15 +211,10 @@ def test_with_autoscaling_the_operator_leaves_replicas_to_the_autoscaler(operato
     assert changed["spec"]["replicas"] == 5
 
 
-def test_each_role_has_a_scale_of_its_own(operators: Operators, place: Place) -> None:
-    """Prefill and decode are scaled apart, by role objects whose status says how many there are."""
+def test_what_is_not_built_yet_is_said_and_makes_nothing(operators: Operators, place: Place) -> None:
+    """A resource that asks for more than this version does is not accepted, with a reason, and has no children."""
     operators.start().ready()
     place.apply(pool(), deployment(roles={"prefill": {"replicas": 1}, "decode": {"replicas": 2}}))
-    roles = {"prefill": "chat-prefill", "decode": "chat-decode"}
-    for name in roles.values():
-        place.have(ROLES_OWN, name)
-        place.have(DEPLOYMENTS, name)
-    place.merge(ROLES_OWN, roles["decode"], {"spec": {"replicas": 5}}, "scale")
-    place.until(DEPLOYMENTS, roles["decode"], lambda it: it["spec"]["replicas"] == 5, "follows its role")
-    assert place.have(DEPLOYMENTS, roles["prefill"])["spec"]["replicas"] == 1
-    place.until(ROLES_OWN, roles["decode"], lambda it: (it.get("status") or {}).get("selector"), "has a selector")
+    seen = place.reason(DEPLOYMENTS_OWN, "chat", "Accepted", "NotBuiltYet")
+    assert condition(seen, "Ready")["status"] == "False"
+    assert place.list(DEPLOYMENTS) == []
