@@ -68,7 +68,7 @@ class Admission:
         if path.startswith(b"/v1/"):
             self.auth.tenant(request.head.authorization)
 
-    def admit(self, owner: Owner, client: Client, request: Request, request_id: str) -> Exchange:
+    def admit(self, owner: Owner, client: Client, request: Request, id_bytes: bytes) -> Exchange:
         """A request that is on its way from now on; its body is taken from it.
 
         :raises Refusal: with the reason.
@@ -88,9 +88,7 @@ class Admission:
             streaming = fields.get("stream") is True
             canonical = textkeys.canonical_text(fields)[0] if request.path != EMBEDDINGS else None
         self.budgets.check(tenant.name)
-        exchange = Exchange(self._context, owner, client, request, tenant, group)
-        exchange.request_id = request_id
-        exchange.id_bytes = id_bytes = request_id.encode()
+        exchange = Exchange(self._context, owner, client, request, tenant, group, id_bytes)
         exchange.streaming = streaming
         if canonical is not None:
             additions = self._text(exchange, canonical, id_bytes)

@@ -12,6 +12,7 @@ from kvcommons_router.access_log import AccessLog
 from kvcommons_router.admission import RELAYED, Admission
 from kvcommons_router.auth import Authenticator, KeysError
 from kvcommons_router.board import Board
+from kvcommons_router.body import NOTHING
 from kvcommons_router.budgets import Budgets
 from kvcommons_router.cells import Cells
 from kvcommons_router.checks import HealthChecker
@@ -64,6 +65,7 @@ class App:
         self.not_ready = False
         self.connections: set[ClientConnection] = set()
         self.emptied = asyncio.Event()
+        self._id_prefix = context.id_prefix.encode()
         self._id_count = 0
         self.follower = Follower(context, board)
         self.follower.on_change = self._fleet_changed
@@ -108,13 +110,13 @@ class App:
             self._serve_own(connection, request, path)
             return
         context = self.context
-        request_id = f"{context.id_prefix}{self._id_count:08x}"
+        id_bytes = b"%b%08x" % (self._id_prefix, self._id_count)
         self._id_count += 1
         try:
-            exchange = self.admission.admit(self, connection, request, request_id)
+            exchange = self.admission.admit(self, connection, request, id_bytes)
         except Refusal as refusal:
             self.budgets.release_body(request)
-            connection.refuse(request, refusal, request_id.encode())
+            connection.refuse(request, refusal, id_bytes)
             return
         connection.exchange = exchange
         if len(exchange.group.usable) > 1 and exchange.keys8 and context.policy is Policy.COST:
@@ -154,7 +156,7 @@ class App:
     def exchange_ended(self, exchange: Exchange) -> None:
         """A request is no longer under way."""
         self.budgets.release_body(exchange.request)
-        exchange.forwarded = ()
+        exchange.forwarded = NOTHING
         self.budgets.end(exchange.tenant.name)
 
     def request_done(self, exchange: Exchange, instance: Instance | None) -> None:

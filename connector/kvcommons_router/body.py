@@ -14,7 +14,9 @@ import orjson
 from kvcommons_router.errors import Refusal
 
 Fields = dict[str, object]
-Buffers = tuple[bytes | memoryview, ...]  # sent one after the other, so that a long body is not copied once more
+Buffers = tuple[bytes | memoryview, bytes]  # sent one after the other, so that a long body is not copied once more
+
+NOTHING: Buffers = (b"", b"")
 
 # What only the router may say to an engine: the name space of the cache, and where KV comes from or goes to.
 # The last ones are SGLang's words for the same.

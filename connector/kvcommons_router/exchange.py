@@ -8,7 +8,7 @@ from typing import Protocol
 
 from kvcommons_router import picker
 from kvcommons_router.auth import Tenant
-from kvcommons_router.body import Buffers
+from kvcommons_router.body import NOTHING, Buffers
 from kvcommons_router.choice import Hits, choose, hits_of
 from kvcommons_router.context import Context
 from kvcommons_router.errors import Refusal
@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 # An engine that answers so can't serve this request now; another one may.
 RETRIED_STATUSES = frozenset({502, 503, 504})
-USAGE_TAIL_BYTES = 2048
 
 
 class Client(Protocol):
@@ -55,52 +54,82 @@ class Owner(Protocol):
 class Exchange(Inquiry):
     """From a request that is whole to the last byte of its answer."""
 
-    forwarded: Buffers = ()  # the body as it is sent on
-    id_bytes = b""
-    length = 0  # tokens, estimated
-    affinity = 0  # a hash of the first text
-    streaming = False
-    # What the index says.
-    depths: Depths | None = None
-    hits: Hits | None = None
-    # The attempt under way.
-    attempts = 0
-    instance: Instance | None = None
-    upstream: Upstream | None = None
-    tokens = 0
-    decoding = False
-    was_reused = False
-    sent_alone = False
-    dispatched_at = 0.0
-    first_byte_at = 0.0
-    last_at = 0.0
-    # The answer.
-    status = 0
-    head_bytes = b""  # not sent yet: until the first byte of the body another instance may still be asked
-    chunk_client = False
-    keep = True
-    relayed = 0
-    pieces = 0
-    last = b""
-    before_last = b""
-    paused = False
-    done = False
+    # Many attributes: in slots they are found as quickly as few ones.
+    __slots__ = (
+        "affinity",
+        "attempts",
+        "chunk_client",
+        "client",
+        "context",
+        "decoding",
+        "depths",
+        "dispatched_at",
+        "done",
+        "first_byte_at",
+        "forwarded",
+        "head_bytes",
+        "hits",
+        "instance",
+        "keep",
+        "length",
+        "owner",
+        "paused",
+        "pieces",
+        "relayed",
+        "request",
+        "sent_alone",
+        "status",
+        "streaming",
+        "tenant",
+        "tokens",
+        "tried",
+        "upstream",
+        "was_reused",
+    )
 
     def __init__(
-        self, context: Context, owner: Owner, client: Client, request: Request, tenant: Tenant, group: Group
+        self,
+        context: Context,
+        owner: Owner,
+        client: Client,
+        request: Request,
+        tenant: Tenant,
+        group: Group,
+        id_bytes: bytes,
     ) -> None:
+        super().__init__(group, id_bytes)
         self.context = context
         self.owner = owner
         self.client = client
         self.request = request
         self.tenant = tenant
-        self.group = group
-        self.tried: list[Instance] = []
-
-    @property
-    def tail(self) -> bytes:
-        """The end of the answer, where the usage is."""
-        return (self.before_last + self.last)[-USAGE_TAIL_BYTES:]
+        self.forwarded: Buffers = NOTHING  # the body as it is sent on
+        self.length = 0  # tokens, estimated
+        self.affinity = 0  # a hash of the first text
+        self.streaming = False
+        # What the index says.
+        self.depths: Depths | None = None
+        self.hits: Hits | None = None
+        # The attempt under way.
+        self.attempts = 0
+        self.tried: tuple[Instance, ...] = ()
+        self.instance: Instance | None = None
+        self.upstream: Upstream | None = None
+        self.tokens = 0
+        self.decoding = False
+        self.was_reused = False
+        self.sent_alone = False
+        self.dispatched_at = 0.0
+        self.first_byte_at = 0.0
+        # The answer.
+        self.status = 0
+        self.head_bytes = b""  # not sent yet: until the first byte of the body another instance may still be asked
+        self.chunk_client = False
+        self.keep = True
+        self.relayed = 0
+        self.pieces = 0
+        self.paused = False
+        self.done = False
 
     # Choosing.
 
@@ -122,7 +151,7 @@ class Exchange(Inquiry):
             return
         context = self.context
         self.attempts += 1
-        self.tried.append(instance)
+        self.tried = (*self.tried, instance)
         self.instance = instance
         hit = self.hits.get(instance.index, NO_HIT) if self.hits is not None else NO_HIT
         self.hit = hit
@@ -133,7 +162,7 @@ class Exchange(Inquiry):
         self.sent_alone = candidate.waiting_tokens == 0 and self.streaming
         work = candidate.prefill.seconds(uncached, self.length)
         context.load.dispatched(instance.index, self.tokens, work)
-        self.dispatched_at = self.last_at = context.loop_time()
+        self.dispatched_at = context.loop_time()
         self.first_byte_at = 0.0
         self.decoding = False
         if not self.streaming:  # its first byte will be its last: when it is prefilled can only be guessed
@@ -172,9 +201,10 @@ class Exchange(Inquiry):
         request = self.request
         instance = self.instance
         assert instance is not None
-        upstream.begin(self, dechunk=request.http10)
-        head = request_head(request, instance.host_lines, self.id_bytes, sum([len(part) for part in self.forwarded]))
-        upstream.transport.write(b"".join((head, *self.forwarded)))
+        upstream.begin(self, self.dispatched_at, dechunk=request.http10)
+        body, end = self.forwarded
+        head = request_head(request, instance.host_lines, self.id_bytes, len(body) + len(end))
+        upstream.transport.write(b"".join((head, body, end)))
 
     # Receiver of the upstream.
 
@@ -199,24 +229,22 @@ class Exchange(Inquiry):
 
     def body(self, data: bytes, payload: bytes | None) -> None:
         """The next piece of the answer."""
-        context = self.context
-        self.last_at = now = context.loop_time()
-        if self.upstream is not None:
-            self.upstream.last_at = now
-        if not self.first_byte_at:
-            self._first_byte(now)
+        now = self.context.loop_time()
+        upstream = self.upstream
         if payload is not None:
             data = payload
         elif self.chunk_client:
             data = b"%x\r\n%b\r\n" % (len(data), data)
-        if self.head_bytes:
-            data = self.head_bytes + data
-            self.head_bytes = b""
+        if not self.first_byte_at:
+            self._first_byte(now)
+            if self.head_bytes:
+                data = self.head_bytes + data
+                self.head_bytes = b""
+            if upstream is not None and payload is None and not self.chunk_client:
+                upstream.pass_to(self.client.transport.write)
         self.client.transport.write(data)
-        self.relayed += len(data)
-        self.pieces += 1
-        self.before_last = self.last
-        self.last = data
+        if upstream is not None:
+            upstream.note(data, now)
 
     def _first_byte(self, now: float) -> None:
         instance = self.instance
@@ -238,7 +266,7 @@ class Exchange(Inquiry):
 
     def answered(self) -> None:
         """The engine's answer is complete."""
-        self.upstream = None
+        self._let_go()
         if self.head_bytes:  # an answer without a body
             self.client.transport.write(self.head_bytes)
             self.relayed += len(self.head_bytes)
@@ -253,7 +281,7 @@ class Exchange(Inquiry):
 
     def broken(self, reason: str) -> None:
         """The engine went away in the middle."""
-        self.upstream = None
+        self._let_go()
         context, instance = self.context, self.instance
         assert instance is not None
         if self.was_reused and self.first_byte_at == 0.0 and not self.head_bytes:
@@ -295,6 +323,15 @@ class Exchange(Inquiry):
 
     # Ending.
 
+    def _let_go(self) -> Upstream | None:
+        """The connection is no longer this request's; what it has relayed is taken over."""
+        upstream, self.upstream = self.upstream, None
+        if upstream is not None:
+            self.relayed += upstream.relayed
+            self.pieces += upstream.pieces
+            self.tail = upstream.tail
+        return upstream
+
     def _close_attempt(self, outcome: str) -> None:
         instance = self.instance
         if instance is None:
@@ -322,7 +359,7 @@ class Exchange(Inquiry):
         """Nobody waits any more: the engine learns it by its connection's end."""
         if self.done:
             return
-        upstream, self.upstream = self.upstream, None
+        upstream = self._let_go()
         if upstream is not None:
             upstream.abandon()
         self.done = True
@@ -341,8 +378,8 @@ class Exchange(Inquiry):
         """The client caught up."""
         if self.paused:
             self.paused = False
-            self.last_at = self.context.loop_time()
             if self.upstream is not None:
+                self.upstream.last_at = self.context.loop_time()
                 self.upstream.transport.resume_reading()
 
     def check(self, now: float) -> None:
@@ -359,7 +396,7 @@ class Exchange(Inquiry):
                 self.head_bytes = b""
                 self._close_attempt("timeout")
                 self._give_up(Refusal(504, f"{instance.name} did not begin to answer in time.", retry_after_seconds=1))
-        elif now - self.last_at > limits.between_bytes_seconds:
+        elif now - upstream.last_at > limits.between_bytes_seconds:
             upstream.abandon()
             self.upstream = None
             self.context.health_failed(instance)

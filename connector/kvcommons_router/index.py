@@ -24,20 +24,22 @@ Depths = Mapping[int, Depth]
 class Inquiry:
     """What an index reads of a request, and what it keeps with it."""
 
-    request_id = ""
-    keys8: Sequence[bytes] = ()  # the text keys, as the index names them
-    text_bytes = 0
-    depth: Depth | None = None  # of the instance that was chosen
-    hit: Hit = NO_HIT
-    intended: Sequence[bytes] = ()  # recorded at dispatch
+    __slots__ = ("depth", "group", "hit", "id_bytes", "intended", "keys8", "tail", "text_bytes")
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, id_bytes: bytes) -> None:
         self.group = group
+        self.id_bytes = id_bytes
+        self.keys8: Sequence[bytes] = ()  # the text keys, as the index names them
+        self.text_bytes = 0
+        self.depth: Depth | None = None  # of the instance that was chosen
+        self.hit: Hit = NO_HIT
+        self.intended: Sequence[bytes] = ()  # recorded at dispatch
+        self.tail = b""  # the end of the answer, where the usage is
 
     @property
-    def tail(self) -> bytes:
-        """The end of the answer, where the usage is."""
-        raise NotImplementedError
+    def request_id(self) -> str:
+        """What the request is called everywhere."""
+        return self.id_bytes.decode("ascii")
 
     def located(self, depths: Depths | None) -> None:
         """The index has answered (None: it can't)."""

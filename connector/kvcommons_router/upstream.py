@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections import deque
-from typing import Protocol, cast
+from collections.abc import Callable
+from typing import Final, Protocol, cast
 
 from kvcommons_router.response import HEAD_BYTES_MAX, BadResponse, ChunkScanner, Head, parse_head
+
+TAIL_BYTES: Final = 2048
 
 
 class Receiver(Protocol):
@@ -38,7 +42,14 @@ class Upstream(asyncio.Protocol):
         self.reused = False
         self.dechunk = False
         self.idle_since = 0.0
-        self.last_at = 0.0  # kept by the receiver, who knows the time
+        self.last_at = 0.0
+        self._time = time.monotonic
+        # What was relayed of the answer under way.
+        self.relayed = 0
+        self.pieces = 0
+        self._last = b""
+        self._before_last = b""
+        self._write: Callable[[bytes], None] | None = None  # pieces in the middle of a body in chunks go there at once
         self._buffer = b""
         self._scanner: ChunkScanner | None = None
         self._left = -1  # -1: the head has not come; -2: chunked or until the end of the connection
@@ -48,19 +59,43 @@ class Upstream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Small writes must leave at once: a token is one."""
 
+        self._time = asyncio.get_running_loop().time
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its base class
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def begin(self, receiver: Receiver, *, dechunk: bool) -> None:
+    def begin(self, receiver: Receiver, now: float, *, dechunk: bool) -> None:
         """Takes a new receiver; the request is written by the caller."""
         self.receiver = receiver
         self.dechunk = dechunk
+        self.last_at = now
+        self.relayed = 0
+        self.pieces = 0
+        self._last = self._before_last = b""
+        self._write = None
         self._left = -1
         self._buffer = b""
         self._scanner = None
         self._until_close = False
+
+    def pass_to(self, write: Callable[[bytes], None]) -> None:
+        """What comes from now on is to be written there as it comes, where the framing allows it."""
+        if self._scanner is not None:
+            self._write = write
+
+    def note(self, data: bytes, now: float) -> None:
+        """Takes account of a piece that was relayed."""
+        self.last_at = now
+        self.relayed += len(data)
+        self.pieces += 1
+        self._before_last = self._last
+        self._last = data
+
+    @property
+    def tail(self) -> bytes:
+        """The end of the answer, where the usage is."""
+        return (self._before_last + self._last)[-TAIL_BYTES:]
 
     def data_received(self, data: bytes) -> None:
         """Relays what came."""
@@ -69,7 +104,19 @@ class Upstream(asyncio.Protocol):
             self._drop()
             return
         try:
-            if self._left == -1:
+            scanner, write = self._scanner, self._write
+            if write is not None and scanner is not None:
+                end = scanner.feed(data)
+                if end >= 0:
+                    self._last_chunk(receiver, data, end)
+                    return
+                write(data)  # the rule in a stream, and all there is to do for a token; what follows is `note`
+                self.last_at = self._time()
+                self.relayed += len(data)
+                self.pieces += 1
+                self._before_last = self._last
+                self._last = data
+            elif self._left == -1:
                 self._head(receiver, data)
             else:
                 self._body(receiver, data)
@@ -121,18 +168,25 @@ class Upstream(asyncio.Protocol):
             if end < 0:
                 receiver.body(data, scanner.take_payload() if self.dechunk else None)
                 return
-            extra = len(data) - end
-            receiver.body(data[:end] if extra else data, scanner.take_payload() if self.dechunk else None)
-        elif self._until_close:
+            self._last_chunk(receiver, data, end)
+            return
+        if self._until_close:
             receiver.body(data, None)
             return
-        else:
-            extra = len(data) - self._left
-            if extra < 0:
-                self._left -= len(data)
-                receiver.body(data, None)
-                return
-            receiver.body(data[: self._left] if extra else data, None)
+        extra = len(data) - self._left
+        if extra < 0:
+            self._left -= len(data)
+            receiver.body(data, None)
+            return
+        receiver.body(data[: self._left] if extra else data, None)
+        if self.receiver is receiver:
+            self._done(extra)
+
+    def _last_chunk(self, receiver: Receiver, data: bytes, end: int) -> None:
+        scanner = self._scanner
+        assert scanner is not None
+        extra = len(data) - end
+        receiver.body(data[:end] if extra else data, scanner.take_payload() if self.dechunk else None)
         if self.receiver is receiver:
             self._done(extra)
 
