@@ -12,7 +12,8 @@ from kvcommons_cli.resources import GROUP, PLURALS, VERSION, Pod, pod
 
 OPERATOR_LABEL = "app.kubernetes.io/name=kvcommons-operator"
 CRD_PATH = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-LEASE_NAME = "kvcommons-operator"
+LEASE_VARIABLE = "KVCOMMONS_OPERATOR__LEASE_NAME"
+LEASE_NAME_DEFAULT = "kvcommons-operator"
 
 
 def examine(api: ClusterApi, namespace: str = "") -> list[Finding]:
@@ -69,8 +70,9 @@ def _operators(api: ClusterApi) -> list[Pod] | None:
 
 
 def _leader(api: ClusterApi, operators: list[Pod]) -> Iterator[Finding]:
-    for namespace in sorted({one.namespace for one in operators}):
-        path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{LEASE_NAME}"
+    leases = {(one.namespace, one.environment.get(LEASE_VARIABLE) or LEASE_NAME_DEFAULT) for one in operators}
+    for namespace, name in sorted(leases):
+        path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{name}"
         lease: Manifest | None
         try:
             lease = api.get(path)

@@ -16,6 +16,9 @@ READS: Sequence[Right] = (
     ("get", "", "pods/proxy"),
 )
 WRITES: Sequence[Right] = tuple(("create", GROUP, plural) for plural in PLURALS[:2])
+NAMESPACES_MAX = 16
+"""Each costs as many questions as there are rights."""
+NAMESPACES_VARIABLE = "KVCOMMONS_OPERATOR__NAMESPACES"
 OPERATOR: Sequence[Right] = (
     *(("list", GROUP, plural) for plural in PLURALS),
     *(("watch", GROUP, plural) for plural in PLURALS),
@@ -29,7 +32,7 @@ OPERATOR: Sequence[Right] = (
     ("patch", "apps", "statefulsets"),
     ("patch", "policy", "poddisruptionbudgets"),
     ("patch", "networking.k8s.io", "networkpolicies"),
-    ("create", "", "events"),
+    ("create", "events.k8s.io", "events"),
 )
 
 
@@ -70,10 +73,10 @@ def of_this_user(api: ClusterApi, namespace: str) -> Iterator[Finding]:
 
 
 def of_the_operator(api: ClusterApi, operators: Sequence[Pod]) -> Iterator[Finding]:
-    """By SubjectAccessReview, where this user may ask for others. An operator of some namespaces has its rights there only."""
-    for namespace, name in sorted({(one.namespace, one.service_account) for one in operators}):
+    """By SubjectAccessReview, where this user may ask for others: in the namespaces that the operator looks after."""
+    for account, namespaces in sorted({(_account(one), _namespaces(one)) for one in operators}):
         try:
-            yield _account(api, namespace, name)
+            yield from _lacking(api, account, namespaces)
         except ClusterError as error:
             if error.status != 403:
                 raise
@@ -81,22 +84,36 @@ def of_the_operator(api: ClusterApi, operators: Sequence[Pod]) -> Iterator[Findi
             return
 
 
-def _account(api: ClusterApi, namespace: str, name: str) -> Finding:
-    """What one ServiceAccount lacks."""
+def _account(operator: Pod) -> tuple[str, str]:
+    return operator.namespace, operator.service_account
+
+
+def _namespaces(operator: Pod) -> tuple[str, ...]:
+    """Those that it looks after; the empty one stands for all."""
+    given = operator.environment.get(NAMESPACES_VARIABLE, "")
+    return tuple(name.strip() for name in given.split(",") if name.strip()) or ("",)
+
+
+def _lacking(api: ClusterApi, account: tuple[str, str], namespaces: Sequence[str]) -> Iterator[Finding]:
+    """What one ServiceAccount may not do, where it has to."""
+    namespace, name = account
     user = f"system:serviceaccount:{namespace}:{name}"
     groups = ["system:serviceaccounts", f"system:serviceaccounts:{namespace}", "system:authenticated"]
+    well = True
+    for where in namespaces[:NAMESPACES_MAX]:
 
-    def may(right: Right) -> bool:
-        review = {"user": user, "groups": groups, "resourceAttributes": attributes(right, "")}
-        return api.allowed(review, "SubjectAccessReview")
+        def may(right: Right, where: str = where) -> bool:
+            review = {"user": user, "groups": groups, "resourceAttributes": attributes(right, where)}
+            return api.allowed(review, "SubjectAccessReview")
 
-    missing = [one for one in OPERATOR if not may(one)]
-    if len(missing) == len(OPERATOR):
-        return note(
-            "operator's rights", f"{user} has none in all namespaces: right for one that serves some namespaces only"
-        )
-    if missing:
-        return problem(
-            "operator's rights", f"{user} may not {shown(missing)}", "upgrade the chart: it brings the rules"
-        )
-    return ok("operator's rights", f"{user} may do what the operator does")
+        missing = [one for one in OPERATOR if not may(one)]
+        if missing:
+            well = False
+            place = f"in {where}" if where else "in all namespaces"
+            yield problem(
+                "operator's rights",
+                f"{user} may not {shown(missing)} {place}",
+                "upgrade the chart: it brings the rules",
+            )
+    if well:
+        yield ok("operator's rights", f"{user} may do what the operator does")

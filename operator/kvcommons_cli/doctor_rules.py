@@ -12,7 +12,7 @@ from kvcommons_cli.findings import Finding, note, ok, problem, warning
 from kvcommons_cli.resources import VERSION, Condition, Manifest, NodeReport, Pod, Resource
 
 KUBERNETES_MIN: Final = (1, 29)
-INSTALL: Final = "install the chart, or: kubectl apply --server-side -f crds/"
+INSTALL: Final = "install or upgrade the chart with crds.install, or: kubectl apply --server-side -f crds/"
 VERSION_LABEL: Final = "app.kubernetes.io/version"
 RESTARTS_MANY: Final = 5
 ENFORCE: Final = "pod-security.kubernetes.io/enforce"
@@ -60,7 +60,7 @@ def definition(name: str, found: Manifest | None) -> Finding:
             return problem(name, f"{one.get('reason')}: {one.get('message')}", "kubectl describe crd " + name)
     mine, theirs = importlib.metadata.version("kvcommons"), (metadata.get("labels") or {}).get(VERSION_LABEL)
     if theirs not in (None, mine):
-        return warning(name, f"it is of version {theirs}, this command of {mine}", f"helm leaves CRDs alone: {INSTALL}")
+        return warning(name, f"it is of version {theirs}, this command of {mine}", INSTALL)
     return ok(name, f"{VERSION} is served")
 
 

@@ -121,6 +121,8 @@ class Pod:
     created: str
     service_account: str
     unschedulable: str
+    environment: Mapping[str, str]
+    """Of all its containers, where a value stands in the pod itself."""
     containers: tuple[Container, ...] = field(default=())
 
     @property
@@ -151,6 +153,12 @@ def pod(manifest: Manifest) -> Pod:
     conditions = {one.get("type"): one for one in status.get("conditions") or ()}
     scheduled = conditions.get("PodScheduled") or {}
     labels = metadata.get("labels") or {}
+    environment = {
+        str(one.get("name")): str(one["value"])
+        for container in spec.get("containers") or ()
+        for one in container.get("env") or ()
+        if one.get("value") is not None
+    }
     told = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
     return Pod(
         metadata.get("namespace", ""),
@@ -164,6 +172,7 @@ def pod(manifest: Manifest) -> Pod:
         metadata.get("creationTimestamp", ""),
         spec.get("serviceAccountName", "default"),
         scheduled.get("message", "") if scheduled.get("status") == "False" else "",
+        environment,
         tuple(_container(one) for one in told),
     )
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from kube_apiserver import ApiServer
+from kube_binaries import Binaries
 from kube_client import Client
 from kvcommons_cli import doctor, status
 from kvcommons_core.redis_server import free_port
 
 Manifest = dict[str, Any]
+CHART = Path(__file__).resolve().parents[2] / "charts" / "kvcommons"
+RIGHTS = ("ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
+RENEWED = "2999-01-01T00:00:00.000000Z"
 MODEL = {"name": "smollm2", "revision": "0" * 40, "source": {"pvc": {"claimName": "weights"}}}
 
 
@@ -100,6 +106,64 @@ def test_a_user_of_one_namespace_sees_it_and_learns_what_is_hidden(
     assert "ok kvcachepools.kvcommons.io: v1alpha1 is served" in found
     assert any("were not looked" in one or "it was not looked for" in one for one in found)
     assert f"problem InferenceDeployment {resources}/chat: the operator has not looked at it" in found
+
+
+def rendered(binaries: Binaries, release: str, *values: str) -> list[Manifest]:
+    """What the chart gives the operator: its account and its rules, rendered by helm."""
+    binaries.bring("helm")
+    options = [option for value in ("crds.install=false", *values) for option in ("--set", value)]
+    command = [binaries["helm"], "template", release, str(CHART), "--namespace", release, "--kube-version", "1.31.0"]
+    text = subprocess.run([*command, *options], capture_output=True, text=True, check=True, timeout=60).stdout
+    return [one for one in yaml.safe_load_all(text) if one and one["kind"] in RIGHTS]
+
+
+def operator_pod(namespace: str, account: str, looked_after: str) -> Manifest:
+    variables = [
+        {"name": "KVCOMMONS_OPERATOR__NAMESPACES", "value": looked_after},
+        {"name": "KVCOMMONS_OPERATOR__LEASE_NAME", "value": "elected-here"},
+    ]
+    labels = {"app.kubernetes.io/name": "kvcommons-operator", "app.kubernetes.io/part-of": "kvcommons"}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "operator-0", "namespace": namespace, "labels": labels},
+        "spec": {
+            "serviceAccountName": account,
+            "containers": [{"name": "operator", "image": "operator:test", "env": variables}],
+        },
+    }
+
+
+@pytest.mark.parametrize("scope", ["cluster", "namespace"])
+def test_the_rights_that_the_chart_gives_are_those_that_the_doctor_asks_for(
+    scope: str,
+    own_apis: ApiServer,
+    namespace: str,
+    kube_binaries: Binaries,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """An operator installed by the chart has what it needs, in both scopes; without its binding it is told what is missing."""
+    manifests = rendered(kube_binaries, namespace, f"rbac.scope={scope}")
+    own_apis.apply(*manifests)
+    account = next(one["metadata"]["name"] for one in manifests if one["kind"] == "ServiceAccount")
+    own_apis.apply(operator_pod(namespace, account, namespace if scope == "namespace" else ""))
+    user = f"system:serviceaccount:{namespace}:{account}"
+    try:
+        found = findings(own_apis, capsys)
+        assert f"ok operator's rights: {user} may do what the operator does" in found
+        assert f"problem operator: no leader has been elected in {namespace}" in found
+        lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "elected-here"}}
+        lease["spec"] = {"holderIdentity": "operator-0", "leaseDurationSeconds": 15, "renewTime": RENEWED}
+        own_apis.apply(lease, namespace=namespace)
+        for one in (one for one in manifests if one["kind"].endswith("Binding")):
+            own_apis.kubectl("delete", one["kind"], one["metadata"]["name"], "--namespace", namespace)
+        found = findings(own_apis, capsys)
+        assert "ok operator: operator-0 leads" in found
+        assert any(one.startswith(f"problem operator's rights: {user} may not list kvcachepools") for one in found)
+    finally:
+        for one in (one for one in manifests if one["kind"].startswith("Cluster")):
+            own_apis.kubectl("delete", one["kind"], one["metadata"]["name"], "--ignore-not-found")
+        own_apis.kubectl("delete", "pod", "operator-0", "--namespace", namespace, "--force", "--grace-period=0")
 
 
 def test_a_stranger_is_told_to_log_in(own_apis: ApiServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
