@@ -106,9 +106,9 @@ class FakeCluster:
     asked: list[tuple[str, str]] = field(default_factory=list)
     url: str = ""
 
-    def node(self, name: str, *, index: str = "connected", used: int = 512, hits: int = 30) -> None:
+    def node(self, name: str, *, index: str = "connected", used: int = 512, hits: int = 30, held: bool = False) -> None:
         """A cache node answers behind the proxy."""
-        detail = {"state": index, "detail": f"redis://index:6379 {index}"}
+        detail = {"state": index, "detail": f"redis://index:6379 {index}", "held": held}
         ready = {"ready": True, "reason": "", "adopted": False, "index": detail}
         metrics = (
             "# HELP kvcommons_node_capacity_bytes Size\n"

@@ -163,7 +163,9 @@ def cache_node(one: Pod, report: NodeReport) -> Iterator[Finding]:
     about = f"cache node {one.namespace}/{one.name}"
     if not report.ready:
         yield problem(about, f"not ready: {report.reason}", f"kubectl logs -n {one.namespace} {one.name} -c cache-node")
-    if report.index_state == "disconnected":
+    if report.held:
+        yield note(about, report.index_detail, "it is about to be restarted; the next start joins again")
+    elif report.index_state == "disconnected":
         yield problem(
             about,
             report.index_detail,

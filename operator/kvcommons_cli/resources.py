@@ -209,6 +209,8 @@ class NodeReport:
     hit_chunks: float | None = None
     engines: float | None = None
     index_pending: float | None = None
+    held: bool = False
+    """It has left the index on request, before a restart."""
     error: str = ""
 
 
@@ -234,6 +236,7 @@ def node_report(readyz: Manifest, exposition: str) -> NodeReport:
         values.get("kvcommons_node_hit_chunks_total"),
         values.get("kvcommons_node_sessions"),
         values.get("kvcommons_node_index_pending"),
+        index.get("held") is True,
     )
 
 

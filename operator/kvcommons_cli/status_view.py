@@ -72,7 +72,7 @@ def _condition(status: str, reason: str) -> str:
 def node_row(one: Pod, world: World) -> dict[str, str]:
     """One cache node."""
     report = world.report(one)
-    state = report.index_state or (f"({report.error[:40]})" if report.error else "")
+    state = ("held" if report.held else report.index_state) or (f"({report.error[:40]})" if report.error else "")
     return {
         "cache node": _named(one.namespace, one.name),
         "pool": _named(*one.pool),

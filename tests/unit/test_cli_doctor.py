@@ -206,6 +206,14 @@ def test_ready_is_not_told_where_another_condition_says_why(cluster: FakeCluster
     assert "SecretMissing" in found.message
 
 
+def test_a_node_that_left_its_index_before_a_restart_is_no_problem(cluster: FakeCluster, tmp_path: Path) -> None:
+    """While nodes roll one is out of the index on purpose."""
+    cluster.node("node-1", index="disconnected", held=True)
+    found = examined(cluster, tmp_path)
+    assert bad(found) == []
+    assert any(one.about == "cache node kv/node-1" and "about to be restarted" in one.remedy for one in found)
+
+
 def test_who_may_see_little_is_told_what_was_not_looked_at(cluster: FakeCluster, tmp_path: Path) -> None:
     """Without rights to definitions, pods and leases the rest is looked at all the same."""
     for plural in ("kvcachepools", "inferencedeployments", "inferenceroles"):
