@@ -59,7 +59,7 @@ class Standing:
         if connected != self._connected:
             self._connected, self._since = connected, self._clock()
         if error:
-            self.last_error = error
+            self.last_error = error.removeprefix(f"Redis at {self.url}: ")  # where it is stands beside it
 
     @property
     def seconds(self) -> float:

@@ -106,7 +106,7 @@ def test_how_the_node_stands_with_the_index_is_told_in_words() -> None:
     now = [100.0]
     standing = Standing("redis://user:hunter2@r:6379/0?password=hunter2", lambda: now[0])
     now[0] += 7
-    standing.see(False, "Error 111 connecting to r:6379")
+    standing.see(False, "Redis at redis://***@r:6379/0: Error 111 connecting to r:6379")
     words = standing.words("as member a")
     assert words == (
         "redis://***@r:6379/0 has not been reached for 7 s (Error 111 connecting to r:6379); trying again every second"
