@@ -7,7 +7,7 @@ every key from the first one on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from kvcommons_core.errors import CorruptRecordError
@@ -139,7 +139,7 @@ class Places:
         `positions` says which keys these are, where not all were read, in ascending order. One that is missing is as
         the next one that is there: who holds a text holds its beginning.
         """
-        if not chain or (positions is not None and positions[0] != 0):
+        if not chain or not chain[0] or (positions is not None and positions[0] != 0):
             return {}
         found: dict[int, list[int]] = {}
         last = chain[0]
@@ -151,10 +151,15 @@ class Places:
                 last = packed
                 here = self.reach(packed)
                 if here != alive:
+                    if here is NOWHERE:  # mostly: a text's new end
+                        break
                     alive = _narrow(found, alive, here, depth)
                     if not alive[3]:
                         break
             depth = at + 1 if positions is None else positions[at] + 1
+        if not found and alive[0] == alive[3]:  # the rule where no node is attached: one set, found equally deep
+            whole = Depth(depth, depth, depth, depth)
+            return dict.fromkeys(_indexes(alive[0]), whole)
         _narrow(found, alive, NOWHERE, depth)
         return {index: Depth(*depths) for index, depths in found.items()}
 
@@ -169,7 +174,12 @@ def _narrow(found: dict[int, list[int]], alive: Sequence[int], here: Reach, dept
 
 
 def _note(found: dict[int, list[int]], bits: int, tier: int, depth: int) -> None:
+    for index in _indexes(bits):
+        found.setdefault(index, [0, 0, 0, 0])[tier] = depth
+
+
+def _indexes(bits: int) -> Iterator[int]:
     while bits:
         low = bits & -bits
-        found.setdefault(low.bit_length() - 1, [0, 0, 0, 0])[tier] = depth
+        yield low.bit_length() - 1
         bits ^= low

@@ -1,4 +1,4 @@
-"""The heads that the router writes: of a request to an engine, and of an engine's answer to the client. Pure."""
+"""The heads that the router writes: of a request to an engine, and of an engine's answer to the client."""
 
 from __future__ import annotations
 
@@ -26,10 +26,21 @@ def is_unframed(head: Head) -> bool:
 
 def answer_head(head: Head, request_id: bytes, *, http10: bool, keep: bool) -> bytes:
     """The head of an engine's answer as the client gets it."""
-    lines = [
-        b"HTTP/1.1 %d %s" % (head.status, head.reason or REASONS.get(head.status, "").encode()),
-        b"X-Request-Id: %s" % request_id,
-    ]
+    if keep and not http10:
+        if head.usual is None:
+            head.usual = _around_id(head, http10=False, keep=True)
+        before, after = head.usual
+    else:
+        before, after = _around_id(head, http10=http10, keep=keep)
+    return b"%b%b%b" % (before, request_id, after)
+
+
+def _around_id(head: Head, *, http10: bool, keep: bool) -> tuple[bytes, bytes]:
+    before = b"HTTP/1.1 %d %b\r\nX-Request-Id: " % (
+        head.status,
+        head.reason or REASONS.get(head.status, "").encode(),
+    )
+    lines = [b""]
     if head.lines:
         lines.append(head.lines)
     if (head.chunked or is_unframed(head)) and not http10:
@@ -38,4 +49,4 @@ def answer_head(head: Head, request_id: bytes, *, http10: bool, keep: bool) -> b
         lines.append(b"Connection: close")
     elif http10:
         lines.append(b"Connection: keep-alive")
-    return b"\r\n".join(lines) + b"\r\n\r\n"
+    return before, b"\r\n".join(lines) + b"\r\n\r\n"

@@ -142,21 +142,27 @@ def pick_cost(candidates: Sequence[Candidate], hits: Sequence[Hit], shape: Shape
     length, decode_seconds = shape.length, weights.decode_seconds
     costs: list[float] = []
     for candidate, hit in zip(candidates, hits, strict=True):  # `cost`, without its calls: this runs for each request
-        uncached = length if hit is NO_HIT else uncached_tokens(hit, length, weights.credits)
         prefill = candidate.prefill
         token_seconds = prefill.token_seconds
+        uncached = length if hit is NO_HIT else uncached_tokens(hit, length, weights.credits)
         work = prefill.base_seconds + uncached * (token_seconds + prefill.pair_seconds * length)
         costs.append(candidate.waiting_tokens * token_seconds + price * work + decode_seconds * candidate.decoding)
     limit = min(costs) + TIE_SECONDS
-    ties = [position for position, value in enumerate(costs) if value <= limit]
-    if len(ties) > 1:
-        fewest = min([candidates[position].decoding for position in ties])
-        ties = [position for position in ties if candidates[position].decoding == fewest]
-    if len(ties) == 1:
-        return ties[0]
-    affinity = shape.affinity
-    weighed = [_xxh64(candidates[position].name, affinity) for position in ties]
-    return ties[weighed.index(max(weighed))]
+    best, fewest, weight = -1, -1, -1
+    for position, value in enumerate(costs):
+        if value > limit:
+            continue
+        candidate = candidates[position]
+        decoding = candidate.decoding
+        if best < 0 or decoding < fewest:
+            best, fewest, weight = position, decoding, -1
+        elif decoding == fewest:
+            if weight < 0:  # only a tie is worth hashing for
+                weight = _xxh64(candidates[best].name, shape.affinity)
+            own = _xxh64(candidate.name, shape.affinity)
+            if own > weight:
+                best, weight = position, own
+    return best
 
 
 def pick_bounded_hash(candidates: Sequence[Candidate], affinity: int) -> int:

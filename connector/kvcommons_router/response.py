@@ -33,7 +33,7 @@ class BadResponse(Exception):
 class Head:
     """A response head: its status, how its body is framed, and its lines without the hop-by-hop ones."""
 
-    __slots__ = ("chunked", "close", "content_length", "lines", "reason", "status")
+    __slots__ = ("chunked", "close", "content_length", "lines", "reason", "status", "usual")
 
     def __init__(self, status: int, reason: bytes) -> None:
         self.status = status
@@ -42,6 +42,7 @@ class Head:
         self.chunked = False
         self.close = False
         self.lines = b""
+        self.usual: tuple[bytes, bytes] | None = None  # how it is mostly passed on, before and after the request's name
 
 
 def parse_head(raw: bytes) -> Head:

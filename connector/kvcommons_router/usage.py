@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 # In a string of the answer every quote is escaped, so no text that a model wrote looks like this.
 _USAGE = re.compile(rb'(?<!\\)"usage"\s*:\s*\{')
+_USUAL = b'"usage":{"prompt_tokens":'
 _PROMPT = re.compile(rb'"prompt_tokens"\s*:\s*(\d{1,9})')
 _CACHED = re.compile(rb'"cached_tokens"\s*:\s*(\d{1,9})')
 
@@ -20,6 +21,12 @@ class Usage(NamedTuple):
 
 def usage_of(tail: bytes) -> Usage | None:
     """The usage in the end of an answer, streamed or not, if there is one."""
+    at = tail.rfind(_USUAL)
+    if at >= 0 and tail[at - 1 : at] != b"\\":  # as engines write it: no need to search
+        begin = at + len(_USUAL)
+        digits = tail[begin : tail.find(b",", begin, begin + 10)]
+        if digits.isdigit() and b'"cached_tokens"' not in tail[begin:]:
+            return Usage(int(digits), -1)
     at = tail.rfind(b'"usage"')
     if at < 0:
         return None
