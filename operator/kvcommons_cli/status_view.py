@@ -30,6 +30,9 @@ REPLICA_HEADINGS = ("REPLICA", "DEPLOYMENT", "ON", "READY", "RESTARTS", "STATE",
 LOCAL_HEADINGS = ("CACHE NODE", "READY", "ARENA", "USED", "CHUNKS", "HITS", "ENGINES", "INDEX", "UP FOR")
 FINGERPRINT_HEADINGS = ("FINGERPRINT", "CHUNKS", "USED", "ENGINES")
 FINGERPRINT_DIGITS = 12
+ROWS_MAX = 50
+"""Of one table, for a person; machines get all."""
+WELL = ("yes", "True")
 
 
 def _named(namespace: str, name: str) -> str:
@@ -134,9 +137,16 @@ def document(world: World, now: datetime) -> dict[str, Any]:
 
 
 def _section(headings: Sequence[str], rows: Sequence[dict[str, str]], nothing: str) -> str:
+    """What is not well comes first, so that it is not among what is left out."""
     if not rows:
         return nothing
-    return table(headings, [[row[heading.lower()] for heading in headings] for row in rows])
+    ordered = sorted(rows, key=lambda row: row["ready"] in WELL)
+    shown = table(headings, [[row[heading.lower()] for heading in headings] for row in ordered[:ROWS_MAX]])
+    left = ordered[ROWS_MAX:]
+    if not left:
+        return shown
+    bad = sum(1 for row in left if row["ready"] not in WELL)
+    return f"{shown}\n({len(left)} more, {bad or 'none'} of them not ready; -o json lists all)"
 
 
 def tables(world: World, now: datetime) -> str:

@@ -114,6 +114,21 @@ def test_a_sidecar_s_cache_node_is_found_in_its_engine_s_pod(
     assert columns(text, "REPLICA")["RESTARTS"] == "4"
 
 
+def test_long_tables_show_first_what_is_not_well(
+    cluster: FakeCluster, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of hundreds of replicas a person sees those that are not ready, and how many more there are."""
+    engines = [pod(f"chat-{number:03}", "engine", "chat") for number in range(120)]
+    engines[100] = pod("chat-100", "engine", "chat", engine={"ready": False})
+    cluster.lists["/api/v1/pods"] = engines
+    assert status.main(words) == 0
+    text = capsys.readouterr().out
+    assert columns(text, "REPLICA")["REPLICA"] == "chat/chat-100"
+    assert "(70 more, none of them not ready; -o json lists all)" in text
+    assert status.main([*words, "-o", "json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["replicas"]) == 120
+
+
 def test_one_namespace_is_asked_for_alone(
     cluster: FakeCluster, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
