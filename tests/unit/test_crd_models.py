@@ -103,6 +103,14 @@ def test_a_field_that_is_unknown_or_in_another_spelling_is_named() -> None:
     assert set(problems(KVCachePool, merged(POOL, {"tiers": {"memroy": {}}}))) == {"spec.tiers.memroy"}
 
 
+def test_a_key_that_is_no_name_is_shown_with_its_place() -> None:
+    """The path leads to the map, through lists, as the API server writes it; the key is in the message."""
+    metric = {"type": "External", "name": "n", "target": 1, "selector": {"a b": "c"}}
+    found = problems(InferenceDeployment, merged(DEPLOYMENT, {"autoscaling": {"maxReplicas": 2, "metrics": [metric]}}))
+    assert list(found) == ["spec.autoscaling.metrics[0].selector"]
+    assert found.popitem()[1].startswith("'a b': keys are names")
+
+
 def test_null_is_left_out_where_the_api_server_leaves_it_out() -> None:
     """null takes the default, and stays an error for what is required."""
     spec = merged(POOL, {})

@@ -6,7 +6,7 @@ pool.key, pool.spec.tiers.memory.capacity, pool.metadata.uid
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -149,7 +149,7 @@ def parse(kind: type[ResourceT], body: Mapping[str, Any]) -> ResourceT:
     try:
         return kind.model_validate(body, by_alias=True, by_name=False)
     except ValidationError as error:
-        raise InvalidResourceError(tuple(_problem(found) for found in error.errors())) from error
+        raise InvalidResourceError(tuple(_problem(found) for found in _first_causes(error.errors()))) from error
 
 
 def parse_pool(body: Mapping[str, Any]) -> KVCachePool:
@@ -167,11 +167,23 @@ def parse_role(body: Mapping[str, Any]) -> InferenceRole:
     return parse(InferenceRole, body)
 
 
+def _first_causes(errors: Sequence[Any]) -> list[Any]:
+    """Without lists that are too short only because what is in them is wrong."""
+    return [
+        one
+        for one in errors
+        if one["type"] != "too_short"
+        or not any(other is not one and other["loc"][: len(one["loc"])] == one["loc"] for other in errors)
+    ]
+
+
 def _problem(error: Any) -> Problem:
-    path = ""
-    if error["loc"][-1:] == ("[key]",):
-        return Problem(".".join(map(str, error["loc"][:-2])), f"{error['loc'][-2]!r}: {KEY_MESSAGE}")
-    for part in error["loc"]:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}"
-    path += error.get("ctx", {}).get("field", "")
-    return Problem(path.lstrip("."), error["msg"])
+    place = error["loc"]
+    if place[-1:] == ("[key]",):  # of a map, whose key comes before it
+        return Problem(_path(place[:-2]), f"{place[-2]!r}: {KEY_MESSAGE}")
+    return Problem(_path(place) + error.get("ctx", {}).get("field", ""), error["msg"])
+
+
+def _path(place: Sequence[str | int]) -> str:
+    """As the API server writes it: spec.tiers.secondary[0].capacity."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
