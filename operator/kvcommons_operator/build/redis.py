@@ -42,14 +42,18 @@ for peer in $INDEX_HOSTS; do
 done
 if [ -z "$master" ]; then master="${INDEX_HOSTS%% *}"; fi
 if [ "$1" = sentinel ]; then
-  sed -e "s/@MASTER@/$master/" -e "s/@SELF@/$self/" /etc/kvcommons-index/sentinel.conf > /data/sentinel.conf
+  for pair in $INDEX_IDS; do
+    if [ "${pair%%=*}" = "$self" ]; then id="${pair#*=}"; fi
+  done
+  sed -e "s/@MASTER@/$master/" -e "s/@SELF@/$self/" -e "s/@ID@/$id/" /etc/kvcommons-index/sentinel.conf > /data/sentinel.conf
   exec redis-server /data/sentinel.conf --sentinel
 fi
 sed -e "s/@SELF@/$self/" /etc/kvcommons-index/redis.conf > /data/redis.conf
 if [ "$master" != "$self" ]; then echo "replicaof $master 6379" >> /data/redis.conf; fi
 exec redis-server /data/redis.conf
 """
-"""Who is the primary is asked of the sentinels that answer; where none does, all begin with the first pod."""
+"""Who is the primary is asked of the sentinels that answer; where none does, all begin with the first pod. A sentinel keeps its
+id over restarts: others would count the former one among those whose majority names a primary."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +95,12 @@ class ManagedIndex:
     def hosts(self) -> tuple[str, ...]:
         """One host name a pod, the first primary first."""
         return tuple(f"{self.name}-{number}.{self.domain}" for number in range(self.replicas))
+
+    @property
+    def sentinel_ids(self) -> tuple[str, ...]:
+        """One a pod, the same for ever."""
+        marks = (f"{self.owner.uid}/{host}".encode() for host in self.hosts)
+        return tuple(hashlib.sha256(mark).hexdigest()[:40] for mark in marks)
 
     @property
     def replicas(self) -> int:
@@ -178,6 +188,7 @@ def sentinel_conf(index: ManagedIndex) -> str:
         "protected-mode no",
         "sentinel resolve-hostnames yes",
         "sentinel announce-hostnames yes",
+        "sentinel myid @ID@",
         "sentinel announce-ip @SELF@",
         f"sentinel monitor {master} @MASTER@ {names.REDIS_PORT} {SENTINEL_QUORUM}",
         f"sentinel auth-user {master} {SENTINEL_USER}",
@@ -287,4 +298,5 @@ def _env(index: ManagedIndex) -> list[dict[str, Any]]:
         pods.env_field("POD_NAME", "metadata.name"),
         pods.env("INDEX_SERVICE", index.domain),
         pods.env("INDEX_HOSTS", " ".join(index.hosts)),
+        pods.env("INDEX_IDS", " ".join("=".join(pair) for pair in zip(index.hosts, index.sentinel_ids, strict=True))),
     ]
