@@ -143,7 +143,7 @@ class Toleration(Model):
     key: QualifiedName | None = None
     """Key of the taint; every key when left out, which needs operator Exists."""
     operator: TolerationOperator = TolerationOperator.EQUAL
-    """Equal compares the value, Exists does not look at it."""
+    """Equal compares the value, and is what is meant when left out; Exists does not look at it."""
     value: Annotated[str, Field(max_length=63)] | None = None
     """Value of the taint, for operator Equal."""
     effect: TaintEffect | None = None

@@ -9,6 +9,19 @@ from kvcommons_operator.api import API_VERSION, GROUP
 from kvcommons_operator.api.unbuilt import DEPLOYMENT_GAPS, POOL_GAPS, REASON, Gap
 from kvcommons_operator.crd.definitions import CATEGORY, DEFINITIONS, KUBERNETES_MINOR_MIN, Definition
 
+SHARED: Final = (
+    "resources",
+    "env",
+    "tolerations",
+    "affinity",
+    "topologySpreadConstraints",
+    "securityContext",
+    "containerSecurityContext",
+    "volumes",
+    "volumeMounts",
+)
+"""Fields that mean the same wherever they are, and are told once."""
+LINK: Final = "link"
 HEAD: Final = f"""# Resources
 
 Made from the models by `python -m kvcommons_operator.crd`; `kubectl explain ifd.spec.routing` shows the same on a cluster.
@@ -28,8 +41,10 @@ the API server, so `kubectl apply` says at once what is wrong.
 def reference() -> str:
     """The whole page."""
     parts = [HEAD, _not_built()]
+    shared: dict[str, Mapping[str, Any]] = {}
     for definition in DEFINITIONS:
-        parts.append(_kind(definition))
+        parts.append(_kind(definition, shared))
+    parts.append(_pods(shared))
     return "\n".join(parts).rstrip("\n") + "\n"
 
 
@@ -52,7 +67,7 @@ def _not_built() -> str:
     return "\n".join([*lines, ""])
 
 
-def _kind(definition: Definition) -> str:
+def _kind(definition: Definition, shared: dict[str, Mapping[str, Any]]) -> str:
     schema = definition.to_dict()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     lines = [
         f"## {definition.model.KIND}",
@@ -67,14 +82,39 @@ def _kind(definition: Definition) -> str:
     for part in ("spec", "status"):
         lines.append(f"### {definition.model.KIND}.{part}")
         lines.append("")
-        lines.extend(_table(schema["properties"][part]))
+        lines.extend(_table(_without(schema["properties"][part], shared)))
     return "\n".join(lines)
 
 
-def _table(schema: Mapping[str, Any]) -> list[str]:
+def _without(schema: Mapping[str, Any], shared: dict[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The schema with a link in place of what is told once; what that is goes to `shared`."""
+    bare = dict(schema)
+    if "properties" in bare:
+        properties: dict[str, Any] = {}
+        for name, part in bare["properties"].items():
+            if name in SHARED:
+                shared.setdefault(name, part)
+                link = f"[{name}](#{name.lower()})"
+                properties[name] = {"description": part["description"], LINK: link}
+            else:
+                properties[name] = _without(part, shared)
+        bare["properties"] = properties
+    if "items" in bare:
+        bare["items"] = _without(bare["items"], shared)
+    return bare
+
+
+def _pods(shared: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = ["## Parts of pods", "", "They mean what they mean in Kubernetes' own pods.", ""]
+    for name in SHARED:
+        lines.extend([f"### {name}", "", *_table(shared[name], name)])
+    return "\n".join(lines)
+
+
+def _table(schema: Mapping[str, Any], path: str = "") -> list[str]:
     lines = ["| field | type | default | what it is |", "| --- | --- | --- | --- |"]
-    lines.extend(_row(path, part, required) for path, part, required in _walk(schema, ""))
-    rules = list(_all_rules(schema, ""))
+    lines.extend(_row(*field) for field in _walk(schema, path))
+    rules = list(_all_rules(schema, path))
     if rules:
         lines.extend(["", "Rules:", "", *rules])
     return [*lines, ""]
@@ -85,7 +125,8 @@ def _walk(schema: Mapping[str, Any], path: str) -> Iterator[tuple[str, Mapping[s
     for name, part in schema.get("properties", {}).items():
         here = f"{path}.{name}".lstrip(".")
         yield here, part, name in required
-        yield from _walk(part, here)
+        if LINK not in part:
+            yield from _walk(part, here)
     if "items" in schema:
         yield from _walk(schema["items"], f"{path}[]")
     if "additionalProperties" in schema:
@@ -94,16 +135,20 @@ def _walk(schema: Mapping[str, Any], path: str) -> Iterator[tuple[str, Mapping[s
 
 def _row(path: str, schema: Mapping[str, Any], required: bool) -> str:
     name = f"**`{path}`**" if required else f"`{path}`"
-    default = schema.get("default")
+    default = schema.get("default")  # those of objects are told field by field
+    if isinstance(default, dict):
+        default = None
     shown = (
         ""
-        if default in (None, {}, [], "")
+        if default in (None, [], "")
         else f"`{_cell(str(default).lower() if isinstance(default, bool) else default)}`"
     )
     return f"| {name} | {_cell(_type(schema))} | {shown} | {_cell(schema.get('description', ''))} |"
 
 
 def _type(schema: Mapping[str, Any]) -> str:
+    if LINK in schema:
+        return str(schema[LINK])
     if schema.get("x-kubernetes-int-or-string"):
         return "integer or string"
     if "enum" in schema:
@@ -125,7 +170,7 @@ def _rules(schema: Mapping[str, Any]) -> list[str]:
 
 def _all_rules(schema: Mapping[str, Any], path: str) -> Iterator[str]:
     """Rules of a schema and of all beneath it, but those that every map has."""
-    for rule in schema.get("x-kubernetes-validations", []):
+    for rule in schema.get("x-kubernetes-validations", []) if LINK not in schema else ():
         if not rule["rule"].startswith("self.all(key, key.size() <="):
             yield f"- {f'`{path}`: ' if path else ''}{_plain(rule['message'])}"
     for name, part in schema.get("properties", {}).items():
