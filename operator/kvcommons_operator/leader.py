@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import kopf
 from kubernetes.aio.client import Configuration
@@ -150,6 +150,8 @@ class Leader:
         await kopf.operator(
             registry=registry,
             settings=handlers.settings(),
+            # Peering is off, but kopf would ask for the name of this user, which a container's user need not have.
+            identity=cast(Any, names.MANAGER),
             standalone=True,
             clusterwide=not namespaces,
             namespaces=namespaces,
