@@ -19,10 +19,8 @@ from kvcommons_operator.reconcile.inventory import Child, Inventory, keep_child,
 
 SELECTOR: Final = f"{names.MANAGED_BY}={names.MANAGER}"
 WATCHED: Final = (
-    kinds.CONFIG_MAP,
     kinds.SERVICE,
     kinds.SERVICE_ACCOUNT,
-    kinds.CLAIM,
     kinds.DAEMON_SET,
     kinds.DEPLOYMENT,
     kinds.STATEFUL_SET,
