@@ -40,7 +40,7 @@ class Operator:
         folder: Path,
         name: str = "operator",
         kubeconfig: Path | None = None,
-        python: str = sys.executable,
+        python_path: str = "",
         **settings: object,
     ) -> None:
         self.port = free_port(LOOPBACK)
@@ -54,7 +54,9 @@ class Operator:
             **settings,
         }
         environment = {f"KVCOMMONS_OPERATOR__{key.upper()}": _text(value) for key, value in given.items()}
-        command = [python, "-P", "-m", "kvcommons_operator"]
+        if python_path:
+            environment["PYTHONPATH"] = python_path
+        command = [sys.executable, "-P", "-m", "kvcommons_operator"]
         self.process = Process(name, command, folder, environment)
 
     def start(self) -> Operator:
