@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import yaml
-from crd_case import BASES, DEPLOYMENT, POOL, Case, Change, Spec, body, merged
+from crd_case import BASES, DEPLOYMENT, POOL, ROLES, Case, Change, Spec, body, merged
 from crd_cases import CASES, CHANGES
 from kvcommons_operator.api import (
     InferenceDeployment,
     InvalidResourceError,
     KVCachePool,
+    Resource,
     Verdict,
     count_or_share,
     parse,
@@ -23,6 +24,7 @@ from kvcommons_operator.api import (
     refused,
     unbuilt,
 )
+from kvcommons_operator.api.unbuilt import DEPLOYMENT_GAPS, POOL_GAPS
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs/examples"
 
@@ -160,25 +162,42 @@ def test_counts_and_shares_are_as_kubernetes_wants_them() -> None:
     assert (count_or_share("1"), count_or_share("25%")) == (1, "25%")
 
 
-def test_what_is_not_built_is_refused_or_passed_over_by_the_table() -> None:
-    """A disk tier is refused, since the capacity would be missing; another policy is only named."""
-    spec = parse_pool(
-        body(
-            KVCachePool,
-            "p",
-            merged(
-                POOL,
-                {
-                    "eviction": {"policy": "cost"},
-                    "tiers": {"secondary": [{"type": "disk", "capacity": "1Gi", "pvc": {"size": "1Gi"}}]},
-                },
-            ),
-        )
-    ).spec
-    found = {gap.field: gap.verdict for gap in unbuilt(spec)}
-    assert found == {"spec.tiers.secondary": Verdict.REFUSED, "spec.eviction.policy": Verdict.IGNORED}
-    assert [gap.field for gap in refused(spec)] == ["spec.tiers.secondary"]
-    assert {gap.reason for gap in unbuilt(spec)} == {"NotBuiltYet"}
+UNBUILT: tuple[tuple[str, Spec], ...] = (
+    ("spec.tiers.secondary", {"tiers": {"secondary": [{"type": "disk", "capacity": "1Gi", "pvc": {"size": "1Gi"}}]}}),
+    ("spec.tiers.memory.hugePages", {"tiers": {"memory": {"hugePages": "1Gi"}}}),
+    ("spec.eviction.policy", {"eviction": {"policy": "cost"}}),
+    ("spec.compression.codec", {"compression": {"codec": "fp8"}}),
+    ("spec.transport.type", {"transport": {"type": "nixl"}}),
+    ("spec.transport", {"transport": {"socketsPerPeer": 8}}),
+    ("spec.tenancy.quotas", {"tenancy": {"quotas": [{"tenant": "a", "memoryPercent": 10}]}}),
+    ("spec.security.tls", {"security": {"tls": {"secretRef": {"name": "s"}}}}),
+    ("spec.updateStrategy.drainSeconds", {"updateStrategy": {"drainSeconds": 60}}),
+    ("spec.engine.type", {"engine": {"type": "sglang"}}),
+    (
+        "spec.engine.nodesPerReplica",
+        {"engine": {"nodesPerReplica": 2, "tensorParallelSize": 2}, "poolRef": {"name": "p"}},
+    ),
+    ("spec.roles", {"roles": ROLES, "poolRef": {"name": "p"}}),
+    ("spec.routing.failureMode", {"routing": {"failureMode": "FailClosed"}}),
+    ("spec.gateway.inferencePool", {"gateway": {"inferencePool": {}}}),
+)
+
+
+def test_every_gap_is_shown_by_a_spec() -> None:
+    """The table of what is not built and the specs that ask for it are the same list."""
+    assert [field for field, _ in UNBUILT] == [gap.field for gap in POOL_GAPS + DEPLOYMENT_GAPS]
+
+
+@pytest.mark.parametrize(("field", "patch"), UNBUILT, ids=[field for field, _ in UNBUILT])
+def test_what_is_not_built_is_named_with_its_verdict(field: str, patch: Spec) -> None:
+    """A spec that asks for one thing that is not built is told of that thing alone; its neighbours by default of none."""
+    kind: type[Resource] = KVCachePool if field in {gap.field for gap in POOL_GAPS} else InferenceDeployment
+    spec = parse(kind, body(kind, "x", merged(BASES[kind], patch))).spec  # type: ignore[attr-defined]
+    found = unbuilt(spec)
+    assert [(gap.field, gap.reason) for gap in found] == [(field, "NotBuiltYet")]
+    assert found[0].message
+    assert refused(spec) == [gap for gap in found if gap.verdict is Verdict.REFUSED]
+    assert unbuilt(parse(kind, body(kind, "x", BASES[kind])).spec) == []  # type: ignore[attr-defined]
 
 
 def test_a_status_of_another_version_is_read() -> None:

@@ -74,6 +74,12 @@ POOL_GAPS: Final = (
         "blocks do not go between cache nodes yet, by neither transport; use tcp",
     ),
     Gap(
+        "spec.transport",
+        lambda spec: (spec.transport.sockets_per_peer, spec.transport.replicas_max) != (4, 2),
+        "blocks do not go between cache nodes yet; socketsPerPeer and replicasMax change nothing",
+        Verdict.IGNORED,
+    ),
+    Gap(
         "spec.tenancy.quotas",
         lambda spec: bool(spec.tenancy.quotas),
         "quotas are not built yet; leave them out, or give each tenant a pool of its own",
@@ -82,6 +88,12 @@ POOL_GAPS: Final = (
         "spec.security.tls",
         lambda spec: spec.security.tls is not None,
         "TLS between cache nodes is not built yet; leave it out: the pool's NetworkPolicy and tokens keep others out",
+    ),
+    Gap(
+        "spec.updateStrategy.drainSeconds",
+        lambda spec: spec.update_strategy.drain_seconds != 30,
+        "no limit is set to a drain yet; a cache node is restarted as soon as it has flushed",
+        Verdict.IGNORED,
     ),
 )
 
@@ -100,6 +112,11 @@ DEPLOYMENT_GAPS: Final = (
         "spec.roles",
         lambda spec: spec.roles is not None,
         "KV is not handed from prefill to decode yet; leave `roles` out: every engine then does both",
+    ),
+    Gap(
+        "spec.routing.failureMode",
+        lambda spec: spec.routing.failure_mode == "FailClosed",
+        "routers go on without the index; use FailOpen",
     ),
     Gap(
         "spec.gateway.inferencePool",
