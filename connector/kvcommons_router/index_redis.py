@@ -28,6 +28,7 @@ from kvcommons_router.index import Index, Inquiry
 from kvcommons_router.index_memory import OwnMemory
 from kvcommons_router.link import Links, Values
 from kvcommons_router.members import Members
+from kvcommons_router.stream_link import StreamConnection
 from kvcommons_router.usage import usage_of
 
 CORRECTIONS_AT_ONCE_MAX: Final = 16
@@ -91,7 +92,8 @@ class RedisIndex:
         self._context = context
         settings = context.index_settings
         self.reader = Reader(settings)
-        self.recorder = EngineRecorder(settings, self.reader)
+        self._stream_connection = StreamConnection(settings)
+        self.recorder = EngineRecorder(settings, self.reader, stream_connection=self._stream_connection)
         self._instances = context.fleet.instances
         self._places = Places(self._instances, schema.age_units_max(settings.holder_age_seconds_max))
         self._links = Links(settings) if Links.can_serve(settings) else None
@@ -109,6 +111,8 @@ class RedisIndex:
         self._tasks = [asyncio.create_task(self._listener.run(), name="index-feedback")]
         if self._links is not None:
             self._tasks.append(asyncio.create_task(self._links.run(), name="index-link"))
+        if self._stream_connection.links is not None:
+            self._tasks.append(asyncio.create_task(self._stream_connection.links.run(), name="index-intents-link"))
 
     async def close(self) -> None:
         """Ends; the engines stay members while other routers keep them."""
@@ -117,6 +121,8 @@ class RedisIndex:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._links is not None:
             self._links.close()
+        if self._stream_connection.links is not None:
+            self._stream_connection.links.close()
         await self._listener.close()
         await self.recorder.stop()
         await self.reader.stop()

@@ -16,6 +16,7 @@ from typing import Final, cast
 from urllib.parse import unquote, urlsplit
 
 import hiredis
+from kvcommons_core.index.connection import Command
 from kvcommons_core.settings import IndexSettings
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class Link(asyncio.Protocol):
 
     def __init__(self, seconds_max: float) -> None:
         self.up = False
+        self.refusals = 0  # commands that Redis answered with an error
         self.lost = asyncio.Event()
         self._reader = hiredis.Reader()
         self._waiting: deque[Waiting] = deque()
@@ -85,10 +87,15 @@ class Link(asyncio.Protocol):
         self._ask(("MGET", *names), answer, self._seconds_max)
         return True
 
-    def _ask(self, command: Sequence[bytes | str], answer: Answer, seconds: float) -> None:
+    def ask_all(self, commands: Sequence[Command], answer: Answer, seconds: float) -> None:
+        """Asks several things at once; each is answered by itself."""
+        for command in commands:
+            self._ask(command, answer, seconds)
+
+    def _ask(self, command: Command, answer: Answer, seconds: float) -> None:
         if not self._unsent:  # one write for all that is asked in one turn of the loop
             self._loop.call_soon(self._send)
-        self._unsent.append(hiredis.pack_command(tuple(command)))  # type: ignore[arg-type]  # its stub wants one item
+        self._unsent.append(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub wants one item
         deadline = self._loop.time() + seconds
         self._waiting.append(Waiting(answer, deadline))
         if self._timer is None:
@@ -122,9 +129,10 @@ class Link(asyncio.Protocol):
         try:
             while (value := reader.gets()) is not False:
                 waiting = self._waiting.popleft()
+                refused = isinstance(value, hiredis.ReplyError)
+                self.refusals += refused
                 if waiting.answer is not None:
                     answer, waiting.answer = waiting.answer, None
-                    refused = isinstance(value, hiredis.ReplyError)
                     answer(None if refused else value if isinstance(value, list) else [])
         except (hiredis.ProtocolError, IndexError) as error:
             logger.error("Redis does not speak its protocol: %s", error)

@@ -25,11 +25,19 @@ LINGER_SECONDS: Final = 0.02  # a router under load dispatches many requests in 
 class EngineRecorder:
     """Members that several routers keep together, and one stream of intents for all of them. Nothing here waits or fails for Redis."""
 
-    def __init__(self, settings: IndexSettings, reader: IndexReader, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        settings: IndexSettings,
+        reader: IndexReader,
+        *,
+        clock: Callable[[], float] = time.time,
+        stream_connection: IndexConnection | None = None,
+    ) -> None:
+        """:param stream_connection: how intents reach Redis, where it is not the usual way."""
         self._reader = reader
         self._clock = clock
         self._keeper_connection = IndexConnection(settings)
-        self._stream_connection = IndexConnection(settings)
+        self._stream_connection = stream_connection or IndexConnection(settings)
         self.keeper = MembershipKeeper(self._keeper_connection, settings, clock=clock)
         self.stream = OpStream(self._stream_connection, settings, clock=clock, linger_seconds=LINGER_SECONDS)
         self._members: dict[str, Membership] = {}
