@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -197,8 +198,8 @@ class Cluster(ApiServer):
 
     def import_image(self, archive: Path) -> None:
         """Into the image stores of all nodes."""
-        for node in self.nodes:
-            node.import_image(archive)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda node: node.import_image(archive), self.nodes))
 
     def _start_dns(self) -> None:
         image = "kvcommons.test/coredns:1"

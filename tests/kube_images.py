@@ -6,15 +6,17 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import subprocess
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+SHELL = ("sh", "sed", "timeout", "head", "cat", "sleep", "mkdir", "env")
 
 
 def _digest(data: bytes) -> str:
@@ -27,31 +29,35 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
     archive.addfile(entry, io.BytesIO(data))
 
 
-def write_archive(target: Path, name: str, layer: bytes, config: dict[str, Any]) -> Path:
-    """An OCI archive of one layer (a tar), for `ctr images import`. `config`: Entrypoint, Cmd, Env, User."""
-    blob = json.dumps(
-        {
-            "architecture": "amd64",
-            "os": "linux",
-            "config": config,
-            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{_digest(layer)}"]},
-        }
-    ).encode()
-    manifest = json.dumps(
-        {
-            "schemaVersion": 2,
-            "mediaType": MANIFEST,
-            "config": {"mediaType": CONFIG, "digest": f"sha256:{_digest(blob)}", "size": len(blob)},
-            "layers": [{"mediaType": LAYER, "digest": f"sha256:{_digest(layer)}", "size": len(layer)}],
-        }
-    ).encode()
-    described = {"mediaType": MANIFEST, "digest": f"sha256:{_digest(manifest)}", "size": len(manifest)}
-    named = {**described, "annotations": {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name}}
-    index = json.dumps({"schemaVersion": 2, "manifests": [named]}).encode()
+def write_archive(target: Path, layer: bytes, images: Mapping[str, dict[str, Any]]) -> Path:
+    """An OCI archive for `ctr images import`: images by name, with their configs (Entrypoint, Cmd, Env, User), of one layer (a tar)."""
+    blobs = [layer]
+    described = []
+    for name, config in images.items():
+        blob = json.dumps(
+            {
+                "architecture": "amd64",
+                "os": "linux",
+                "config": config,
+                "rootfs": {"type": "layers", "diff_ids": [f"sha256:{_digest(layer)}"]},
+            }
+        ).encode()
+        manifest = json.dumps(
+            {
+                "schemaVersion": 2,
+                "mediaType": MANIFEST,
+                "config": {"mediaType": CONFIG, "digest": f"sha256:{_digest(blob)}", "size": len(blob)},
+                "layers": [{"mediaType": LAYER, "digest": f"sha256:{_digest(layer)}", "size": len(layer)}],
+            }
+        ).encode()
+        names = {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name}
+        entry = {"mediaType": MANIFEST, "digest": f"sha256:{_digest(manifest)}", "size": len(manifest)}
+        described.append({**entry, "annotations": names})
+        blobs += [blob, manifest]
     with tarfile.open(target, "w") as archive:
         _add(archive, "oci-layout", b'{"imageLayoutVersion": "1.0.0"}')
-        _add(archive, "index.json", index)
-        for data in (blob, manifest, layer):
+        _add(archive, "index.json", json.dumps({"schemaVersion": 2, "manifests": described}).encode())
+        for data in blobs:
             _add(archive, f"blobs/sha256/{_digest(data)}", data)
     return target
 
@@ -65,29 +71,37 @@ def of_program(folder: Path, name: str, program: str) -> Path:
         body = Path(program).read_bytes()
         entry.size, entry.mode = len(body), 0o755
         layer.addfile(entry, io.BytesIO(body))
-    return write_archive(
-        folder / f"{base}.tar", name, data.getvalue(), {"Entrypoint": [f"/{base}"], "User": "65535:65535"}
-    )
+    config = {"Entrypoint": [f"/{base}"], "User": "65535:65535"}
+    return write_archive(folder / f"{base}.tar", data.getvalue(), {name: config})
 
 
-def _libraries(program: Path) -> set[Path]:
-    """The shared libraries that a program loads, its interpreter among them."""
-    done = subprocess.run(["ldd", str(program)], capture_output=True, text=True, check=False)
-    return {Path(found) for found in re.findall(r"(/\S+) \(0x", done.stdout)}
+def libraries(programs: Iterable[Path]) -> dict[str, Path]:
+    """The shared libraries that programs and modules load, their interpreter among them, each at its own place."""
+    asked = [str(path) for path in programs]
+    done = subprocess.run(["ldd", *asked], capture_output=True, text=True, check=False)
+    return {found.lstrip("/"): Path(found) for found in re.findall(r"(/\S+) \(0x", done.stdout)}
+
+
+def shell() -> dict[str, Path]:
+    """A shell and what scripts call."""
+    programs = {name: shutil.which(name) for name in SHELL}
+    return {f"bin/{name}": Path(path) for name, path in programs.items() if path}
+
+
+def add_folders(layer: tarfile.TarFile) -> None:
+    """What every image has."""
+    for folder, mode in (("tmp", 0o1777), ("data", 0o777), ("etc", 0o755), ("run", 0o755), ("var/lib", 0o755)):
+        entry = tarfile.TarInfo(folder)
+        entry.type, entry.mode = tarfile.DIRTYPE, mode
+        layer.addfile(entry)
 
 
 def of_files(target: Path, name: str, files: Mapping[str, Path], config: dict[str, Any]) -> Path:
     """An image of programs of this machine, each where it shall be, with the libraries that they need."""
     data = io.BytesIO()
-    places: dict[str, Path] = {}
-    for place, source in files.items():
-        places[place] = source
-        places |= {str(library).lstrip("/"): library for library in _libraries(source)}
+    places = {**libraries(files.values()), **files}
     with tarfile.open(fileobj=data, mode="w", dereference=True) as layer:
-        for folder, mode in (("tmp", 0o1777), ("data", 0o777), ("etc", 0o755)):
-            entry = tarfile.TarInfo(folder)
-            entry.type, entry.mode = tarfile.DIRTYPE, mode
-            layer.addfile(entry)
+        add_folders(layer)
         for place, source in sorted(places.items()):
             layer.add(source.resolve(), place, recursive=False)
-    return write_archive(target, name, data.getvalue(), config)
+    return write_archive(target, data.getvalue(), {name: config})

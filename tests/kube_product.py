@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import kube_assembled
 import kube_images
 from kvcommons_core import redis_server
 
@@ -35,10 +36,11 @@ SOURCES = (
 )
 SCRIPTS = (".ci/elf.py", ".ci/native.py", ".ci/payload.py")
 NAMES = ("operator", "node", "router")
+TAG = "test"
+VARIABLE = "KVCOMMONS_TEST_IMAGES"
 BUILD_SECONDS_MAX = 3_000
 ENGINE_IMAGE = "kvcommons.test/engine:1"
 REDIS_IMAGE = "kvcommons.test/redis:1"
-SHELL = ("sh", "sed", "timeout", "head", "cat", "sleep", "mkdir", "env")  # what an image of Redis has beside it
 LINKS = ("bin", "sbin", "lib", "lib64")  # of a merged /usr
 
 
@@ -63,25 +65,24 @@ def digest() -> str:
 
 
 def _store() -> Path:
-    return Path(os.environ.get("KVCOMMONS_CACHE", ROOT / ".cache")) / "images"
+    return Path(os.environ.get("KVCOMMONS_CACHE", ROOT / ".cache")) / "cluster-images"
 
 
-def built() -> dict[str, Path]:
-    """Archives of our images by name, built where a source has changed; older ones go."""
+def images(folder: Path) -> list[Path]:
+    """Archives of our images: assembled in the folder, or built by their Dockerfiles where that is asked for."""
+    if os.environ.get(VARIABLE) == "dockerfile":
+        return built()
+    names = {f"localhost/kvcommons-{name}:{TAG}": name for name in NAMES}
+    return [kube_assembled.archive(folder / "kvcommons.tar", names)]
+
+
+def built() -> list[Path]:
+    """Built by the Dockerfiles, where a source has changed; older ones go."""
     target = _store() / digest()
-    archives = {name: target / f"kvcommons-{name}.tar" for name in NAMES}
-    if not all(path.exists() for path in archives.values()):
-        for old in _store().glob("*"):
-            shutil.rmtree(old)
-        command = [
-            sys.executable,
-            str(ROOT / ".ci" / "images.py"),
-            "--stand-ins",
-            "--tag",
-            "test",
-            "--save",
-            str(target),
-        ]
+    archives = [target / f"kvcommons-{name}.tar" for name in NAMES]
+    if not all(path.exists() for path in archives):
+        shutil.rmtree(_store(), ignore_errors=True)
+        command = [sys.executable, str(ROOT / ".ci" / "images.py"), "--stand-ins", "--tag", TAG, "--save", str(target)]
         done = subprocess.run(command, cwd=ROOT, check=False, timeout=BUILD_SECONDS_MAX)
         assert done.returncode == 0, "the images could not be built; why is above"
     return archives
@@ -105,16 +106,14 @@ def engine_archive(target: Path) -> Path:
                 layer.add(f"/{name}", name)
     venv = Path(sys.prefix)
     path = f"PATH={venv}/bin:/usr/local/bin:/usr/bin:/bin"
-    return kube_images.write_archive(target, ENGINE_IMAGE, data.getvalue(), {"Env": [path], "Cmd": ["python3"]})
+    return kube_images.write_archive(target, data.getvalue(), {ENGINE_IMAGE: {"Env": [path], "Cmd": ["python3"]}})
 
 
 def redis_archive(target: Path) -> Path:
     """An image of this machine's Redis, its client and a shell."""
     pairs = [(binary.path, binary.path.with_name("redis-cli")) for binary in redis_server.find_server()]
     server, client = next(pair for pair in pairs if pair[1].exists())
-    programs = {name: shutil.which(name) for name in SHELL}
-    files = {f"bin/{name}": Path(path) for name, path in programs.items() if path}
-    files |= {"bin/redis-server": server, "bin/redis-cli": client}
+    files = {**kube_images.shell(), "bin/redis-server": server, "bin/redis-cli": client}
     config = {"Env": ["PATH=/bin"], "Cmd": ["redis-server"], "WorkingDir": "/data"}
     return kube_images.of_files(target, REDIS_IMAGE, files, config)
 
@@ -185,3 +184,25 @@ def host_folders() -> list[HostFolder]:
     if places["python"].is_relative_to("/usr"):
         del places["python"]
     return [HostFolder(name, place, str(place)) for name, place in places.items()]
+
+
+HIDDEN = "nothing"  # of a ConfigMap and its key
+
+
+def hidden() -> list[str]:
+    """Files by which this checkout's packages would be found in the engine's Python, before those that the payload brings."""
+    packages = Path(sysconfig.get_path("purelib"))
+    return [str(path) for path in packages.glob("*.pth") if "kvcommons" in path.name]
+
+
+def hiding_manifest(namespace: str) -> dict[str, Any]:
+    metadata = {"name": HIDDEN, "namespace": namespace}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {HIDDEN: ""}}
+
+
+def engine_volumes() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(volumes, mounts) of an engine's pod."""
+    folders = host_folders()
+    volumes = [*(folder.volume for folder in folders), {"name": HIDDEN, "configMap": {"name": HIDDEN}}]
+    over = [{"name": HIDDEN, "mountPath": path, "subPath": HIDDEN, "readOnly": True} for path in hidden()]
+    return volumes, [*(folder.mount for folder in folders), *over]
