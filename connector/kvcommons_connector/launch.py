@@ -160,9 +160,8 @@ def why_not(status: int, stderr: str, facts: dict[str, object], manifest: dict[s
         return "WrongMachine", f"the payload is for {built_for} and this machine is {machine}"
     if facts and not glibc:
         return "GlibcNotFound", f"this image has no glibc (musl?); the payload needs glibc {manifest.get('glibc')}"
-    wanted = re.findall(r"GLIBC_(2\.\d+)' not found", stderr)
-    if wanted:
-        return "GlibcTooOld", f"glibc here is {glibc} and the payload needs {newest(wanted)}; use a newer image"
+    if re.search(r"GLIBC_2\.\d+' not found", stderr):
+        return "GlibcTooOld", f"glibc here is {glibc} and the payload needs {manifest.get('glibc')}; use a newer image"
     unfit = facts.get("freeThreaded") or facts.get("implementation") != "CPython"
     if facts and (unfit or not fits(python, manifest.get("pythons"))):
         kind = f"{facts.get('implementation')} {python}{', free-threaded' if facts.get('freeThreaded') else ''}"
@@ -172,10 +171,6 @@ def why_not(status: int, stderr: str, facts: dict[str, object], manifest: dict[s
         return "NativeCrashed", f"loading the native module ended the process: {signal_name(-status)}"
     last = [line.strip() for line in stderr.splitlines() if line.strip()][-1:] or [f"no message, status {status}"]
     return "NotLoadable", f"the connector could not be loaded: {last[0]}"
-
-
-def newest(versions: list[str]) -> str:
-    return max(versions, key=lambda version: [int(part) for part in version.split(".")])
 
 
 def as_list(value: object) -> list[object]:
