@@ -7,6 +7,7 @@ import ctypes
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -41,7 +42,9 @@ class Supervisor:
 
     def __init__(self, settings: RouterSettings, layout: Layout, auth: Authenticator, file: ListedFile | None) -> None:
         # A socket that is bound but does not listen keeps the port ours, also when it was 0, while workers come and go.
-        self._holder = bind(settings.router, share=True)
+        # It is bound alone, so that it fails where another router is, and then lets the workers in.
+        self._holder = bind(settings.router, share=False)
+        self._holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         host, port = self._holder.getsockname()[:2]
         listen = f"{host}:{port}" if ":" not in host else f"[{host}]:{port}"
         self._settings = settings.router.model_copy(update={"listen": listen})
@@ -174,6 +177,7 @@ class Supervisor:
 
     def _stop(self) -> None:
         self._stopping = True
+        self._holder.close()  # who comes after us may have the port as soon as the workers listen no more
         self._due.clear()
         for pid in self._pids:
             with contextlib.suppress(ProcessLookupError):

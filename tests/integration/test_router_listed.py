@@ -1,6 +1,7 @@
 """Instances that are listed in the file of settings, and change with it while the router runs."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -182,22 +183,32 @@ def test_a_router_that_watches_no_pods_needs_no_client_of_kubernetes() -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_a_port_that_is_in_use_is_named(tmp_path: Path) -> None:
-    """Also by a router of several workers, whose port others could share."""
-    import socket
+def refused_at(port: int, workers: int) -> tuple[int, str]:
+    """The exit status of another router on a port, and what it says."""
+    flags = ["--instance=name=a,url=http://h:1,model=m", f"--listen=127.0.0.1:{port}", f"--workers={workers}"]
+    command = [sys.executable, "-m", "kvcommons_router", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stderr
 
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        for workers in (1, 2):
-            flags = ["--instance=name=a,url=http://h:1,model=m", f"--listen=127.0.0.1:{port}", f"--workers={workers}"]
-            done = subprocess.run(
-                [sys.executable, "-m", "kvcommons_router", *flags],
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=False,
-            )
-            assert done.returncode == 2
-            assert f"router.listen: '127.0.0.1:{port}': can't be listened on (Address already in use)" in done.stderr
+
+@on_uvloop
+async def test_a_port_that_another_router_has_is_named(tmp_path: Path) -> None:
+    """Also where both have several workers, whose ports the kernel would let them share."""
+    file = tmp_path / "router.toml"
+    async with engines_of("a") as engines:
+        write(file, engines)
+        async with listing(file) as process:
+            for workers in (1, 2):
+                status, said = await asyncio.to_thread(refused_at, process.port, workers)
+                assert status == 2
+                assert (
+                    f"router.listen: '127.0.0.1:{process.port}': can't be listened on (Address already in use)" in said
+                )
+            os.kill((await process.workers(2))[0], signal.SIGKILL)
+            for _ in range(1000):
+                with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                    metrics = await process.metrics()
+                    if (metrics["worker_restarts_total"], metrics["workers"]) == (1, 2):
+                        return
+                await asyncio.sleep(0.01)
+            raise AssertionError("the worker is not replaced")
