@@ -8,8 +8,8 @@ from typing import Final
 
 import orjson
 
-from kvcommons_router.exchange import Exchange
 from kvcommons_router.fleet import Instance
+from kvcommons_router.journey import Journey
 
 PENDING_MAX: Final = 10_000
 
@@ -21,7 +21,7 @@ class AccessLog:
         self._lines: list[bytes] = []
         self._dropped = 0
 
-    def write(self, exchange: Exchange, instance: Instance | None, seconds: float) -> None:
+    def write(self, exchange: Journey, instance: Instance | None, seconds: float) -> None:
         """Notes a request that ended."""
         if len(self._lines) >= PENDING_MAX:
             self._dropped += 1

@@ -12,8 +12,9 @@ from kvcommons_router.auth import Authenticator, Tenant
 from kvcommons_router.budgets import Budgets
 from kvcommons_router.context import Context
 from kvcommons_router.errors import Refusal, not_served, unserved
-from kvcommons_router.exchange import Client, Exchange, Owner
+from kvcommons_router.exchange import Exchange
 from kvcommons_router.fleet import Group
+from kvcommons_router.journey import Client, Owner
 from kvcommons_router.known_heads import KnownHeads
 from kvcommons_router.request import Request
 

@@ -18,11 +18,11 @@ from kvcommons_router.cells import Cells
 from kvcommons_router.checks import HealthChecker
 from kvcommons_router.context import Context
 from kvcommons_router.errors import Refusal
-from kvcommons_router.exchange import Exchange
 from kvcommons_router.fleet import Instance
 from kvcommons_router.follower import Follower
 from kvcommons_router.http_server import ClientConnection
 from kvcommons_router.index import Index
+from kvcommons_router.journey import Journey
 from kvcommons_router.metrics import Layout
 from kvcommons_router.picker import Policy
 from kvcommons_router.request import Request
@@ -153,13 +153,13 @@ class App:
         if request.path in RELAYED:
             self.context.count_request(self.layout.other_model, status)
 
-    def exchange_ended(self, exchange: Exchange) -> None:
+    def exchange_ended(self, exchange: Journey) -> None:
         """A request is no longer under way."""
         self.budgets.release_body(exchange.request)
         exchange.forwarded = NOTHING
         self.budgets.end(exchange.tenant.name)
 
-    def request_done(self, exchange: Exchange, instance: Instance | None) -> None:
+    def request_done(self, exchange: Journey, instance: Instance | None) -> None:
         """A request ended with an engine's answer, or with its client's leaving."""
         self.exchange_ended(exchange)
         context, layout = self.context, self.layout

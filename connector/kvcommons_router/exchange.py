@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from typing import Protocol
 
 from kvcommons_router import picker
-from kvcommons_router.auth import Tenant
-from kvcommons_router.body import NOTHING, Buffers
-from kvcommons_router.choice import Hits, choose, hits_of
-from kvcommons_router.context import Context
+from kvcommons_router.choice import choose, hits_of
 from kvcommons_router.errors import Refusal
-from kvcommons_router.fleet import Group, Instance
+from kvcommons_router.fleet import Instance
 from kvcommons_router.framing import answer_head, is_unframed, request_head
-from kvcommons_router.index import Depths, Inquiry
+from kvcommons_router.index import Depths
+from kvcommons_router.journey import Journey
 from kvcommons_router.picker import NO_HIT, Shape
-from kvcommons_router.request import Request
 from kvcommons_router.response import Head
 from kvcommons_router.upstream import Upstream
 
@@ -26,110 +21,10 @@ logger = logging.getLogger(__name__)
 RETRIED_STATUSES = frozenset({502, 503, 504})
 
 
-class Client(Protocol):
-    """Who gets the answer."""
-
-    transport: asyncio.Transport
-
-    def exchange_done(self, *, keep: bool) -> None:
-        """The answer has been relayed to its end."""
-
-    def exchange_refused(self, request: Request, refusal: Refusal, request_id: bytes) -> None:
-        """There is no answer but this refusal."""
-
-    def cut(self) -> None:
-        """The answer can't be completed."""
-
-
-class Owner(Protocol):
-    """Who keeps account of requests under way."""
-
-    def exchange_ended(self, exchange: Exchange) -> None:
-        """A request is no longer under way."""
-
-    def request_done(self, exchange: Exchange, instance: Instance | None) -> None:
-        """It is so because of an engine's answer, or because its client left."""
-
-
-class Exchange(Inquiry):
+class Exchange(Journey):
     """From a request that is whole to the last byte of its answer."""
 
-    # Many attributes: in slots they are found as quickly as few ones.
-    __slots__ = (
-        "affinity",
-        "attempts",
-        "chunk_client",
-        "client",
-        "context",
-        "decoding",
-        "depths",
-        "dispatched_at",
-        "done",
-        "first_byte_at",
-        "forwarded",
-        "head_bytes",
-        "hits",
-        "instance",
-        "keep",
-        "length",
-        "owner",
-        "paused",
-        "pieces",
-        "relayed",
-        "request",
-        "sent_alone",
-        "status",
-        "streaming",
-        "tenant",
-        "tokens",
-        "tried",
-        "upstream",
-        "was_reused",
-    )
-
-    def __init__(
-        self,
-        context: Context,
-        owner: Owner,
-        client: Client,
-        request: Request,
-        tenant: Tenant,
-        group: Group,
-        id_bytes: bytes,
-    ) -> None:
-        super().__init__(group, id_bytes)
-        self.context = context
-        self.owner = owner
-        self.client = client
-        self.request = request
-        self.tenant = tenant
-        self.forwarded: Buffers = NOTHING  # the body as it is sent on
-        self.length = 0  # tokens, estimated
-        self.affinity = 0  # a hash of the first text
-        self.streaming = False
-        # What the index says.
-        self.depths: Depths | None = None
-        self.hits: Hits | None = None
-        # The attempt under way.
-        self.attempts = 0
-        self.tried: tuple[Instance, ...] = ()
-        self.instance: Instance | None = None
-        self.upstream: Upstream | None = None
-        self.tokens = 0
-        self.decoding = False
-        self.was_reused = False
-        self.sent_alone = False
-        self.dispatched_at = 0.0
-        self.first_byte_at = 0.0
-        # The answer.
-        self.status = 0
-        self.head_bytes = b""  # not sent yet: until the first byte of the body another instance may still be asked
-        self.chunk_client = False
-        self.keep = True
-        self.relayed = 0
-        self.pieces = 0
-        self.paused = False
-        self.done = False
+    __slots__ = ()
 
     # Choosing.
 
@@ -252,9 +147,8 @@ class Exchange(Inquiry):
         self.first_byte_at = now
         context = self.context
         self.prefilled()
-        seconds = now - self.dispatched_at
         if self.sent_alone and self.status == 200:
-            instance.learner.add(self.tokens, seconds)
+            instance.learner.add(self.tokens, now - self.dispatched_at)
         context.recorder.observe_seconds(context.layout.first_byte_seconds, instance.index, now - self.request.received)
 
     def prefilled(self) -> None:

@@ -8,11 +8,11 @@ from typing import Final
 
 from kvcommons_router.health import Health
 from kvcommons_router.picker import Candidate, Prefill
+from kvcommons_router.pool import Pool
 from kvcommons_router.rates import PrefillLearner, TokenRatio
 from kvcommons_router.roster import Entry, Presence
 from kvcommons_router.settings import InstanceSettings, RouterSection
 from kvcommons_router.settings_instances import INSTANCES_MAX, Role
-from kvcommons_router.upstream import Pool
 
 # Until requests are split into prefill and decode, who only prefills gets none.
 SERVING_ROLES: Final = frozenset({Role.AGGREGATED, Role.DECODE})

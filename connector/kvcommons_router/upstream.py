@@ -1,11 +1,10 @@
-"""Connections to engines: pooled, one request at a time on each, and relayed as the bytes come."""
+"""A connection to an engine: one request at a time, and its answer relayed as the bytes come."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol, cast
 
@@ -30,12 +29,22 @@ class Receiver(Protocol):
         """The connection ended, or what came is not an answer, before it was complete."""
 
 
+class Keeper(Protocol):
+    """Who keeps connections between requests."""
+
+    def give_back(self, upstream: Upstream) -> None:
+        """A connection is free again."""
+
+    def lost(self, upstream: Upstream) -> None:
+        """A connection ended."""
+
+
 class Upstream(asyncio.Protocol):
     """One connection to an engine."""
 
     transport: asyncio.Transport
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Keeper) -> None:
         self.pool = pool
         self.receiver: Receiver | None = None
         self.closed = False
@@ -235,77 +244,3 @@ class Upstream(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         """See `pause_writing`."""
-
-
-class Pool:
-    """The connections to one instance; the last one used is the first one used again."""
-
-    def __init__(self, host: str, port: int, *, idle_max: int, idle_seconds: float, connect_seconds: float) -> None:
-        self.host = host
-        self.port = port
-        self._idle: deque[Upstream] = deque()
-        self._idle_max = idle_max
-        self._idle_seconds = idle_seconds
-        self._connect_seconds = connect_seconds
-        self._retired = False
-        self.open = 0
-
-    def take_idle(self, now: float) -> Upstream | None:
-        """A connection that is open and not too old to be trusted, if there is one."""
-        idle = self._idle
-        while idle:
-            upstream = idle.pop()
-            if upstream.closed:
-                continue
-            if now - upstream.idle_since > self._idle_seconds:
-                self.close_idle()  # it was the youngest
-                upstream.transport.abort()
-                return None
-            upstream.reused = True
-            return upstream
-        return None
-
-    async def connect(self) -> Upstream:
-        """A new connection.
-
-        :raises OSError: if there is none to be had; TimeoutError, which is one, if it takes too long.
-        """
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(self._connect_seconds):
-            _, upstream = await loop.create_connection(lambda: Upstream(self), self.host, self.port)
-        self.open += 1
-        return upstream
-
-    def give_back(self, upstream: Upstream) -> None:
-        """Keeps a connection for the next request, or closes it when enough are kept."""
-        if upstream.closed or upstream.transport.is_closing():
-            return
-        if self._retired or len(self._idle) >= self._idle_max:
-            upstream.transport.close()
-            return
-        upstream.idle_since = upstream.last_at
-        self._idle.append(upstream)
-
-    def lost(self, upstream: Upstream) -> None:
-        """Forgets a connection that ended."""
-        self.open -= 1
-
-    def expire(self, now: float) -> None:
-        """Closes those that have been idle too long; called about once a second."""
-        idle = self._idle
-        while idle and (idle[0].closed or now - idle[0].idle_since > self._idle_seconds):
-            upstream = idle.popleft()
-            if not upstream.closed:
-                upstream.transport.close()
-
-    def retire(self) -> None:
-        """Keeps no connection any more; those that are busy end with their requests."""
-        self._retired = True
-        self.close_idle()
-
-    def close_idle(self) -> None:
-        """Closes all that wait; after a failure none of them is to be trusted."""
-        while self._idle:
-            upstream = self._idle.popleft()
-            if not upstream.closed:
-                upstream.transport.close()
