@@ -97,6 +97,18 @@ DEPLOYMENT_CASES: Final = tuple(
             "spec.autoscaling.metrics[0].name",
         ),
         (
+            "for type Cpu target is a whole number",
+            _metric(type="Cpu", target="1k"),
+            _metric(type="Cpu", target="80"),
+            "spec.autoscaling.metrics[0].target",
+        ),
+        (
+            "target must be over 0",
+            _metric(type="Pod", name="n", target=0),
+            _metric(type="Pod", name="n", target="500m"),
+            "spec.autoscaling.metrics[0].target",
+        ),
+        (
             "query goes with type Prometheus",
             _metric(type="Cpu", query="up"),
             _metric(type="Cpu"),
@@ -152,8 +164,8 @@ DEPLOYMENT_CASES: Final = tuple(
             "spec.podTemplate.volumes[0].emptyDir.sizeLimit",
         ),
         (
-            "/kvcommons belongs to the operator",
-            _mount("/kvcommons/python"),
+            "/kvcommons and /run/kvcommons belong",
+            _mount("/run/kvcommons"),
             _mount("/kvcommons-data"),
             "spec.podTemplate.volumeMounts[0].mountPath",
         ),

@@ -92,8 +92,9 @@ HostName = Annotated[
         pattern=r"^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
     ),
 ]
-AbsolutePath = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^/[^\x00-\x1f:]*$")]
-RelativePath = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[A-Za-z0-9._-][A-Za-z0-9._/ -]*$")]
+_STEP = r"\.?[^\x00-\x1f:/.][^\x00-\x1f:/]*"  # no step of a path is . or ..
+AbsolutePath = Annotated[str, Field(min_length=1, max_length=512, pattern=rf"^/({_STEP}(/{_STEP})*/?)?$")]
+RelativePath = Annotated[str, Field(min_length=1, max_length=512, pattern=rf"^{_STEP}(/{_STEP})*$")]
 QualifiedName = Annotated[
     str,
     Field(

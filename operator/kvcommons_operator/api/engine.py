@@ -20,7 +20,7 @@ from kvcommons_operator.api.common import (
     StrictInt,
 )
 from kvcommons_operator.api.pods import Env, PodTemplate, Resources, Tolerations
-from kvcommons_operator.api.quantities import ResourceQuantity, Size
+from kvcommons_operator.api.quantities import ResourceQuantity, Size, parse_quantity
 
 OWNED_ARGUMENTS: Final = ("--model", "--served-model-name", "--port", "--host", "--kv-transfer-config")
 METRICS_MAX: Final = 8
@@ -121,6 +121,18 @@ class Metric(Model):
     """The number a replica should have: per cent for Cpu, else the average over replicas."""
 
     RULES = (
+        Rule(
+            cel="self.type != 'Cpu' || string(self.target).matches('^[1-9][0-9]{0,3}$')",
+            message="for type Cpu target is a whole number of per cent, such as 80",
+            holds=lambda it: it.type != "Cpu" or (it.target.isdigit() and it.target[0] != "0" and len(it.target) <= 4),
+            field=".target",
+        ),
+        Rule(
+            cel="quantity(string(self.target)).isGreaterThan(quantity('0'))",
+            message="target must be over 0",
+            holds=lambda it: parse_quantity(it.target) > 0,
+            field=".target",
+        ),
         Rule(
             cel="has(self.name) == (self.type in ['Pod', 'External'])",
             message="name goes with types Pod and External, and only with them",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
@@ -14,6 +14,7 @@ from kvcommons_operator.api.common import (
     EnvName,
     KeyName,
     Labels,
+    LabelValue,
     ListType,
     LocalRef,
     ObjectName,
@@ -66,10 +67,16 @@ class EnvKeyRef(Model):
     """Whether the variable is left out, instead of the pod waiting, where the object or key is missing."""
 
 
+FIELD_PATTERN: Final = (
+    r"^(metadata\.(name|namespace|uid|(labels|annotations)\['[A-Za-z0-9._/-]+'\])"
+    r"|spec\.(nodeName|serviceAccountName)|status\.(hostIP|podIP)s?)$"
+)
+
+
 class FieldRef(Model):
     """A field of the pod itself."""
 
-    field_path: Annotated[str, Field(min_length=1, max_length=256)]
+    field_path: Annotated[str, Field(max_length=400, pattern=FIELD_PATTERN)]
     """Path of the field, such as status.podIP or metadata.annotations['key']."""
 
 
@@ -144,7 +151,7 @@ class Toleration(Model):
     """Key of the taint; every key when left out, which needs operator Exists."""
     operator: TolerationOperator = TolerationOperator.EQUAL
     """Equal compares the value, and is what is meant when left out; Exists does not look at it."""
-    value: Annotated[str, Field(max_length=63)] | None = None
+    value: LabelValue | None = None
     """Value of the taint, for operator Equal."""
     effect: TaintEffect | None = None
     """Effect that is tolerated; every one when left out."""

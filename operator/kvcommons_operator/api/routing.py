@@ -20,6 +20,7 @@ from kvcommons_operator.api.common import (
     ObjectName,
     Percent,
     Port,
+    QualifiedName,
     Replicas,
     Seconds,
     SecretKeyRef,
@@ -123,7 +124,7 @@ class ServiceSpec(Model):
     """Port of the Service."""
     node_port: Annotated[StrictInt, Field(ge=1, le=65_535)] | None = None
     """Port of the nodes for NodePort and LoadBalancer; Kubernetes picks one when left out."""
-    load_balancer_class: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    load_balancer_class: QualifiedName | None = None
     """Who makes the load balancer."""
     annotations: Annotations = EMPTY
     """Annotations, such as those for a cloud's load balancer."""
@@ -164,7 +165,9 @@ class HttpRoute(Model):
     """Gateways that the route is attached to."""
     hostnames: Annotated[tuple[HostName, ...], Field(max_length=16), ListType("set")] = ()
     """Host names that are meant; all when empty."""
-    path_prefix: Annotated[str, Field(min_length=1, max_length=256, pattern=r"^/[A-Za-z0-9._~/-]*$")] = "/"
+    path_prefix: Annotated[
+        str, Field(min_length=1, max_length=256, pattern=r"^/([A-Za-z0-9_~-][A-Za-z0-9._~-]*/?)*$")
+    ] = "/"
     """Paths that are meant begin with it."""
     labels: Labels = EMPTY
     """Labels of the route."""

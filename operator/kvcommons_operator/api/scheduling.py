@@ -160,4 +160,6 @@ class TopologySpread(Model):
     """Which pods are counted; those of this resource when left out."""
 
 
-TopologySpreads = Annotated[tuple[TopologySpread, ...], Field(max_length=8), ListType("atomic")]
+TopologySpreads = Annotated[
+    tuple[TopologySpread, ...], Field(max_length=8), ListType("map", "topology_key", "when_unsatisfiable")
+]

@@ -127,7 +127,7 @@ class NfsVolume(Model):
 class CsiVolume(Model):
     """A volume that a CSI driver makes for the pod."""
 
-    driver: QualifiedName
+    driver: ObjectName
     """Name of the driver."""
     read_only: StrictBool | None = None
     """Whether it is mounted for reading alone."""
@@ -205,7 +205,7 @@ class VolumeMount(Model):
     name: Label
     """Name of the volume."""
     mount_path: AbsolutePath
-    """Path in the container. /kvcommons and what is under it belong to the operator."""
+    """Path in the container. /kvcommons, /run/kvcommons and what is under them belong to the operator."""
     sub_path: RelativePath | None = None
     """Path in the volume; its root when left out."""
     read_only: StrictBool = False
@@ -213,9 +213,9 @@ class VolumeMount(Model):
 
     RULES = (
         Rule(
-            cel="self.mountPath != '/kvcommons' && !self.mountPath.startsWith('/kvcommons/')",
-            message="/kvcommons belongs to the operator; mount the volume elsewhere",
-            holds=lambda it: it.mount_path != "/kvcommons" and not it.mount_path.startswith("/kvcommons/"),
+            cel="!(self.mountPath + '/').startsWith('/kvcommons/') && !(self.mountPath + '/').startsWith('/run/kvcommons/')",
+            message="/kvcommons and /run/kvcommons belong to the operator; mount the volume elsewhere",
+            holds=lambda it: not f"{it.mount_path}/".startswith(("/kvcommons/", "/run/kvcommons/")),
             field=".mountPath",
             reason="FieldValueForbidden",
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -84,6 +85,7 @@ class Definition:
         }
 
 
+@functools.cache
 def whole(model: type[Resource]) -> Schema:
     """The schema of a whole resource. What Kubernetes itself looks after (apiVersion, kind, metadata) is left to it."""
     schema = structural(model, leave=("apiVersion", "kind", "metadata"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +30,8 @@ def to_yaml(document: dict[str, Any]) -> str:
     return str(yaml.dump(document, Dumper=_Plain, sort_keys=False, width=WIDTH, allow_unicode=True))
 
 
-def files() -> dict[str, str]:
+@functools.cache
+def files() -> Mapping[str, str]:
     """Every generated file: path from the project's root -> content."""
     made: dict[str, str] = {}
     for definition in DEFINITIONS:
