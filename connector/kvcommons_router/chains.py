@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from kvcommons_core.errors import CorruptRecordError
 from kvcommons_core.index import Member, Tier, schema
+from kvcommons_core.members import engine_member
 
 from kvcommons_router.fleet import Instance
 from kvcommons_router.index import Depth
@@ -33,7 +34,7 @@ NOWHERE: Final = Reach(0, 0, 0, 0)
 
 def member_name(instance: str) -> str:
     """An instance's name in the pool; nodes have names of their own."""
-    return f"engine:{instance}"
+    return engine_member(instance)
 
 
 class Places:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from kvcommons_core.members import engine_member
+
 from kvcommons_operator import names
 from kvcommons_operator.metrics import OperatorMetrics
 from kvcommons_operator.observed import Pod
@@ -40,7 +42,7 @@ class Fence:
 
 
 def members_of(pod: Pod) -> tuple[str, ...]:
-    """The members that live in a pod. A node with a DaemonSet is named for its machine, everything else for its pod."""
+    """The members that live in a pod: a DaemonSet's node, named for its machine; or an engine, and the node beside it."""
     component = pod.labels.get(names.COMPONENT)
     if component == names.CACHE_NODE:
         return (pod.node,) if pod.node else ()
@@ -48,7 +50,8 @@ def members_of(pod: Pod) -> tuple[str, ...]:
         return ()
     ranks = pod.annotations.get(names.DATA_PARALLEL, "1")
     count = min(int(ranks), RANKS_MAX) if ranks.isdigit() else 1
-    return (pod.name, *(f"{pod.name}-dp{rank}" for rank in range(count))) if count > 1 else (pod.name,)
+    engines = [f"{pod.name}-dp{rank}" for rank in range(count)] if count > 1 else [pod.name]
+    return (pod.name, *map(engine_member, engines))
 
 
 def why(old: Pod | None, new: Pod | None) -> str:
