@@ -1,17 +1,26 @@
-"""Taking our finalizers off everything, once: so that removing the operator first leaves no resource stuck."""
+"""Taking our finalizers off everything, once: so that removing the operator first leaves no resource stuck.
+
+Under the operator's Lease: an operator that still ran would put them back at once.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import socket
 
 from kvcommons_operator import names
 from kvcommons_operator.kube import connect
 from kvcommons_operator.kube.client import Document, KubeClient
+from kvcommons_operator.kube.election import Election
 from kvcommons_operator.kube.errors import ConflictError, KubeError, NotFoundError
-from kvcommons_operator.kube.kinds import DEPLOYMENT_OWN, POOL, Kind
+from kvcommons_operator.kube.kinds import DEPLOYMENT_OWN, LEASE, POOL, Kind
 from kvcommons_operator.settings import OperatorSection
 
 CONFLICTS_MAX = 5
+NAMESPACE_DEFAULT = "kvcommons-system"
+LEASES_MAX = 4
+"""How many times a Lease's length an operator that is being stopped may take to give it back, or that of a killed one to run out."""
 OURS = frozenset({names.POOL_FINALIZER, names.DEPLOYMENT_FINALIZER})
 
 logger = logging.getLogger("kvcommons_operator")
@@ -22,7 +31,11 @@ async def release(settings: OperatorSection) -> int:
     configuration = await connect.load(settings.kubeconfig, settings.kube_context)
     client = KubeClient(connect.client_of(configuration))
     failed = 0
+    own = settings.namespace or connect.own_namespace(NAMESPACE_DEFAULT)
+    election = Election(client, own, settings.lease_name, f"release-{socket.gethostname()}")
     try:
+        if not await _nobody_leads(client, election, settings, own):
+            return 1
         for kind in (DEPLOYMENT_OWN, POOL):
             for namespace in settings.namespaces or (None,):
                 for item in await _items(client, kind, namespace):
@@ -31,8 +44,30 @@ async def release(settings: OperatorSection) -> int:
         logger.error("not everything is released: %s", error)
         failed += 1
     finally:
+        await election.release()
         await client.close()
     return 1 if failed else 0
+
+
+async def _nobody_leads(client: KubeClient, election: Election, settings: OperatorSection, namespace: str) -> bool:
+    """Leads itself, where there is a Lease to lead by."""
+    name = settings.lease_name
+    try:
+        await client.get(LEASE, namespace, name)
+    except NotFoundError:
+        return True
+    try:
+        await asyncio.wait_for(election.acquire(), LEASES_MAX * settings.lease_seconds)
+    except TimeoutError:
+        held = f"held by {election.holder}" if election.holder else "not to be had"
+        logger.error(
+            "the lease %s/%s is %s: scale the operator to 0 replicas first, or it would put the finalizers back",
+            namespace,
+            name,
+            held,
+        )
+        return False
+    return True
 
 
 async def _items(client: KubeClient, kind: Kind, namespace: str | None) -> list[Document]:

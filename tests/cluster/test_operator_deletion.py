@@ -102,6 +102,20 @@ def test_the_operator_can_be_removed_first(operators: Operators, place: Place) -
     assert place.get(DEPLOYMENTS_OWN, "chat") is None
 
 
+def test_finalizers_stay_while_an_operator_leads(operators: Operators, place: Place) -> None:
+    """A leader would put them back: releasing waits for its Lease, and then says what to do instead."""
+    operators.start().ready()
+    place.apply(pool(), deployment())
+    wait_for(lambda: IN_USE in finalizers(place), "the pool is held", SECONDS_MAX)
+    command = [sys.executable, "-P", "-m", "kvcommons_operator", "--release", "--namespace", place.namespace]
+    command += ["--own-namespace", place.namespace, "--lease-seconds", "3"]
+    command += ["--kubeconfig", str(place.apiserver.kubeconfig)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, cwd=ROOT)
+    assert done.returncode == 1
+    assert "held by operator: scale the operator to 0 replicas first" in done.stderr
+    assert IN_USE in finalizers(place)
+
+
 def test_children_go_with_their_owner(operators: Operators, place: Place, controllers: Process) -> None:
     """The cluster's garbage collector removes every child: none needs the operator for it."""
     operator = operators.start().ready()
