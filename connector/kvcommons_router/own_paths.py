@@ -32,7 +32,7 @@ def health_report(context: Context, *, leaving: bool) -> Answer:
     if leaving:
         status = "draining"
     elif not models or not all(model["up"] for model in models.values()):
-        status = "unavailable" if not any(up.values()) else "degraded"
+        status = "degraded" if any(model["up"] for model in models.values()) else "unavailable"
     else:
         status = "ok"
     workers = context.cells.total(context.layout.workers)

@@ -91,7 +91,7 @@ class Supervisor:
     def _announce(self) -> None:
         """Says that the router listens once all its workers do."""
         workers = self._settings.workers
-        if not self._announced and self._cells.total(self._layout.workers) == workers:
+        if not self._announced and not self._stopping and self._cells.total(self._layout.workers) == workers:
             self._announced = True
             found = self._settings.kubernetes
             pods = f", pods with {found.selector} in {found.namespace}" if found is not None else ""

@@ -176,6 +176,26 @@ async def test_the_first_lines_say_how_it_stands_with_the_index(tmp_path: Path) 
             assert (await process.ask(b"", path="/healthz", method="GET")).json == {"status": "alive"}
 
 
+@on_uvloop
+async def test_a_fleet_that_only_prefills_is_not_ready(tmp_path: Path) -> None:
+    """Nobody could answer a whole request, so requests are refused and /health says so; a decode replica ends that."""
+    file = tmp_path / "router.toml"
+    async with engines_of("p", "d") as engines:
+        write(file, engines[:1])
+        file.write_text(file.read_text() + 'role = "prefill"\n')
+        async with router([], f"--config={file}") as process:
+            await process.shows("p is up")
+            health = await process.health()
+            assert (health["code"], health["status"]) == (503, "unavailable")
+            refused = await process.ask(chat())
+            assert (refused.status, refused.error["code"]) == (503, "no_instance_ready")
+            listed = f'[[router.instances]]\nname = "d"\nurl = "{engines[1].url}"\nmodel = "m"\nrole = "decode"\n'
+            file.write_text(file.read_text() + listed)
+            await process.healthy()
+            await answered_by(process, {"d"})
+            assert engines[0].calls == []
+
+
 def test_a_router_that_watches_no_pods_needs_no_client_of_kubernetes() -> None:
     """aiohttp is imported by the one process that watches, and by no other."""
     program = "import sys, kvcommons_router.cli; print('aiohttp' in sys.modules)"
