@@ -110,10 +110,28 @@ POOL_CASES: Final = (
         "spec.resources.requests",
     ),
     Case(
-        "keys are names such as app",
-        {"resources": {"requests": {"a b": 1}}},
-        {"resources": {"requests": {"example.com/fpga": 1}}},
+        "keys are cpu, memory",
+        {"resources": {"requests": {"gpu": 1}}},
+        {"resources": {"requests": {"ephemeral-storage": "1Gi"}}},
         "spec.resources.requests",
+    ),
+    Case(
+        "keys are names such as app",
+        {"podTemplate": {"metadata": {"labels": {"a b": "c"}}}},
+        {"podTemplate": {"metadata": {"labels": {"example.com/a.b": "c"}}}},
+        "spec.podTemplate.metadata.labels",
+    ),
+    Case(
+        "what can't be shared, such as",
+        {"resources": {"requests": {"example.com/fpga": 1}}},
+        {"resources": {"requests": {"example.com/fpga": 1}, "limits": {"example.com/fpga": "1000m"}}},
+        "spec.resources.requests",
+    ),
+    Case(
+        "devices such as nvidia.com/gpu are counted",
+        {"resources": {"limits": {"nvidia.com/gpu": "500m"}}},
+        {"resources": {"limits": {"nvidia.com/gpu": 8}}},
+        "spec.resources.limits",
     ),
     Case(
         "a toleration without `key`", _toleration(value="x"), _toleration(operator="Exists"), f"{TOLERATION}.operator"

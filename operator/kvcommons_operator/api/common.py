@@ -15,7 +15,9 @@ from kvcommons_operator.api.quantities import parse_quantity, quantity_bytes
 
 __all__ = [
     "EMPTY",
-    "KEY_MESSAGE",
+    "KEY_MESSAGES",
+    "QUALIFIED_PATTERN",
+    "RESOURCE_PATTERN",
     "AbsolutePath",
     "AnnotationValue",
     "Annotations",
@@ -38,6 +40,7 @@ __all__ = [
     "QualifiedName",
     "RelativePath",
     "Replicas",
+    "ResourceName",
     "Rule",
     "Seconds",
     "SecretKeyRef",
@@ -49,9 +52,6 @@ __all__ = [
     "quantity_bytes",
 ]
 
-KEY_MESSAGE: Final = (
-    "keys are names such as app or example.com/app: letters, digits, '-', '_' and '.', at most 63 after the '/'"
-)
 EMPTY: Final[dict[str, str]] = {}
 """The default of a map; models copy it."""
 
@@ -95,15 +95,19 @@ HostName = Annotated[
 _STEP = r"\.?[^\x00-\x1f:/.][^\x00-\x1f:/]*"  # no step of a path is . or ..
 AbsolutePath = Annotated[str, Field(min_length=1, max_length=512, pattern=rf"^/({_STEP}(/{_STEP})*/?)?$")]
 RelativePath = Annotated[str, Field(min_length=1, max_length=512, pattern=rf"^{_STEP}(/{_STEP})*$")]
-QualifiedName = Annotated[
-    str,
-    Field(
-        min_length=1,
-        max_length=317,
-        pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$",
-    ),
-]
+_PREFIX = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/"
+_NAME = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+QUALIFIED_PATTERN: Final = rf"^({_PREFIX})?{_NAME}$"
+RESOURCE_PATTERN: Final = rf"^(cpu|memory|ephemeral-storage|hugepages-[0-9]+[KMGT]i|{_PREFIX}{_NAME})$"
+KEY_MESSAGES: Final = {
+    QUALIFIED_PATTERN: "keys are names such as app or example.com/app: letters, digits, '-', '_' and '.', at most 63 after the '/'",
+    RESOURCE_PATTERN: "keys are cpu, memory, ephemeral-storage, hugepages-2Mi and its like, or names such as nvidia.com/gpu",
+}
+"""What the keys of maps are, by their pattern."""
+QualifiedName = Annotated[str, Field(min_length=1, max_length=317, pattern=QUALIFIED_PATTERN)]
 """The key of a label, annotation, taint or extended resource."""
+ResourceName = Annotated[str, Field(min_length=1, max_length=317, pattern=RESOURCE_PATTERN)]
+"""What a container can ask its node for."""
 LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
 AnnotationValue = Annotated[str, Field(max_length=4_096)]
 Labels = Annotated[dict[QualifiedName, LabelValue], Field(max_length=32)]

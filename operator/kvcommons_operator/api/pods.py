@@ -19,6 +19,7 @@ from kvcommons_operator.api.common import (
     LocalRef,
     ObjectName,
     QualifiedName,
+    ResourceName,
     StrictBool,
     StrictInt,
 )
@@ -37,12 +38,29 @@ def _within_limits(resources: Resources) -> bool:
     )
 
 
+def _is_device(name: str) -> bool:
+    """Whether a resource can't be shared out beyond what there is: devices and huge pages."""
+    return "/" in name or name.startswith("hugepages-")
+
+
+def _devices_have_limits(resources: Resources) -> bool:
+    return all(
+        name in resources.limits and parse_quantity(amount) == parse_quantity(resources.limits[name])
+        for name, amount in resources.requests.items()
+        if _is_device(name)
+    )
+
+
+def _devices_are_whole(resources: Resources) -> bool:
+    return all(parse_quantity(amount) % 1 == 0 for name, amount in resources.limits.items() if "/" in name)
+
+
 class Resources(Model):
     """What a container asks of its node, and at most gets."""
 
-    requests: Annotated[dict[QualifiedName, ResourceQuantity], Field(max_length=16)] = EMPTY
+    requests: Annotated[dict[ResourceName, ResourceQuantity], Field(max_length=16)] = EMPTY
     """What the scheduler sets aside: cpu, memory, nvidia.com/gpu and others."""
-    limits: Annotated[dict[QualifiedName, ResourceQuantity], Field(max_length=16)] = EMPTY
+    limits: Annotated[dict[ResourceName, ResourceQuantity], Field(max_length=16)] = EMPTY
     """What the container may use at most."""
 
     RULES = (
@@ -52,6 +70,19 @@ class Resources(Model):
             message="no request may be over its limit; raise the limit or lower the request",
             holds=_within_limits,
             field=".requests",
+        ),
+        Rule(
+            cel="self.requests.all(key, !(key.contains('/') || key.startsWith('hugepages-')) || (key in self.limits"
+            " && quantity(string(self.requests[key])).compareTo(quantity(string(self.limits[key]))) == 0))",
+            message="what can't be shared, such as nvidia.com/gpu and huge pages, goes in limits; its request is left out or equal",
+            holds=_devices_have_limits,
+            field=".requests",
+        ),
+        Rule(
+            cel="self.limits.all(key, !key.contains('/') || quantity(string(self.limits[key])).isInteger())",
+            message="devices such as nvidia.com/gpu are counted in whole numbers",
+            holds=_devices_are_whole,
+            field=".limits",
         ),
     )
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final, TypeVar
 from pydantic import ConfigDict, ValidationError
 
 from kvcommons_operator.api.base import API_VERSION, Model, Rule
-from kvcommons_operator.api.common import EMPTY, KEY_MESSAGE
+from kvcommons_operator.api.common import EMPTY, KEY_MESSAGES
 from kvcommons_operator.api.deployment import InferenceDeploymentSpec
 from kvcommons_operator.api.pool import KVCachePoolSpec
 from kvcommons_operator.api.role import InferenceRoleSpec
@@ -180,7 +180,8 @@ def _first_causes(errors: Sequence[Any]) -> list[Any]:
 def _problem(error: Any) -> Problem:
     place = error["loc"]
     if place[-1:] == ("[key]",):  # of a map, whose key comes before it
-        return Problem(_path(place[:-2]), f"{place[-2]!r}: {KEY_MESSAGE}")
+        told = KEY_MESSAGES.get(error.get("ctx", {}).get("pattern", ""), error["msg"])
+        return Problem(_path(place[:-2]), f"{place[-2]!r}: {told}")
     return Problem(_path(place) + error.get("ctx", {}).get("field", ""), error["msg"])
 
 

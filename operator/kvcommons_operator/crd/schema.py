@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from kvcommons_operator.api.common import KEY_MESSAGE
+from kvcommons_operator.api.common import KEY_MESSAGES
 
 Schema = dict[str, Any]
 
@@ -117,7 +117,7 @@ def _key_rule(pattern: str) -> Schema:
     """Kubernetes' schemas know no pattern of keys; rules do."""
     return {
         "rule": f"self.all(key, key.size() <= {KEY_LENGTH_MAX} && key.matches(r'{pattern}'))",
-        "message": KEY_MESSAGE,
+        "message": KEY_MESSAGES[pattern],
         "reason": "FieldValueInvalid",
     }
 
