@@ -25,7 +25,7 @@ struct ClientConfig {
   std::uint32_t call_ms_max = 250;       // a call that takes longer drops the connection: the request is recomputed
   std::uint32_t reconnect_ms_min = 100;  // back-off between attempts, doubled up to
   std::uint32_t reconnect_ms_max = 2'000;
-  std::uint32_t arena_kept_ms = 10'000;  // upkeep(): how long the arena of a node that has gone stays mapped
+  std::uint32_t arena_kept_ms = 120'000;  // upkeep(): a node that has gone is waited for as long as its holder waits
 };
 
 class Client {

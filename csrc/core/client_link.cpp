@@ -15,6 +15,7 @@ using std::chrono::milliseconds;
 using wire::Frame;
 using wire::Type;
 
+constexpr std::chrono::seconds kRefusedUpkeep{10};
 constexpr std::size_t kFormerSessionsMax = 256;  // older ones are resolved when this process ends
 
 bool hopeless(Status status) {
@@ -66,8 +67,21 @@ void ClientLink::upkeep() {
   if (!lock.owns_lock() || closed_ || in_child()) return;  // whoever calls the node finds out by itself
   if (socket_.peer_closed()) drop("the node closed the connection");
   // Never attached: the first call does that, when the engine is up.
-  if (get(&Shared::attach_count) == 0 || attach_if_due(deadline())) return;
+  if (get(&Shared::attach_count) == 0 || socket_.open() || attached_in_passing()) return;
   unmap_if_abandoned();
+}
+
+// Leaves the back-off of calls alone: a node that has just come back is there for the next call, however often it was
+// looked for in vain before.
+bool ClientLink::attached_in_passing() {
+  if (Clock::now() < upkeep_at_) return false;
+  const Status status = attach(deadline());
+  if (status == Status::Ok) return true;
+  socket_.close();
+  // Looking for a node that is not there costs nothing; one that refuses or does not answer is left in peace for a
+  // while.
+  if (status != Status::Disconnected) upkeep_at_ = Clock::now() + kRefusedUpkeep;
+  return false;
 }
 
 void ClientLink::unmap_if_abandoned() {

@@ -65,6 +65,7 @@ class ClientLink {
   Status welcomed(const wire::Frame& reply, int arena_fd);
   void back_off();
   void drop(const char* why);
+  bool attached_in_passing();
   void unmap_if_abandoned();
   void mark_former_drained();
   void say_drained(Clock::time_point until);
@@ -80,6 +81,7 @@ class ClientLink {
   std::vector<SessionId> former_;   // their copies may still run
   std::vector<SessionId> drained_;  // none runs any more: the node is to be told
   Clock::time_point retry_at_{};
+  Clock::time_point upkeep_at_{};   // not to be attached by upkeep() before
   Clock::time_point dropped_at_{};  // when the last connection was found to be gone
   std::uint32_t back_off_ms_;
   bool closed_ = false;

@@ -52,6 +52,22 @@ TEST(an_arena_that_is_copied_from_or_whose_node_may_come_back_stays_mapped) {
   CHECK(copying.arena() == nullptr);
 }
 
+TEST(looking_for_a_node_in_vain_keeps_no_call_from_the_one_that_comes_back) {
+  const TempDir directory;
+  const NodeConfig config = node_config(directory);
+  auto node = node_process(config);
+  ClientConfig patient = idle_config(config.socket_path, 0);
+  patient.reconnect_ms_min = patient.reconnect_ms_max = 3'600'000;
+  Client client(patient);
+  CHECK(client.ensure_connected());
+  node->kill();
+  wait_until([&] { return client.upkeep(), !client.connected(); }, "the hang-up is noticed");
+  for (int i = 0; i < 5; ++i) client.upkeep();
+  node = node_process(config);
+  CHECK(client.ensure_connected());
+  CHECK_EQ(client.attach_count(), 2u);
+}
+
 TEST(upkeep_opens_no_first_connection_and_none_after_close) {
   const TempDir directory;
   const NodeConfig config = node_config(directory);

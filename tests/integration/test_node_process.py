@@ -126,7 +126,7 @@ def own_arenas() -> set[str]:
     return {line.split()[4] for line in lines if "kvcommons-arena" in line}
 
 
-def connect(node: NodeProcess, role: str, arena_kept_ms: int = 10_000) -> _native.Client:
+def connect(node: NodeProcess, role: str, arena_kept_ms: int = 120_000) -> _native.Client:
     own = 0 if role == "worker" else -1
     client = _native.Client(
         socket_path=str(node.socket_path),
