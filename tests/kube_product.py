@@ -40,6 +40,7 @@ TAG = "test"
 VARIABLE = "KVCOMMONS_TEST_IMAGES"
 BUILD_SECONDS_MAX = 3_000
 ENGINE_IMAGE = "kvcommons.test/engine:1"
+ENGINE_CACHE = "/engine-cache"
 REDIS_IMAGE = "kvcommons.test/redis:1"
 LINKS = ("bin", "sbin", "lib", "lib64")  # of a merged /usr
 
@@ -92,7 +93,19 @@ def engine_archive(target: Path) -> Path:
     """An image of nothing but the places that an engine's pod mounts on."""
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w") as layer:
-        for name in ("usr", "etc", "tmp", "proc", "dev", "sys", "run", "var/tmp", "kvcommons", "models"):
+        for name in (
+            "usr",
+            "etc",
+            "tmp",
+            "proc",
+            "dev",
+            "sys",
+            "run",
+            "var/tmp",
+            "kvcommons",
+            "models",
+            "engine-cache",
+        ):
             folder = tarfile.TarInfo(name)
             folder.type, folder.mode = tarfile.DIRTYPE, 0o1777 if name.endswith("tmp") else 0o755
             layer.addfile(folder)
@@ -131,17 +144,18 @@ def model_folder() -> Path:
 
 @dataclass(frozen=True)
 class HostFolder:
-    """A folder of this machine that pods see, read only, at the same place or another."""
+    """A folder of this machine that pods see at the same place or another."""
 
     name: str
     source: Path
     target: str
+    writable: bool = False
 
     def manifests(self, namespace: str) -> list[dict[str, Any]]:
         """Its volume and the claim on it."""
         labels = {"kvcommons.test/volume": f"{namespace}-{self.name}"}
         size = {"storage": "1Gi"}
-        modes = ["ReadOnlyMany"]
+        modes = ["ReadWriteMany" if self.writable else "ReadOnlyMany"]
         return [
             {
                 "apiVersion": "v1",
@@ -170,20 +184,24 @@ class HostFolder:
 
     @property
     def volume(self) -> dict[str, Any]:
-        return {"name": self.name, "persistentVolumeClaim": {"claimName": self.name, "readOnly": True}}
+        return {"name": self.name, "persistentVolumeClaim": {"claimName": self.name, "readOnly": not self.writable}}
 
     @property
     def mount(self) -> dict[str, Any]:
-        return {"name": self.name, "mountPath": self.target, "readOnly": True}
+        return {"name": self.name, "mountPath": self.target, "readOnly": not self.writable}
 
 
 def host_folders() -> list[HostFolder]:
-    """What an engine of this machine is made of: the system's libraries, the Python, its packages."""
+    """What an engine of this machine is made of: the system's libraries, the Python, its packages, what it found out before."""
     venv = Path(sys.prefix)
     places = {"usr": Path("/usr"), "venv": venv, "python": Path(sysconfig.get_config_var("prefix") or sys.base_prefix)}
     if places["python"].is_relative_to("/usr"):
         del places["python"]
-    return [HostFolder(name, place, str(place)) for name, place in places.items()]
+    cache = _store().with_name("cluster-engines")
+    cache.mkdir(parents=True, exist_ok=True)
+    cache.chmod(0o1777)
+    folders = [HostFolder(name, place, str(place)) for name, place in places.items()]
+    return [*folders, HostFolder("engine-cache", cache, ENGINE_CACHE, writable=True)]
 
 
 HIDDEN = "nothing"  # of a ConfigMap and its key

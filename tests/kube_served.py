@@ -33,6 +33,7 @@ ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_CACHE_ROOT": kube_product.ENGINE_CACHE,  # else each asks for a minute what the model can do
     "VLLM_SERVER_DEV_MODE": "1",  # /reset_prefix_cache
 }
 
@@ -53,6 +54,7 @@ def deployment() -> dict[str, Any]:
             "image": kube_product.ENGINE_IMAGE,
             "args": list(ARGUMENTS),
             "env": [{"name": name, "value": value} for name, value in ENVIRONMENT.items()],
+            "sharedMemory": "256Mi",  # the engine's processes ask for 160
         },
         "replicas": ENGINES,
         "poolRef": {"name": POOL},

@@ -8,15 +8,19 @@ import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import kube_chart
 import kube_cluster
 import kube_external
+import kube_product
 import kube_reaper
 import pytest
 from kube_apiserver import ApiServer
 from kube_binaries import Binaries
+from kube_chart import Helm
 from kube_cluster import Cluster
 from kube_external import External
 from kube_process import Process
+from kube_served import Served
 from operator_process import Operators, install_crds
 
 FOLDERS = Path(tempfile.gettempdir())
@@ -132,3 +136,36 @@ def operators(own_apis: ApiServer, namespace: str, tmp_path: Path) -> Iterator[O
     made = Operators(own_apis, namespace, tmp_path)
     yield made
     made.stop()
+
+
+@pytest.fixture(scope="session")
+def helm(cluster: Cluster, kube_binaries: Binaries) -> Helm:
+    """The real helm, as the cluster's administrator."""
+    kube_binaries.bring("helm")
+    return Helm(cluster)
+
+
+@pytest.fixture(scope="session")
+def images(cluster: Cluster) -> None:
+    """Our images, and stand-ins of engine and Redis, on both nodes."""
+    for archive in kube_product.images(cluster.folder):
+        cluster.import_image(archive)
+    cluster.import_image(kube_product.engine_archive(cluster.folder / "engine.tar"))
+    cluster.import_image(kube_product.redis_archive(cluster.folder / "redis.tar"))
+
+
+@pytest.fixture(scope="session")
+def installed(helm: Helm, images: None) -> Helm:
+    """The chart, installed as a user would: two operators in a namespace that enforces `restricted`."""
+    helm.server.create_namespace(kube_chart.NAMESPACE, {"pod-security.kubernetes.io/enforce": "restricted"})
+    helm.install({})
+    return helm
+
+
+@pytest.fixture(scope="session", params=["sidecar", "perNode"])
+def served(request: pytest.FixtureRequest, cluster: Cluster, installed: Helm) -> Iterator[Served]:
+    """A pool and a deployment of two real engines, in each placement in turn."""
+    served = Served(cluster, request.param)
+    served.start()
+    yield served
+    served.stop()
