@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import operator_examples as examples
-from kvcommons_operator.api import parse_deployment
+from crd_random import Maker
+from kvcommons_operator import names, plan_pools
+from kvcommons_operator.api import InferenceDeployment, KVCachePool, parse_deployment, parse_pool
 from kvcommons_operator.build.deployment import Deployment
 from kvcommons_operator.build.meta import Owner
 from kvcommons_operator.observed import Manifest
@@ -166,6 +169,29 @@ def built() -> Iterator[tuple[str, list[Manifest]]]:
     for name, (ifd, of) in deployments().items():
         yield f"deployment: {name}", list(plan_deployment(ifd, examples.world(apis=apis, pool=of)).apply)
     yield "deployment: roles", roles()
+
+
+def random_children(seed: int) -> list[Manifest]:
+    """Children of a random pool and of random deployments with and without it, whatever is not built yet of them."""
+    maker, apis = Maker(seed), frozenset(examples.OPTIONAL)
+    raw = examples.resource("KVCachePool", "commons", "llm", _without_huge_pages(maker.valid(KVCachePool)))
+    world = examples.pool_world(apis=apis)
+    pool = plan_pools.pool_of(raw, parse_pool(raw), world)
+    found = list(plan_pools.children(pool, apis).manifests)
+    for name, of in (("alone", None), ("pooled", pool)):
+        wish = _without_huge_pages(maker.valid(InferenceDeployment))
+        spec = parse_deployment(examples.resource("InferenceDeployment", name, "llm", wish))
+        owner = Owner(kind=names.DEPLOYMENT_KIND, namespace="llm", name=name, uid=f"uid-{name}")
+        deployment = Deployment(owner=owner, spec=spec.spec, install=examples.INSTALL, pool=of)
+        found += children(deployment, examples.world(apis=apis)).manifests
+    return found
+
+
+def _without_huge_pages(spec: Any) -> Any:
+    """Amounts of huge pages that a user asks for beside the pool's own must be multiples of a page: Kubernetes' to refuse."""
+    if isinstance(spec, dict):
+        return {key: _without_huge_pages(value) for key, value in spec.items() if not key.startswith("hugepages-")}
+    return [_without_huge_pages(one) for one in spec] if isinstance(spec, list) else spec
 
 
 def roles() -> list[Manifest]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from kvcommons_operator import conditions, names
 from kvcommons_operator.build import payload
-from kvcommons_operator.build.deployment import Deployment
+from kvcommons_operator.build.deployment import AGGREGATED, Deployment
 from kvcommons_operator.conditions import Condition, no, unknown, yes
 from kvcommons_operator.observed import DeploymentObserved, Manifest, Pod
 
@@ -71,10 +71,11 @@ def _available(view: View) -> Condition:
     engines, routers = ready(view.engines), ready(view.routers)
     for group in view.deployment.groups:
         mates = [pod for pod in view.engines if pod.labels.get(names.ROLE_LABEL) == group.role]
+        who = "engine" if group.role == AGGREGATED else f"{group.role} engine"
         if not ready(mates):
             if group.replicas == 0 and not mates:
-                return no(kind, "ScaledToZero", f"{group.role} has no replicas: scale it up to be served")
-            return no(kind, "NoEngineReady", _none_ready(f"no {group.role} engine is ready", mates))
+                return no(kind, "ScaledToZero", f"{who} has no replicas: scale it up to be served")
+            return no(kind, "NoEngineReady", _none_ready(f"no {who} is ready", mates))
     if not routers:
         if view.deployment.spec.routing.replicas == 0:
             return no(kind, "ScaledToZero", "routing.replicas is 0: nobody takes requests")
@@ -93,7 +94,7 @@ def _none_ready(what: str, pods: Sequence[Pod]) -> str:
     problems = [problem.message for _, problem in conditions.troubles(pods)]
     if problems:
         return f"{what}: {conditions.listed(problems)}"
-    return f"{what}: {len(pods)} pods are starting" if pods else f"{what}: there is no pod yet"
+    return f"{what} yet: pods that are starting: {len(pods)}" if pods else f"{what}: there is no pod yet"
 
 
 def _progressing(view: View) -> Condition:

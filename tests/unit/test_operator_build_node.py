@@ -82,6 +82,25 @@ def test_huge_pages_are_asked_for_in_place_of_memory() -> None:
     assert parse_quantity(told["limits"]["memory"]) < 1 << 30
 
 
+def test_an_arena_of_huge_pages_is_whole_pages() -> None:
+    """Kubernetes takes multiples of a page alone: the arena is rounded down to one."""
+    pool = examples.pool(tiers={"memory": {"capacity": "115573000", "hugePages": "2Mi"}})
+    node = container(pod_of(pool), "cache-node")
+    assert node["resources"]["limits"]["hugepages-2Mi"] == str(55 * (2 << 20))
+    assert environment(node)["KVCOMMONS_NODE__ARENA_BYTES"] == str(55 * (2 << 20))
+
+
+def test_what_is_asked_for_is_never_over_what_is_allowed() -> None:
+    """A limit without a request, or one under our own default, makes requests that fit under it."""
+    for given in (
+        {"limits": {"memory": "300Mi", "cpu": "100m"}},
+        {"requests": {"memory": "1Gi"}, "limits": {"memory": "300Mi"}},
+    ):
+        told = container(pod_of(examples.pool(resources=given)), "cache-node")["resources"]
+        assert int(told["requests"]["memory"]) <= int(told["limits"]["memory"])
+        assert "cpu" not in told["requests"] or "cpu" not in told["limits"]
+
+
 def test_nobody_in_the_pod_has_more_rights_than_it_needs() -> None:
     """Holder and daemon run without root, capabilities and a writable image; only the step that gives the host's directory to
     them is root, with three capabilities."""

@@ -9,8 +9,11 @@ from kvcommons_operator.api.engine import EngineType
 from kvcommons_operator.build.deployment import Deployment, Group
 from kvcommons_operator.build.payload import transfer_config
 
-DEFAULT_VERSION: Final = "0.32.0"
-DEFAULT_IMAGES: Final = {EngineType.VLLM.value: "docker.io/vllm/vllm-openai:v{version}"}
+DEFAULT_VERSIONS: Final = {EngineType.VLLM.value: "0.32.0", EngineType.SGLANG.value: "0.5.23"}
+DEFAULT_IMAGES: Final = {
+    EngineType.VLLM.value: "docker.io/vllm/vllm-openai:v{version}",
+    EngineType.SGLANG.value: "docker.io/lmsysorg/sglang:v{version}",
+}
 VLLM: Final = ("python3", "-m", "vllm.entrypoints.openai.api_server")
 
 
@@ -20,7 +23,7 @@ def image(deployment: Deployment) -> str:
     if engine.image is not None:
         return engine.image
     usual = {**DEFAULT_IMAGES, **deployment.install.engine_images}
-    return usual.get(engine.type.value, "").replace("{version}", engine.version or DEFAULT_VERSION)
+    return usual[engine.type.value].replace("{version}", engine.version or DEFAULT_VERSIONS[engine.type.value])
 
 
 def command(deployment: Deployment, group: Group, model_path: str, rank_words: tuple[str, ...]) -> list[str]:

@@ -28,6 +28,7 @@ HOLDER_CONTAINER: Final = "arena-holder"
 PREPARE_CONTAINER: Final = "prepare"
 
 MIB: Final = 1 << 20
+CPU: Final = "250m"
 OVERHEAD_BYTES_MIN: Final = 256 * MIB
 """What the node asks to be left beside its arena."""
 OVERHEAD_BYTES: Final = 512 * MIB
@@ -84,12 +85,14 @@ def resources(pool: Pool) -> dict[str, Any]:
     given = pool.spec.resources
     huge = pool.spec.tiers.memory.huge_pages
     arena = 0 if huge is not None else pool.arena_bytes
-    requests: dict[str, str] = {"cpu": "250m", **given.requests}
-    limits: dict[str, str] = dict(given.limits)
-    for told in (requests, limits):
-        beside = told.get("memory", given.requests.get("memory"))
+    requests, limits = dict(given.requests), dict(given.limits)
+    if "cpu" not in given.requests and "cpu" not in given.limits:
+        requests["cpu"] = CPU
+    for told, first, second in ((requests, given.requests, given.limits), (limits, given.limits, given.requests)):
+        beside = first.get("memory", second.get("memory"))
         beside_bytes = quantity_bytes(beside) if beside is not None else memory_beside_bytes(pool)
         told["memory"] = str(arena + max(beside_bytes, OVERHEAD_BYTES_MIN))
+    requests["memory"] = min(requests["memory"], limits["memory"], key=int)
     if huge is not None:
         requests[f"hugepages-{huge.value}"] = limits[f"hugepages-{huge.value}"] = str(pool.arena_bytes)
     return {"requests": requests, "limits": limits}
@@ -108,7 +111,7 @@ def parts(pool: Pool, *, engine_users: Iterable[int] = ()) -> NodeParts:
         "env": [*_env(pool, socket, holder_socket, engine_users), *wiring.env],
         "ports": [pods.port("control", names.CONTROL_PORT)],
         "resources": resources(pool),
-        "livenessProbe": pods.http_probe("/healthz", "control", failures=6, timeout=5),
+        "livenessProbe": {"initialDelaySeconds": 10, **pods.http_probe("/healthz", "control", failures=6, timeout=5)},
         "volumeMounts": [
             socket_mount,
             holder_mount,

@@ -14,6 +14,7 @@ from kvcommons_operator.observed import Install
 
 CERTIFICATES_PATH = "/etc/kvcommons/index-tls"
 PASSWORD_PATH = "/etc/kvcommons/index"
+PAGE_BYTES = 4096
 _PREFIX_NAME_CHARACTERS_MAX = 48
 
 
@@ -35,7 +36,9 @@ class Pool:
     @property
     def arena_bytes(self) -> int:
         """The memory tier of each node, in whole pages."""
-        return quantity_bytes(self.spec.tiers.memory.capacity) // 4096 * 4096
+        huge = self.spec.tiers.memory.huge_pages
+        page = quantity_bytes(huge.value) if huge is not None else PAGE_BYTES
+        return max(page, quantity_bytes(self.spec.tiers.memory.capacity) // page * page)
 
     @property
     def prefix(self) -> str:
