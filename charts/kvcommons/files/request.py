@@ -34,7 +34,7 @@ def ask(url, body=None):
 
 
 print("operator:", json.dumps(ask(os.environ["OPERATOR_URL"] + "/readyz")))
-router = os.environ.get("ROUTER_URL", "").rstrip("/")
+router = os.environ.get("ROUTER_URL", "").rstrip("/").removesuffix("/v1")
 if router:
     model = os.environ.get("MODEL") or ask(router + "/v1/models")["data"][0]["id"]
     chat = {"model": model, "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8}
