@@ -98,10 +98,10 @@ RelativePath = Annotated[str, Field(min_length=1, max_length=512, pattern=rf"^{_
 _PREFIX = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/"
 _NAME = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 QUALIFIED_PATTERN: Final = rf"^({_PREFIX})?{_NAME}$"
-RESOURCE_PATTERN: Final = rf"^(cpu|memory|ephemeral-storage|hugepages-[0-9]+[KMGT]i|{_PREFIX}{_NAME})$"
+RESOURCE_PATTERN: Final = rf"^(cpu|memory|ephemeral-storage|{_PREFIX}{_NAME})$"
 KEY_MESSAGES: Final = {
     QUALIFIED_PATTERN: "keys are names such as app or example.com/app: letters, digits, '-', '_' and '.', at most 63 after the '/'",
-    RESOURCE_PATTERN: "keys are cpu, memory, ephemeral-storage, hugepages-2Mi and its like, or names such as nvidia.com/gpu",
+    RESOURCE_PATTERN: "keys are cpu, memory, ephemeral-storage, or names such as nvidia.com/gpu",
 }
 """What the keys of maps are, by their pattern."""
 QualifiedName = Annotated[str, Field(min_length=1, max_length=317, pattern=QUALIFIED_PATTERN)]

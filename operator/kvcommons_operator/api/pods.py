@@ -38,16 +38,11 @@ def _within_limits(resources: Resources) -> bool:
     )
 
 
-def _is_device(name: str) -> bool:
-    """Whether a resource can't be shared out beyond what there is: devices and huge pages."""
-    return "/" in name or name.startswith("hugepages-")
-
-
 def _devices_have_limits(resources: Resources) -> bool:
     return all(
         name in resources.limits and parse_quantity(amount) == parse_quantity(resources.limits[name])
         for name, amount in resources.requests.items()
-        if _is_device(name)
+        if "/" in name
     )
 
 
@@ -72,9 +67,9 @@ class Resources(Model):
             field=".requests",
         ),
         Rule(
-            cel="self.requests.all(key, !(key.contains('/') || key.startsWith('hugepages-')) || (key in self.limits"
+            cel="self.requests.all(key, !key.contains('/') || (key in self.limits"
             " && quantity(string(self.requests[key])).compareTo(quantity(string(self.limits[key]))) == 0))",
-            message="what can't be shared, such as nvidia.com/gpu and huge pages, goes in limits; its request is left out or equal",
+            message="what can't be shared, such as nvidia.com/gpu, goes in limits; its request is left out or equal",
             holds=_devices_have_limits,
             field=".requests",
         ),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from kvcommons_operator.api.base import Model, Rule
-from kvcommons_operator.api.common import Argument, Label, LabelSelector, ListType, QualifiedName, StrictInt
+from kvcommons_operator.api.common import Argument, Label, LabelSelector, ListType, ObjectName, QualifiedName, StrictInt
 
 Weight = Annotated[StrictInt, Field(ge=1, le=100)]
 
@@ -25,10 +25,10 @@ class NodeOperator(StrEnum):
 
 
 class NodeRequirement(Model):
-    """One condition on a node's label or field."""
+    """One condition on a node's label."""
 
     key: QualifiedName
-    """Key of the label, or metadata.name as a field."""
+    """Key of the label."""
     operator: NodeOperator
     """In and NotIn take several values, Gt and Lt one whole number, Exists and DoesNotExist none."""
     values: Annotated[tuple[Argument, ...], Field(max_length=32), ListType("atomic")] = ()
@@ -55,16 +55,31 @@ def _whole(text: str) -> bool:
     return 0 < len(digits) <= 18 and digits.isascii() and digits.isdigit()
 
 
-Requirements = Annotated[tuple[NodeRequirement, ...], Field(max_length=16), ListType("atomic")]
+class FieldOperator(StrEnum):
+    """How a node's field is compared."""
+
+    IN = "In"
+    NOT_IN = "NotIn"
+
+
+class NodeFieldRequirement(Model):
+    """One condition on a node's field."""
+
+    key: Literal["metadata.name"]
+    """The field; Kubernetes knows metadata.name alone."""
+    operator: FieldOperator
+    """In: the node is this one. NotIn: it is any other."""
+    values: Annotated[tuple[ObjectName, ...], Field(min_length=1, max_length=1), ListType("atomic")]
+    """Name of the node."""
 
 
 class NodeTerm(Model):
     """Nodes that fulfil all of these conditions."""
 
-    match_expressions: Requirements = ()
+    match_expressions: Annotated[tuple[NodeRequirement, ...], Field(max_length=16), ListType("atomic")] = ()
     """Conditions on labels."""
-    match_fields: Requirements = ()
-    """Conditions on fields; Kubernetes knows metadata.name."""
+    match_fields: Annotated[tuple[NodeFieldRequirement, ...], Field(max_length=16), ListType("atomic")] = ()
+    """Conditions on fields."""
 
 
 class PreferredNodes(Model):
