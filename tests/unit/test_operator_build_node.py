@@ -94,7 +94,7 @@ def test_what_is_asked_for_is_never_over_what_is_allowed() -> None:
     """A limit without a request, or one under our own default, makes requests that fit under it."""
     for given in (
         {"limits": {"memory": "300Mi", "cpu": "100m"}},
-        {"requests": {"memory": "1Gi"}, "limits": {"memory": "300Mi"}},
+        {"requests": {"memory": "1Mi"}, "limits": {"memory": "300Mi"}},
     ):
         told = container(pod_of(examples.pool(resources=given)), "cache-node")["resources"]
         assert int(told["requests"]["memory"]) <= int(told["limits"]["memory"])
