@@ -1,0 +1,169 @@
+"""The operator on a simulated cluster: how fast it converges, what it asks when idle, and what it weighs.
+
+    python -m bench.operator [--nodes 1000] [--pools 10] [--deployments 200] [--twice] [--idle-seconds 60]
+
+Real API server, controllers and scheduler, machines played by kwok. `converge_s` runs from the first resource that is applied until every
+pool has all its cache nodes ready and every deployment its engines and routers, and all say Ready. The cluster's own controllers
+and scheduler are in that time. `idle_requests_s` is what the API server's audit log says of the operator afterwards; `rss_mb` is the most that it
+ever held. `--twice` then adds as many nodes again, and says the same of that (`*_2x`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+
+from kube_process import wait_for
+from operator_process import Operator
+
+from bench.common import report
+from bench.operator_world import POOL_LABEL, Sampler, World, asked, cpu_seconds, say, world
+
+LIMITS = {"converge_s": 60, "idle_requests_s": 2, "rss_mb": 250}
+CONVERGE_SECONDS_MAX = 420.0
+SETTLE_SECONDS_MAX = 120.0
+GROUP = "/apis/kvcommons.io/v1alpha1"
+Document = dict[str, Any]
+
+
+def pool(number: int) -> Document:
+    spec = {
+        "placement": "perNode",
+        "tiers": {"memory": {"capacity": "1Gi"}},
+        "nodeSelector": {POOL_LABEL: f"pool-{number}"},
+    }
+    return resource("KVCachePool", f"pool-{number}", number, spec)
+
+
+def deployment(number: int, pools: int) -> Document:
+    place = number % pools
+    spec = {
+        "model": {"name": f"model-{number}", "source": {"local": {"path": "/model"}}},
+        "engine": {"image": "vllm:0.32.0"},
+        "poolRef": {"name": f"pool-{place}"},
+        "podTemplate": {"nodeSelector": {POOL_LABEL: f"pool-{place}"}},
+    }
+    return resource("InferenceDeployment", f"chat-{number:03}", place, spec)
+
+
+def resource(kind: str, name: str, place: int, spec: Document) -> Document:
+    metadata = {"name": name, "namespace": f"bench-{place}"}
+    return {"apiVersion": "kvcommons.io/v1alpha1", "kind": kind, "metadata": metadata, "spec": spec}
+
+
+def post(server: Any, item: Document) -> None:
+    plural = "kvcachepools" if item["kind"] == "KVCachePool" else "inferencedeployments"
+    server.request("POST", f"{GROUP}/namespaces/{item['metadata']['namespace']}/{plural}", item)
+
+
+def ready(item: Document) -> bool:
+    told = (item.get("status") or {}).get("conditions") or []
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in told)
+
+
+class Progress:
+    """What is not there yet, in the operator's own words."""
+
+    def __init__(self, made: World, nodes_per_pool: int) -> None:
+        self._made = made
+        self._nodes = nodes_per_pool
+        self._said = 0.0
+
+    def done(self) -> bool:
+        pools = self._made.server.request("GET", f"{GROUP}/kvcachepools")["items"]
+        deployments = self._made.server.request("GET", f"{GROUP}/inferencedeployments")["items"]
+        wait_pools = [one for one in pools if not (ready(one) and self._pool_done(one["status"]))]
+        wait_deployments = [one for one in deployments if not (ready(one) and self._deployment_done(one["status"]))]
+        if time.monotonic() - self._said > 10:
+            self._said = time.monotonic()
+            say(f"{len(wait_pools)} pools and {len(wait_deployments)} deployments to go")
+        return not wait_pools and not wait_deployments
+
+    def _pool_done(self, status: Document) -> bool:
+        nodes = status.get("nodes") or {}
+        return bool(nodes.get("desired") == nodes.get("ready") == nodes.get("updated") == self._nodes)
+
+    def _deployment_done(self, status: Document) -> bool:
+        router = status.get("router") or {}
+        return bool(status.get("readyReplicas") == 1 and router.get("readyReplicas") == router.get("replicas") == 2)
+
+
+def measure(made: World, operator: Operator, nodes_per_pool: int, begun: float, idle_seconds: float) -> Document:
+    wait_for(Progress(made, nodes_per_pool).done, "everything has converged", CONVERGE_SECONDS_MAX, every=0.5)
+    converge = time.monotonic() - begun
+    sampler, pid = Sampler(operator.process.pid), operator.process.pid
+    say(f"converged in {converge:.1f} s, {asked(made)} requests, {sampler.peak_mb:.0f} MB at most")
+    settle(made)
+    requests, busy, started = asked(made), cpu_seconds(pid), time.monotonic()
+    pause(idle_seconds)
+    seconds = time.monotonic() - started
+    return {
+        "converge_s": converge,
+        "idle_requests_s": (asked(made) - requests) / seconds,
+        "idle_cpu_share": (cpu_seconds(pid) - busy) / seconds,
+        "rss_mb": sampler.peak_mb,
+        "rss_idle_mb": sampler.rss_mb,
+    }
+
+
+def settle(made: World) -> None:
+    """Until ten seconds have brought few requests, or it does not come to that."""
+    last, deadline = asked(made), time.monotonic() + SETTLE_SECONDS_MAX
+    while time.monotonic() < deadline:
+        pause(10)
+        now = asked(made)
+        if now - last < 20:
+            return
+        last = now
+
+
+def pause(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.operator", description=__doc__.partition("\n")[0])
+    parser.add_argument("--nodes", type=int, default=1_000)
+    parser.add_argument("--pools", type=int, default=10)
+    parser.add_argument("--deployments", type=int, default=200)
+    parser.add_argument("--idle-seconds", type=float, default=60)
+    parser.add_argument("--twice", action="store_true", help="the same again at twice the nodes")
+    given = parser.parse_args()
+    with world() as made:
+        made.add_nodes(range(given.nodes), given.pools)
+        for place in range(given.pools):
+            made.server.create_namespace(f"bench-{place}")
+            made.server.request(
+                "POST", f"/api/v1/namespaces/bench-{place}/serviceaccounts", {"metadata": {"name": "default"}}
+            )
+        made.server.create_namespace("kvcommons-system")
+        operator = Operator(
+            made.server, made.folder, kubeconfig=made.operator_kubeconfig, lease_seconds=15, log_level="info"
+        ).start()
+        try:
+            operator.ready()
+            begun = time.monotonic()
+            made.each(post, [pool(number) for number in range(given.pools)])
+            made.each(post, [deployment(number, given.pools) for number in range(given.deployments)])
+            say(f"applied in {time.monotonic() - begun:.1f} s")
+            figures = measure(made, operator, given.nodes // given.pools, begun, given.idle_seconds)
+            if given.twice:
+                begun = time.monotonic()
+                made.add_nodes(range(given.nodes, 2 * given.nodes), given.pools)
+                more = measure(made, operator, 2 * given.nodes // given.pools, begun, given.idle_seconds)
+                figures |= {f"{name}_2x": value for name, value in more.items()}
+        finally:
+            operator.stop()
+            say(operator.log[-2_000:])
+    ratios = {name: figures[name] / limit for name, limit in LIMITS.items()}
+    report("operator", figures, LIMITS, ratios)
+    return 0 if all(ratio <= 1 for ratio in ratios.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
