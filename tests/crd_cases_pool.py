@@ -124,7 +124,7 @@ POOL_CASES: Final = (
     Case(
         "what can't be shared, such as",
         {"resources": {"requests": {"example.com/fpga": 1}}},
-        {"resources": {"requests": {"example.com/fpga": 1}, "limits": {"example.com/fpga": "1000m"}}},
+        {"resources": {"requests": {"example.com/fpga": 1}, "limits": {"example.com/fpga": "1"}}},
         "spec.resources.requests",
     ),
     Case(

@@ -29,7 +29,7 @@ def establish(server: Client) -> None:
 
 def _established(server: Client, name: str) -> bool:
     crd = server.request("GET", f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}")
-    found = {condition["type"]: condition["status"] for condition in crd["status"].get("conditions", [])}
+    found = {condition["type"]: condition["status"] for condition in crd["status"].get("conditions") or ()}
     return found.get("Established") == "True" and found.get("NonStructuralSchema", "False") == "False"
 
 

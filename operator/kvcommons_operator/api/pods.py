@@ -47,7 +47,7 @@ def _devices_have_limits(resources: Resources) -> bool:
 
 
 def _devices_are_whole(resources: Resources) -> bool:
-    return all(parse_quantity(amount) % 1 == 0 for name, amount in resources.limits.items() if "/" in name)
+    return all(amount.isascii() and amount.isdigit() for name, amount in resources.limits.items() if "/" in name)
 
 
 class Resources(Model):
@@ -74,8 +74,8 @@ class Resources(Model):
             field=".requests",
         ),
         Rule(
-            cel="self.limits.all(key, !key.contains('/') || quantity(string(self.limits[key])).isInteger())",
-            message="devices such as nvidia.com/gpu are counted in whole numbers",
+            cel="self.limits.all(key, !key.contains('/') || string(self.limits[key]).matches('^[0-9]+$'))",
+            message="devices such as nvidia.com/gpu are counted in whole numbers, such as 8",
             holds=_devices_are_whole,
             field=".limits",
         ),
