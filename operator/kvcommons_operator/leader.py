@@ -21,7 +21,7 @@ from kvcommons_operator.observed import Install, NodeState, Pod
 from kvcommons_operator.outcome import PodAction
 from kvcommons_operator.reconcile.act import Executor
 from kvcommons_operator.reconcile.controller import Controller
-from kvcommons_operator.reconcile.fence import Fencer, addresses
+from kvcommons_operator.reconcile.fence import Fencer, addresses, holds_node
 from kvcommons_operator.reconcile.inventory import Inventory
 from kvcommons_operator.reconcile.nodes import Address, NodeClient
 from kvcommons_operator.reconcile.observe import Observer
@@ -203,9 +203,8 @@ class Leader:
         for pool, _ in self._resources.of_kind(names.POOL_KIND):
             token = self._token(pool)
             for pod in self._inventory.pods(owner_of(*pool)) if token is not None else ():
-                component = pod.labels.get(names.COMPONENT)
-                if pod.ip and pod.phase == "Running" and component in (names.CACHE_NODE, names.ENGINE):
-                    member = pod.node if component == names.CACHE_NODE else pod.name
+                if pod.ip and pod.phase == "Running" and holds_node(pod):
+                    member = pod.node if pod.labels.get(names.COMPONENT) == names.CACHE_NODE else pod.name
                     yield Target(pool, pod, member, Address(pod.ip, token or ""))
 
     def _router_targets(self) -> Iterator[Target]:

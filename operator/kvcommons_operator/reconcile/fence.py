@@ -16,6 +16,7 @@ from typing import Final
 from kvcommons_core.members import engine_member
 
 from kvcommons_operator import names
+from kvcommons_operator.build.node import NODE_CONTAINER
 from kvcommons_operator.metrics import OperatorMetrics
 from kvcommons_operator.observed import Pod
 from kvcommons_operator.reconcile.nodes import Address, NodeClient
@@ -42,16 +43,20 @@ class Fence:
 
 
 def members_of(pod: Pod) -> tuple[str, ...]:
-    """The members that live in a pod: a DaemonSet's node, named for its machine; or an engine, and the node beside it."""
+    """The members that live in a pod: a DaemonSet's node, named for its machine; or an engine, and the node beside it.
+
+    Cache nodes are in their pool's namespace: a pod elsewhere that has such labels speaks for none."""
     component = pod.labels.get(names.COMPONENT)
+    at_home = pod.labels.get(names.POOL_NAMESPACE_LABEL, pod.namespace) == pod.namespace
     if component == names.CACHE_NODE:
-        return (pod.node,) if pod.node else ()
+        return (pod.node,) if pod.node and at_home else ()
     if component != names.ENGINE:
         return ()
     ranks = pod.annotations.get(names.DATA_PARALLEL, "1")
     count = min(int(ranks), RANKS_MAX) if ranks.isdigit() else 1
     engines = [f"{pod.name}-dp{rank}" for rank in range(count)] if count > 1 else [pod.name]
-    return (pod.name, *map(engine_member, engines))
+    beside = (pod.name,) if at_home else ()
+    return (*beside, *map(engine_member, engines))
 
 
 def why(old: Pod | None, new: Pod | None) -> str:
@@ -141,17 +146,22 @@ class Fencer:
 
 
 def addresses(pods: Iterable[Pod], token: str, without: Pod | None = None) -> list[Address]:
-    """Live nodes among a pool's pods: ready cache nodes, and engines' pods that hold one."""
-    holds = (names.CACHE_NODE, names.ENGINE)
+    """Live nodes among a pool's pods: cache nodes, and engines' pods that hold one."""
     return [
         Address(pod.ip, token)
         for pod in pods
         if pod.ip
         and pod.phase == "Running"
         and not pod.deleting
-        and pod.labels.get(names.COMPONENT) in holds
+        and holds_node(pod)
         and (without is None or pod.uid != without.uid)
     ]
+
+
+def holds_node(pod: Pod) -> bool:
+    """Whether a cache node answers there: an engine beside a DaemonSet's nodes has none, and is nobody to show the pool's token to."""
+    component = pod.labels.get(names.COMPONENT)
+    return component == names.CACHE_NODE or (component == names.ENGINE and pod.container(NODE_CONTAINER) is not None)
 
 
 def pool_owner_of(pod: Pod, pool_of_deployment: Callable[[Owner], Owner | None]) -> Owner | None:

@@ -41,9 +41,16 @@ def owner_of_child(labels: Mapping[str, str], namespace: str) -> Owner | None:
 
 
 def owners_of_pod(labels: Mapping[str, str], namespace: str) -> tuple[Owner, ...]:
-    """Everybody who looks at a pod: with `sidecar` an engine's pod holds a node of the pool."""
-    found = (deployment_of(labels, namespace), pool_of(labels, namespace))
-    return tuple(owner for owner in found if owner is not None)
+    """Everybody who looks at a pod: with `sidecar` an engine's pod holds a node of the pool.
+
+    Whoever may make pods in some namespace chooses their labels: one that claims to be a part of a pool elsewhere is none. Of a
+    deployment's parts only its router may stand in another namespace."""
+    pool, deployment = pool_of(labels, namespace), deployment_of(labels, namespace)
+    if pool is not None and pool.namespace != namespace:
+        pool = None
+    if deployment is not None and deployment.namespace != namespace and labels.get(names.COMPONENT) != names.ROUTER:
+        deployment = None
+    return tuple(owner for owner in (deployment, pool) if owner is not None)
 
 
 def interned(words: Mapping[str, Any]) -> dict[str, str]:
