@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,6 +17,8 @@ from kvcommons_operator.observed import NodeState
 CALL_SECONDS_MAX: Final = 2.0
 ANSWER_BYTES_MAX: Final = 1 << 20
 CALLS_AT_ONCE_MAX: Final = 32
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,13 @@ class NodeClient:
     async def state(self, address: Address, member: str) -> NodeState:
         """What the node says of itself."""
         answer = await self._call("GET", address, "/v1/stats", None)
-        return parse_stats(answer.body) if answer.ok else NodeState(member=member, reachable=False)
+        if not answer.ok:
+            return NodeState(member=member, reachable=False)
+        try:
+            return parse_stats(answer.body)
+        except (AttributeError, TypeError, ValueError) as error:
+            logger.warning("%s says what no cache node says: %s", address.url, error)
+            return NodeState(member=member, reachable=False)
 
     async def routable(self, address: Address) -> int | None:
         """Instances that a router sends to; None where it does not say."""
@@ -67,7 +76,8 @@ class NodeClient:
         models = answer.body.get("models") if answer.status in (200, 503) else None
         if not isinstance(models, Mapping):
             return None
-        return sum(int(model.get("up") or 0) for model in models.values() if isinstance(model, Mapping))
+        counts = [model.get("up") for model in models.values() if isinstance(model, Mapping)]
+        return sum(count for count in counts if isinstance(count, int))
 
     async def fence(self, address: Address, members: Sequence[str], reason: str, *, hold: bool = False) -> Answer:
         """Voids what the members published. `hold`: the node itself, which then publishes nothing until it is restarted."""
@@ -85,11 +95,20 @@ class NodeClient:
                 self._at_once,
                 self._session.request(method, address.url + path, json=body, headers=headers) as response,
             ):
-                raw = await response.content.read(ANSWER_BYTES_MAX)
-                document = json.loads(raw)
+                document = json.loads(await _whole(response.content))
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             return Answer(0, {"error": str(error) or type(error).__name__})
         return Answer(response.status, document if isinstance(document, dict) else {})
+
+
+async def _whole(content: aiohttp.StreamReader) -> bytes:
+    """All of an answer: one read gives only what has come so far. :raises ValueError: if it is too long."""
+    raw = bytearray()
+    async for piece in content.iter_any():
+        raw += piece
+        if len(raw) > ANSWER_BYTES_MAX:
+            raise ValueError(f"an answer of more than {ANSWER_BYTES_MAX} bytes")
+    return bytes(raw)
 
 
 def parse_stats(stats: Mapping[str, Any]) -> NodeState:
