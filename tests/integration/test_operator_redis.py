@@ -20,7 +20,7 @@ from kvcommons_operator.build import redis
 from kvcommons_operator.build.meta import Owner
 from kvcommons_operator.plan import plan_pool
 
-SECONDS_MAX = 30.0
+SECONDS_MAX = 50.0
 PEER_PORT = names.REDIS_PORT
 
 

@@ -158,7 +158,7 @@ def redis_conf(index: ManagedIndex) -> str:
 
 
 def sentinel_conf(index: ManagedIndex) -> str:
-    """The sentinels' configuration, completed by START."""
+    """The sentinels' configuration, completed by START. A take-over that failed is tried again after twice failover-timeout."""
     master = names.SENTINEL_MASTER
     lines = [
         f"port {names.SENTINEL_PORT}",
@@ -172,7 +172,7 @@ def sentinel_conf(index: ManagedIndex) -> str:
         f"sentinel auth-user {master} {SENTINEL_USER}",
         f"sentinel auth-pass {master} {index.password(SENTINEL_USER)}",
         f"sentinel down-after-milliseconds {master} 3000",
-        f"sentinel failover-timeout {master} 15000",
+        f"sentinel failover-timeout {master} 5000",
         f"sentinel parallel-syncs {master} 2",
     ]
     return "\n".join(lines) + "\n"
