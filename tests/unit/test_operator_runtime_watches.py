@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -34,12 +35,12 @@ class Seen:
 
 
 @asynccontextmanager
-async def watching(silence_seconds_max: float = 5.0) -> AsyncIterator[Seen]:
+async def watching(silence_seconds_max: float = 5.0, kind: kinds.Kind = kinds.CONFIG_MAP) -> AsyncIterator[Seen]:
     async with fake_api() as (api, client):
         api.put(MAPS, "first", data={"a": "1"})
         seen = Seen(api, None)  # type: ignore[arg-type]  # set in the next line, which needs it
         seen.watch = Watch(
-            client, Scope(kinds.CONFIG_MAP, "ns", labels="x=y"), keep=lambda item: item.get("data", {}),
+            client, Scope(kind, "ns", labels="x=y"), keep=lambda item: item.get("data", {}),
             on_change=seen.note, silence_seconds_max=silence_seconds_max,
         )  # fmt: skip
         task = asyncio.create_task(seen.watch.run())
@@ -136,10 +137,35 @@ async def test_what_a_request_answered_is_not_undone_by_a_late_event(seen: Seen)
     await until(lambda: seen.watch.cache[("ns", "first")] == {"a": "newer"})
 
 
-async def test_an_api_that_is_not_there_is_an_empty_cache() -> None:
-    """A kind that is not installed, or may not be read, holds nobody up; what was known of it is forgotten."""
-    async with watching() as seen:
-        seen.api.failures.append(Failure(403, watch=True, body={"message": "no"}))
+async def test_what_is_gone_does_not_come_back_by_a_late_answer(seen: Seen) -> None:
+    """An apply of ours was answered after its object had been deleted: were it kept, it would never be made again."""
+    late = {"metadata": {"name": "first", "namespace": "ns", "resourceVersion": str(seen.api.version)}, "data": {}}
+    seen.api.put(MAPS, "first", data={"a": "2"})
+    seen.api.version += 10
+    seen.api.remove(MAPS, "first")
+    await seen.becomes()
+    seen.watch.offer(late)
+    assert seen.names == []
+    seen.api.put(MAPS, "first", data={"a": "3"})
+    await seen.becomes("first")
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+async def test_a_refusal_takes_nothing_away(seen: Seen, status: int) -> None:
+    """An API server that has just begun refuses for a moment: were the pods gone by that, all would be fenced, and engines rolled."""
+    seen.api.failures.extend(Failure(status, watch=True, body={"message": "no"}) for _ in range(2))
+    seen.api.break_streams()
+    await until(lambda: not seen.api.failures)
+    assert seen.names == ["first"]
+    seen.api.put(MAPS, "second", data={})
+    await seen.becomes("first", "second")
+    assert all(new for _, _, new in seen.changes)
+
+
+async def test_an_api_of_others_that_goes_is_an_empty_cache() -> None:
+    """A kind of another project that is not installed any more holds nobody up; what was known of it is forgotten."""
+    async with watching(kind=replace(kinds.CONFIG_MAP, optional=True)) as seen:
+        seen.api.failures.append(Failure(404, watch=True, body={"message": "no"}))
         seen.api.break_streams()
         await seen.becomes()
         assert seen.watch.synced.is_set()

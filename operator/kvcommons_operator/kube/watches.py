@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
@@ -29,7 +30,10 @@ EVENT_BYTES_MAX: Final = 8 << 20
 BACKOFF_SECONDS: Final = 0.5
 BACKOFF_SECONDS_MAX: Final = 30.0
 MISSING_SECONDS: Final = 60.0
-"""An API that is not installed, or may not be read, is tried again this often."""
+"""An API of others that is not installed, or may not be read, is tried again this often."""
+STEADY_SECONDS: Final = 1.0
+"""A stream that ends sooner is not followed by the next at once."""
+GONE_MAX: Final = 1_024
 
 Key = tuple[str, str]
 """(namespace, name)"""
@@ -82,6 +86,8 @@ class Watch(Generic[T]):
         self._client = client
         self._keep = keep
         self._versions: dict[Key, int] = {}
+        self._gone: dict[Key, int] = {}
+        """When the latest went: the answer to a request of ours may come after the event that the object is gone."""
         self._on_change = on_change
         self._silence_seconds_max = silence_seconds_max
         self._server_seconds = server_seconds
@@ -94,25 +100,44 @@ class Watch(Generic[T]):
                 if not version:
                     version = await self._list()
                     self.synced.set()
+                begun = time.monotonic()
                 version = await self._follow(version)
-                self._failures = 0
                 self._count("end")
+                if time.monotonic() - begun < STEADY_SECONDS:
+                    await self._pause()
+                self._failures = 0
             except ExpiredError:
                 version = ""
                 self._count("expired")
+                if self._failures:
+                    await self._pause()
+                self._failures += 1
             except (NotFoundError, ForbiddenError) as error:
-                logger.warning("%s cannot be watched: %s", self.scope.kind.plural, error)
                 version = ""
                 self._count("missing")
-                self._replace({}, 0)
-                self.synced.set()
-                await asyncio.sleep(MISSING_SECONDS * (0.5 + random.random()))
+                await self._missing(error)
             except (KubeError, aiohttp.ClientError, TimeoutError, OSError) as error:
                 self._failures += 1
                 self._count("broken")
                 logger.info("watch of %s begins anew: %s", self.scope.kind.plural, error or type(error).__name__)
-                bound = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS * 2 ** min(self._failures - 1, 10))
-                await asyncio.sleep(bound * (0.5 + random.random() / 2))
+                await self._pause()
+
+    async def _missing(self, error: KubeError) -> None:
+        """Nobody has objects of a kind that is not installed. Of every other kind what was heard last stays in force: an API server that
+        has just begun, or a token that has just ended, is refused for a moment, and nothing of ours is gone by that."""
+        logger.warning("%s cannot be watched: %s", self.scope.kind.plural, error)
+        if self.scope.kind.optional:
+            if isinstance(error, NotFoundError):
+                self._replace({}, 0)
+            self.synced.set()
+            await asyncio.sleep(MISSING_SECONDS * (0.5 + random.random()))
+            return
+        self._failures += 1
+        await self._pause()
+
+    async def _pause(self) -> None:
+        bound = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS * 2 ** min(max(self._failures - 1, 0), 10))
+        await asyncio.sleep(bound * (0.5 + random.random() / 2))
 
     def _count(self, reason: str) -> None:
         self.restarts[reason] = self.restarts.get(reason, 0) + 1
@@ -143,12 +168,15 @@ class Watch(Generic[T]):
 
     def _put(self, key: Key, version: int, new: T | None) -> None:
         """What is older than what the cache has is no news: our own request may have been faster than the stream."""
-        if version and version < self._versions.get(key, 0):
+        if version and version < max(self._versions.get(key, 0), self._gone.get(key, 0)):
             return
         old = self.cache.get(key)
         if new is None:
             self.cache.pop(key, None)
             self._versions.pop(key, None)
+            if len(self._gone) >= GONE_MAX:
+                self._gone.pop(next(iter(self._gone)))
+            self._gone[key] = version
         else:
             self.cache[key], self._versions[key] = new, version
         if old != new:
