@@ -43,7 +43,7 @@ def roll_nodes(
 ) -> Roll:
     """The next step of bringing all nodes to this template.
 
-    :param nodes: by pod uid. A pod that did not answer counts as away.
+    :param nodes: by pod uid. A pod that did not answer counts as away; nothing is begun before all that are ready were asked.
     :param desired: how many nodes there should be.
     :param rolling: False (updateStrategy OnDelete): only count."""
     old = [pod for pod in pods if not pod.deleting and pod.annotations.get(names.TEMPLATE_HASH) != template_hash]
@@ -55,6 +55,10 @@ def roll_nodes(
         return replace(roll, waiting_for=what, stuck=why, requeue_seconds=WAIT_SECONDS)
     if not old or not rolling:
         return roll
+    unasked = sum(pod.ready and pod.uid not in nodes for pod in pods)
+    if unasked:
+        # A leader that has just begun: one of them may be held already, and none may go without its fence.
+        return replace(roll, waiting_for=f"what {unasked} cache nodes say of themselves", requeue_seconds=WAIT_SECONDS)
     begun = [pod for pod in old if (state := nodes.get(pod.uid)) is not None and state.fenced]
     broken = [pod for pod in old if not pod.ready]
     # One that was begun first, then one that serves nobody anyway, then by name: the order is the same in every look.

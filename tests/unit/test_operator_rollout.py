@@ -71,7 +71,19 @@ def test_a_node_that_does_not_answer_is_replaced_without_being_asked() -> None:
     """It can be neither fenced nor flushed by itself; others void what it published when its pod goes."""
     pods = [examples.node_pod(0, OLD)]
     assert kinds(look(pods, [examples.node_state(0, reachable=False)])) == [(ActionKind.DELETE_POD, "node-0")]
-    assert kinds(roll_nodes(pods, NEW, {}, desired=1)) == [(ActionKind.DELETE_POD, "node-0")]
+    assert kinds(roll_nodes([replace(pods[0], ready=False)], NEW, {}, desired=1)) == [(ActionKind.DELETE_POD, "node-0")]
+
+
+def test_nothing_goes_before_all_nodes_were_asked() -> None:
+    """A new leader does not know yet which node its predecessor has fenced: another one beside it would be a second one away, and
+    unfenced at that."""
+    pods = [examples.node_pod(number, OLD) for number in range(2)]
+    states = {pods[1].uid: examples.node_state(1, fenced=True, flushed=True)}
+    roll = roll_nodes(pods, NEW, states, desired=2)
+    assert (roll.actions, roll.done) == ((), False)
+    assert roll.requeue_seconds is not None
+    asked = states | {pods[0].uid: examples.node_state(0)}
+    assert kinds(roll_nodes(pods, NEW, asked, desired=2)) == [(ActionKind.DELETE_POD, "node-1")]
 
 
 def test_a_node_that_was_begun_is_finished_first() -> None:
