@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITES = ("tests/unit", "tests/integration", "tests/cluster", "tests/engine")
-SOAK = "tests/soak"
+SOAKED = ("tests/soak", "tests/cluster/test_e2e.py")  # the latter again, in the images that users get
 CLUSTER = "tests/cluster"
 
 
@@ -31,7 +31,7 @@ def present(suites: tuple[str, ...]) -> list[str]:
     """The suites that are there; with KVCOMMONS_NO_SKIP a missing one is a failure (pytest refuses its name)."""
     if os.environ.get("KVCOMMONS_NO_SKIP"):
         return list(suites)
-    return [suite for suite in suites if any((ROOT / suite).rglob("test_*.py"))]
+    return [suite for suite in suites if (ROOT / suite).is_file() or any((ROOT / suite).rglob("test_*.py"))]
 
 
 def main() -> None:
@@ -45,8 +45,10 @@ def main() -> None:
         passed = timed(
             f"native, {sanitizer} sanitizer", sys.executable, ".ci/native.py", "test", "--sanitizer", sanitizer
         )
-    suites = [] if named else present((SOAK,) if chosen.soak else SUITES)
-    if CLUSTER in suites:
+    suites = [] if named else present(SOAKED if chosen.soak else SUITES)
+    if chosen.soak:
+        os.environ.setdefault("KVCOMMONS_TEST_IMAGES", "dockerfile")
+    if any(suite.startswith(CLUSTER) for suite in suites):
         # Here, where the progress of a first build shows; the tests would do it as well.
         group = "cluster" if os.geteuid() == 0 else "apiserver"
         passed = timed("programs of a test cluster", sys.executable, ".ci/kube.py", group) and passed
