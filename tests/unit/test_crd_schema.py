@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import yaml
 from crd_cases import CASES, CHANGES
 from kvcommons_operator.api.unbuilt import DEPLOYMENT_GAPS, POOL_GAPS
 from kvcommons_operator.crd import __main__ as command
-from kvcommons_operator.crd.definitions import definitions
+from kvcommons_operator.crd.definitions import KUBERNETES_MINOR_MIN, definitions
 from kvcommons_operator.crd.generate import files, outdated, to_yaml, write
 from kvcommons_operator.crd.schema import UnstructuralError, structural
 from pydantic import BaseModel
@@ -165,3 +166,21 @@ def test_a_model_that_no_structural_schema_can_say_is_refused() -> None:
         structural(Union)
     with pytest.raises(UnstructuralError, match=r"\.inner: the keys of a map need a pattern"):
         structural(Map)
+
+
+# The minor release of Kubernetes 1 in which a custom resource's rule may first call it; macros and CEL's own are from the beginning.
+CALLS_SINCE = {
+    **dict.fromkeys(("has", "all", "exists", "size", "matches", "startsWith", "contains", "string"), 25),
+    **dict.fromkeys(("isQuantity", "quantity", "compareTo", "isGreaterThan"), 29),
+}
+
+
+def test_rules_call_nothing_newer_than_the_oldest_kubernetes() -> None:
+    """A rule that needs a newer release than is stated would keep the definitions from being accepted there."""
+    called: set[str] = set()
+    for name, schema in SCHEMAS.items():
+        for _, part in walk(schema, name):
+            for rule in part.get("x-kubernetes-validations", []):
+                called |= set(re.findall(r"\b([A-Za-z]+)\(", re.sub(r"'[^']*'", "''", rule["rule"])))
+    assert called == set(CALLS_SINCE)
+    assert max(CALLS_SINCE.values()) == KUBERNETES_MINOR_MIN
