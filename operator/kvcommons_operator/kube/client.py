@@ -170,7 +170,7 @@ class KubeClient:
 
         :raises KubeError: the class says what to do.
         """
-        retry_conflicts = retry_conflicts and method == "PATCH" and not _has_uid(body)
+        retry_conflicts = retry_conflicts and method == "PATCH" and not _names_one(body)
         attempt = 0
         while True:
             attempt += 1
@@ -245,9 +245,10 @@ class KubeClient:
         return response
 
 
-def _has_uid(body: Mapping[str, Any] | None) -> bool:
-    """A conflict about a uid says that the object is another one: trying again is useless."""
-    return bool(body and (body.get("metadata") or {}).get("uid"))
+def _names_one(body: Mapping[str, Any] | None) -> bool:
+    """A conflict about a uid or a version says that the object is another one: sending the same again is useless."""
+    metadata = (body.get("metadata") or {}) if body else {}
+    return bool(metadata.get("uid") or metadata.get("resourceVersion"))
 
 
 def _parsed(raw: bytes) -> Document:

@@ -7,9 +7,11 @@ import logging
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from kvcommons_operator import names
+from kvcommons_operator.conditions import previous
 from kvcommons_operator.kube.client import KubeClient
 from kvcommons_operator.kube.errors import ConflictError, ForbiddenError, KubeError, UnavailableError
 from kvcommons_operator.kube.kinds import DEPLOYMENT_OWN, OWN_KINDS
@@ -26,6 +28,8 @@ from kvcommons_operator.reconcile.resources import Id, Resources, truth_changed,
 REFUSED_SECONDS: Final = 30.0
 """What the server refused is tried again after this long: a quota or a role may have changed."""
 RESYNC_JITTER: Final = 0.2
+REFUSED_CONDITIONS: Final = ("Progressing", "Ready")
+"""They don't hold while something is refused, whatever the plan hoped for."""
 
 logger = logging.getLogger(__name__)
 
@@ -155,9 +159,9 @@ class Controller:
             return None
         plan = await self._plan(key, resource)
         refused = await self._executor.carry_out(key, resource, plan)
-        status = with_refusals(plan.status, refused, resource["metadata"].get("generation", 0))
+        status = with_refusals(plan.status, refused, resource)
         await self._executor.tell(key, resource, status)
-        await self._executor.events(resource, plan, refused)
+        await self._executor.events(resource, without_hopes(plan) if refused else plan, refused)
         if plan.finalizer is Finalizer.DROP and await self._still_to_drop(key):
             await self._executor.drop_finalizer(key, self._resources.get(key) or resource)
         if refused:
@@ -186,22 +190,30 @@ class Controller:
         return False
 
 
-def with_refusals(status: dict[str, Any], refused: list[Refused], generation: int) -> dict[str, Any]:
+def without_hopes(plan: Plan) -> Plan:
+    """Without the Events that what was refused makes untrue."""
+    hopes = tuple(f"{kind}: " for kind in REFUSED_CONDITIONS)
+    return replace(plan, events=tuple(event for event in plan.events if not event.message.startswith(hopes)))
+
+
+def with_refusals(status: dict[str, Any], refused: list[Refused], resource: Manifest) -> dict[str, Any]:
     """The status, with the truth about what the API server did not take: not progressing, and why."""
     if not refused or not status:
         return status
     first = refused[0]
     more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
     message = f"{first.ref.kind} {first.ref.namespace}/{first.ref.name} is refused: {first.error.message}{more}"
-    conditions = [dict(condition) for condition in status.get("conditions") or []]
-    for condition in conditions:
-        if condition.get("type") in ("Progressing", "Ready"):
-            if condition.get("status") != "False":
-                condition["lastTransitionTime"] = now()
+    found = [dict(condition) for condition in status.get("conditions") or []]
+    before = previous(resource)
+    for condition in found:
+        if condition.get("type") in REFUSED_CONDITIONS:
+            old = before.get(condition["type"], {})
+            since = old.get("lastTransitionTime") if old.get("status") == "False" else None
             condition |= {
                 "status": "False",
+                "lastTransitionTime": since or now(),
                 "reason": "ApplyRefused",
                 "message": message[:1024],
-                "observedGeneration": generation,
+                "observedGeneration": resource["metadata"].get("generation", 0),
             }
-    return {**status, "conditions": conditions}
+    return {**status, "conditions": found}
