@@ -201,7 +201,7 @@ def check() -> None:
         helm("lint", "--strict", "--quiet", "--kube-version", KUBE_VERSION, str(CHART), "--values", str(case))
         complaint = conform(rendered("--values", str(case)))
         complaints += [f"{case.name}: {complaint}"] if complaint else []
-    for path in (PLAIN / "operator.yaml", *sorted((ROOT / "charts" / "samples").glob("*.yaml"))):
+    for path in (PLAIN / "operator.yaml", *sorted((ROOT / "docs" / "examples").glob("*.yaml"))):
         complaint = conform(path.read_text(encoding="utf-8"))
         complaints += [f"{path.name}: {complaint}"] if complaint else []
     if complaints:
