@@ -1,0 +1,107 @@
+"""Parts are killed while requests run: what had not begun to answer succeeds, the rest fails openly, and conditions are true."""
+
+from __future__ import annotations
+
+import kube_chart
+import pytest
+from kube_chat import Stream
+from kube_process import wait_for
+from kube_served import NAME, Served
+
+PROMPTS = tuple(f"Question {number}: what is {number} plus {number}?" for number in range(6))
+TOKENS = 12
+AFTER = 6
+SECONDS_MAX = 150.0
+
+pytestmark = pytest.mark.parametrize("served", ["perNode"], indirect=True)
+
+
+@pytest.fixture
+def stream(served: Served) -> Stream:
+    """Requests whose answers are known from before anything was broken."""
+    return Stream(served.router(), PROMPTS, TOKENS)
+
+
+def known(served: Served) -> list[str]:
+    outcomes = [served.router().streamed(text, number, TOKENS) for number, text in enumerate(PROMPTS)]
+    assert all(outcome.done for outcome in outcomes), outcomes
+    return [outcome.text for outcome in outcomes]
+
+
+def judge(stream: Stream, answers: list[str]) -> None:
+    """Each request was answered as before, or had begun and then failed openly."""
+    for outcome in stream.outcomes:
+        if outcome.done:
+            assert outcome.text == answers[outcome.prompt], outcome
+        else:
+            assert outcome.began, f"failed before it began: {outcome}"
+            assert outcome.error, f"ended without a word: {outcome}"
+            assert answers[outcome.prompt].startswith(outcome.text), outcome
+
+
+@pytest.mark.parametrize(
+    ("component", "container"), [("cache-node", "cache-node"), ("index", "redis"), ("router", "router")]
+)
+def test_a_killed_part_stops_nobody(served: Served, stream: Stream, component: str, container: str) -> None:
+    """kill -9 of a cache node, of Redis or of a router: requests go on, and the container comes back."""
+    answers = known(served)
+    pod = served.pods(component)[0]["metadata"]["name"]
+    with stream:
+        stream.wait_more(AFTER, SECONDS_MAX)
+        served.cluster.kill_container(served.namespace, pod, container)
+        stream.wait_more(2 * AFTER, SECONDS_MAX)
+        assert served.condition("Ready") == "True", "there was always an engine to route to"
+    judge(stream, answers)
+    served.wait_ready()
+
+
+def test_a_killed_operator_is_succeeded(served: Served, stream: Stream) -> None:
+    """kill -9 of the leading operator: requests go on, and another one leads."""
+    answers = known(served)
+    cluster, namespace = served.cluster, kube_chart.NAMESPACE
+    lease = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/kvcommons-operator"
+    before = cluster.request("GET", lease)["spec"]["holderIdentity"]
+    pods = [pod["metadata"]["name"] for pod in cluster.pods(namespace, "app.kubernetes.io/name=kvcommons-operator")]
+    leader = next(name for name in pods if name in before)
+    with stream:
+        cluster.kill_container(namespace, leader, "operator")
+        wait_for(lambda: cluster.request("GET", lease)["spec"]["holderIdentity"] != before, "another leader", 60.0)
+        stream.wait_more(AFTER, SECONDS_MAX)
+    judge(stream, answers)
+    assert served.condition("Ready") == "True"
+
+
+def test_a_killed_engine_is_replaced_by_the_other(served: Served, stream: Stream) -> None:
+    """kill -9 of an engine: the router goes to the other one at once, and the deployment stays available."""
+    answers = known(served)
+    victim = served.ready_engines()[0]["metadata"]["name"]
+    with stream:
+        stream.wait_more(AFTER, SECONDS_MAX)
+        served.cluster.kill_container(served.namespace, victim, "engine")
+        stream.wait_more(2 * AFTER, SECONDS_MAX)
+    judge(stream, answers)
+    assert served.condition("Available") == "True"
+    served.wait_ready()
+
+
+def test_a_deleted_engine_finishes_what_it_began(served: Served, stream: Stream) -> None:
+    """kubectl delete pod: nothing new goes there, its streams finish, no request fails at all."""
+    answers = known(served)
+    victim = served.ready_engines()[0]["metadata"]["name"]
+    with stream:
+        stream.wait_more(AFTER, SECONDS_MAX)
+        served.cluster.kubectl("delete", "pod", victim, "-n", served.namespace, "--wait=false")
+        stream.wait_more(2 * AFTER, SECONDS_MAX)
+    judge(stream, answers)
+    assert all(outcome.done for outcome in stream.outcomes), stream.outcomes
+    served.wait_ready()
+
+
+def test_it_is_never_ready_while_nothing_is_routable(served: Served) -> None:
+    """Scaled to nothing, the deployment says so."""
+    served.cluster.kubectl("scale", "ifd", NAME, "--replicas=0", "-n", served.namespace)
+    served.wait_condition("Ready", "False", 60.0)
+    wait_for(lambda: not served.pods("engine"), "no engine", 90.0, every=0.5)
+    assert served.condition("Available") == "False"
+    status, _ = served.router().get("/readyz")
+    assert status == 503
