@@ -9,6 +9,8 @@ from kvcommons_operator import conditions
 from kvcommons_operator.api import InvalidResourceError, KVCachePool, parse_pool, refused
 from kvcommons_operator.api.common import LabelSelector
 from kvcommons_operator.api.deployment import PoolRef
+from kvcommons_operator.api.pods import PodOverrides
+from kvcommons_operator.api.routing import Routing
 from kvcommons_operator.build.meta import Owner
 from kvcommons_operator.build.pool import Pool
 from kvcommons_operator.conditions import Condition, no
@@ -23,8 +25,12 @@ class Resolved:
     problem: Condition | None = None
 
 
-def resolve(owner: Owner, ref: PoolRef | None, observed: DeploymentObserved) -> Resolved:
-    """The pool that a deployment names, if it may use it."""
+def resolve(
+    owner: Owner, ref: PoolRef | None, observed: DeploymentObserved, routing: Routing | None = None
+) -> Resolved:
+    """The pool that a deployment names, if it may use it.
+
+    :param routing: what it says of its router, which would stand beside the pool."""
     if ref is None:
         return Resolved()
     named = f"KVCachePool {ref.namespace or owner.namespace}/{ref.name}"
@@ -40,10 +46,12 @@ def resolve(owner: Owner, ref: PoolRef | None, observed: DeploymentObserved) -> 
     gaps = refused(parsed.spec)
     if gaps:
         return _problem("PoolNotAccepted", f"{named} is not accepted: {gaps[0].field}: {gaps[0].message}")
-    return _permitted(owner, named, parsed, observed)
+    return _permitted(owner, named, parsed, observed, routing or Routing())
 
 
-def _permitted(owner: Owner, named: str, parsed: KVCachePool, observed: DeploymentObserved) -> Resolved:
+def _permitted(
+    owner: Owner, named: str, parsed: KVCachePool, observed: DeploymentObserved, routing: Routing
+) -> Resolved:
     pool_owner = Owner.of(observed.pool or {})
     if not allows(parsed, owner.namespace, observed.namespace_labels):
         return _problem(
@@ -56,6 +64,15 @@ def _permitted(owner: Owner, named: str, parsed: KVCachePool, observed: Deployme
             "SidecarInOtherNamespace",
             f"{named} has placement sidecar, whose cache nodes need the pool's Secrets, which never leave its namespace; "
             "create this InferenceDeployment there, or use a pool with placement perNode",
+        )
+    if owner.namespace != pool_owner.namespace and (
+        routing.image is not None or routing.pod_template != PodOverrides()
+    ):
+        # Whoever may make a deployment would run any image, as any account, with any Secret of a namespace that is not theirs.
+        return _problem(
+            "RouterOverrideNotPermitted",
+            f"{named} is in another namespace, and so is the router that uses it: routing.image and routing.podTemplate are not for "
+            "you to choose there; leave them out, or create this InferenceDeployment beside the pool",
         )
     return Resolved(pool=pool)
 

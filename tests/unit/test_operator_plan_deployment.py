@@ -190,6 +190,24 @@ def test_a_sidecar_pool_serves_its_own_namespace_alone() -> None:
     assert statuses(plan(ifd, pool=pool))["ResolvedRefs"] == ("False", "SidecarInOtherNamespace")
 
 
+@pytest.mark.parametrize(
+    "routing",
+    [
+        {"image": "anything:1"},
+        {"podTemplate": {"serviceAccountName": "admin"}},
+        {"podTemplate": {"env": [{"name": "X", "valueFrom": {"secretKeyRef": {"name": "theirs", "key": "k"}}}]}},
+        {"podTemplate": {"metadata": {"labels": {"app": "theirs"}}}},
+    ],
+)
+def test_a_guest_does_not_choose_what_runs_beside_the_pool(routing: dict[str, Any]) -> None:
+    """The router stands in the pool's namespace: an image, an account or a Secret there would be the guest's without a right to it."""
+    pool = examples.pool(tenancy={"allowedNamespaces": {"from": "All"}})
+    guest = examples.deployment("chat", "team-a", poolRef={"name": "commons", "namespace": "llm"}, routing=routing)
+    found = plan(guest, pool=pool)
+    assert (found.apply, statuses(found)["ResolvedRefs"]) == ((), ("False", "RouterOverrideNotPermitted"))
+    assert plan(examples.deployment(routing=routing), pool=pool).apply
+
+
 def test_a_pool_that_is_not_accepted_is_not_used() -> None:
     """A deployment waits for a pool that asks for what is not built."""
     pool = examples.pool(security={"tls": {"secretRef": {"name": "certs"}}})
