@@ -181,9 +181,9 @@ class Controller:
             return False
         if key.kind != names.POOL_KIND or "deletionTimestamp" not in live["metadata"]:
             return True
-        before = self._resources.users_of(key)
+        before, known = self._resources.users_of(key), self._resources.uids(names.DEPLOYMENT_KIND)
         found = [item for place in self._namespaces for item in await self._client.list(DEPLOYMENT_OWN, place)]
-        self._resources.replace(names.DEPLOYMENT_KIND, found, self._namespaces)
+        self._resources.replace(names.DEPLOYMENT_KIND, found, self._namespaces, known)
         if self._resources.users_of(key) == before:
             return True
         self._queue.add(key)

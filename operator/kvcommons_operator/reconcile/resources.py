@@ -10,6 +10,7 @@ from kvcommons_operator.observed import Manifest, Ref, User
 from kvcommons_operator.reconcile.owners import Owner, deployment_of, owner_of
 
 ENGINE_USERS_MAX: Final = 64
+GONE_MAX: Final = 1_024
 
 
 class Id(NamedTuple):
@@ -26,6 +27,8 @@ class Resources:
     def __init__(self) -> None:
         self._items: dict[Id, Manifest] = {}
         self._by_owner: dict[Owner, Id] = {}
+        self._gone: dict[str, None] = {}
+        """Uids: the answer to a request of ours may come after the event that its object is gone."""
 
     def get(self, resource: Id) -> Manifest | None:
         return self._items.get(resource)
@@ -43,6 +46,8 @@ class Resources:
         key = Id(kind, str(metadata["namespace"]), str(metadata["name"]))
         item: Manifest = {**body, "apiVersion": names.API_VERSION, "kind": kind, "metadata": metadata}
         old = self._items.get(key)
+        if metadata.get("uid") in self._gone:
+            return key, old, old if old is not None else item
         if old is not None and _version(item) < _version(old):
             return key, old, old
         self._items[key] = item
@@ -51,14 +56,32 @@ class Resources:
 
     def remove(self, key: Id) -> Manifest | None:
         self._by_owner.pop(owner_of(*key), None)
-        return self._items.pop(key, None)
+        item = self._items.pop(key, None)
+        if item is not None and item["metadata"].get("uid"):
+            if len(self._gone) >= GONE_MAX:
+                self._gone.pop(next(iter(self._gone)))
+            self._gone[item["metadata"]["uid"]] = None
+        return item
 
-    def replace(self, kind: str, bodies: Iterable[Mapping[str, Any]], namespaces: Iterable[str | None]) -> None:
-        """A complete list, of these namespaces (None: of all)."""
+    def uids(self, kind: str) -> frozenset[str]:
+        """Of all that is known of a kind."""
+        return frozenset(str(item["metadata"].get("uid")) for _, item in self.of_kind(kind))
+
+    def replace(
+        self,
+        kind: str,
+        bodies: Iterable[Mapping[str, Any]],
+        namespaces: Iterable[str | None],
+        known: frozenset[str] | None = None,
+    ) -> None:
+        """A complete list, of these namespaces (None: of all).
+
+        :param known: uids of what was here when the list was asked for: what has come since may be missing in it and stays."""
         found = {self.put(kind, body)[0] for body in bodies}
         inside = set(namespaces)
-        for key, _ in list(self.of_kind(kind)):
-            if key not in found and (None in inside or key.namespace in inside):
+        for key, item in list(self.of_kind(kind)):
+            newer = known is not None and item["metadata"].get("uid") not in known
+            if key not in found and not newer and (None in inside or key.namespace in inside):
                 self.remove(key)
 
     # relations --------------------------------------------------------------------------------------------------------
