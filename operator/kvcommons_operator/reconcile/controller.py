@@ -13,7 +13,7 @@ from typing import Any, Final
 from kvcommons_operator import names
 from kvcommons_operator.conditions import previous
 from kvcommons_operator.kube.client import KubeClient
-from kvcommons_operator.kube.errors import ConflictError, ForbiddenError, KubeError, UnavailableError
+from kvcommons_operator.kube.errors import ConflictError, ForbiddenError, KubeError, NotFoundError, UnavailableError
 from kvcommons_operator.kube.kinds import DEPLOYMENT_OWN, OWN_KINDS
 from kvcommons_operator.metrics import OperatorMetrics
 from kvcommons_operator.observed import Manifest
@@ -160,7 +160,11 @@ class Controller:
         plan = await self._plan(key, resource)
         refused = await self._executor.carry_out(key, resource, plan)
         status = with_refusals(plan.status, refused, resource)
-        await self._executor.tell(key, resource, status)
+        try:
+            await self._executor.tell(key, resource, status)
+        except NotFoundError:
+            self._vanished(key, resource)
+            return None
         await self._executor.events(resource, without_hopes(plan) if refused else plan, refused)
         if plan.finalizer is Finalizer.DROP and await self._still_to_drop(key):
             await self._executor.drop_finalizer(key, self._resources.get(key) or resource)
@@ -168,6 +172,16 @@ class Controller:
             return REFUSED_SECONDS
         slow = self._resync_seconds * (1 + RESYNC_JITTER * (2 * random.random() - 1))
         return min(plan.requeue_seconds, slow) if plan.requeue_seconds is not None else slow
+
+    def _vanished(self, key: Id, resource: Manifest) -> None:
+        """It was deleted while nobody watched (kopf tells of no deletion that falls between two of its lists). Without this its children
+        would be made again as often as the garbage collector removes them."""
+        logger.info("%s is gone, though nobody said so", key)
+        live = self._resources.get(key)
+        if live is not None and live["metadata"].get("uid") == resource["metadata"].get("uid"):
+            self._resources.remove(key)
+            self._executor.forget(key)
+            self._related(key, resource)
 
     async def _plan(self, key: Id, resource: Manifest) -> Plan:
         if key.kind == names.POOL_KIND:
