@@ -66,6 +66,14 @@ def ready(item: Document) -> bool:
     return any(one["type"] == "Ready" and one["status"] == "True" for one in told)
 
 
+def words(item: Document) -> str:
+    """What it says of itself."""
+    told = (item.get("status") or {}).get("conditions") or []
+    return "; ".join(
+        f"{one['type']}: {one['message'][:100]}" for one in told if one["type"] in ("Ready", "Progressing")
+    )
+
+
 class Progress:
     """What is not there yet, in the operator's own words."""
 
@@ -79,9 +87,10 @@ class Progress:
         deployments = self._made.server.request("GET", f"{GROUP}/inferencedeployments")["items"]
         wait_pools = [one for one in pools if not (ready(one) and self._pool_done(one["status"]))]
         wait_deployments = [one for one in deployments if not (ready(one) and self._deployment_done(one["status"]))]
-        if time.monotonic() - self._said > 10:
+        if time.monotonic() - self._said > 5:
             self._said = time.monotonic()
-            say(f"{len(wait_pools)} pools and {len(wait_deployments)} deployments to go")
+            first: Document = next(iter((*wait_pools, *wait_deployments)), {})
+            say(f"{len(wait_pools)} pools and {len(wait_deployments)} deployments to go; {words(first)}")
         return not wait_pools and not wait_deployments
 
     def _pool_done(self, status: Document) -> bool:
@@ -94,9 +103,11 @@ class Progress:
 
 
 def measure(made: World, operator: Operator, nodes_per_pool: int, begun: float, idle_seconds: float) -> Document:
+    cpu_before = cpu_seconds(operator.process.pid)
     wait_for(Progress(made, nodes_per_pool).done, "everything has converged", CONVERGE_SECONDS_MAX, every=0.5)
     converge = time.monotonic() - begun
     sampler, pid = Sampler(operator.process.pid), operator.process.pid
+    converge_cpu = cpu_seconds(pid) - cpu_before
     say(f"converged in {converge:.1f} s, {asked(made)} requests, {sampler.peak_mb:.0f} MB at most")
     settle(made)
     requests, busy, started = asked(made), cpu_seconds(pid), time.monotonic()
@@ -104,6 +115,7 @@ def measure(made: World, operator: Operator, nodes_per_pool: int, begun: float, 
     seconds = time.monotonic() - started
     return {
         "converge_s": converge,
+        "converge_cpu_s": converge_cpu,
         "idle_requests_s": (asked(made) - requests) / seconds,
         "idle_cpu_share": (cpu_seconds(pid) - busy) / seconds,
         "rss_mb": sampler.peak_mb,

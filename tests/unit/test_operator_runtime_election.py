@@ -80,7 +80,7 @@ async def test_a_leader_whose_lease_another_holds_stops() -> None:
     async with fake_api() as (api, client):
         first = candidate(client, "first", clock, QUICK)
         await first.acquire()
-        api.objects[LEASES]["operator"]["spec"]["holderIdentity"] = "intruder"
+        api.put(LEASES, "operator", spec={"holderIdentity": "intruder", "leaseDurationSeconds": 15})
         await asyncio.wait_for(first.lead(), 5)
         assert not first.leading
 
@@ -102,3 +102,17 @@ def test_terms_that_would_allow_two_leaders_are_refused() -> None:
     """The relations between the times are checked where they are set."""
     with pytest.raises(ValueError, match="must hold"):
         Term(lease_seconds=10, renew_seconds_max=10, renew_every_seconds=4, retry_seconds=2)
+
+
+async def test_a_renewal_is_one_request() -> None:
+    """The leader writes on the version that it wrote last, and looks only when that is refused."""
+    async with fake_api() as (api, client):
+        first = candidate(client, "first", Clock())
+        await first.acquire()
+        before = len(api.asked)
+        for _ in range(3):
+            assert await first._try()
+        assert [method for method, _, _ in api.asked[before:]] == ["PUT"] * 3
+        api.put(LEASES, "operator", spec=dict(api.objects[LEASES]["operator"]["spec"]))
+        assert await first._try()
+        assert [method for method, _, _ in api.asked[before + 3 :]] == ["PUT", "GET", "PUT"]

@@ -65,6 +65,7 @@ class Election:
         self._seen: tuple[object, ...] | None = None
         self._seen_at = 0.0
         self._renewed_at = 0.0
+        self._lease: Document | None = None
 
     async def acquire(self) -> None:
         """Returns once this candidate leads. The server being away is no error: it is tried again."""
@@ -115,6 +116,13 @@ class Election:
     async def _try(self) -> bool:
         """Takes or renews the lease if that is allowed. :raises KubeError: if it is not known whether it was."""
         asked_at = self._clock()
+        if self._lease is not None and self.leading:
+            # What we wrote last is what stands there, or the write is refused: one request a renewal.
+            lease, self._lease = self._lease, None
+            try:
+                return await self._write(lease, asked_at)
+            except (ConflictError, NotFoundError):
+                pass  # another has written, or it is gone: look
         try:
             lease = await self._client.get(LEASE, self._namespace, self._name)
         except NotFoundError:
@@ -123,13 +131,16 @@ class Election:
         self.holder = str(spec.get("holderIdentity") or "")
         if self.holder and self.holder != self.identity and not self._expired(spec):
             return False
-        lease["spec"] = self._spec(spec)
         try:
-            written = await self._client.replace(LEASE, self._namespace, self._name, lease)
+            return await self._write(lease, asked_at)
         except ConflictError:
             if self.holder == self.identity:
                 raise
             return False
+
+    async def _write(self, lease: Document, asked_at: float) -> bool:
+        lease["spec"] = self._spec(lease.get("spec") or {})
+        written = await self._client.replace(LEASE, self._namespace, self._name, lease)
         return self._won(written, asked_at)
 
     async def _create(self, asked_at: float) -> bool:
@@ -147,7 +158,7 @@ class Election:
 
     def _won(self, lease: Document, asked_at: float) -> bool:
         """The lease counts from when it was asked for: the answer may have taken its time."""
-        self.holder, self._renewed_at = self.identity, asked_at
+        self.holder, self._renewed_at, self._lease = self.identity, asked_at, lease
         self._observe(lease.get("spec") or {})
         return True
 
