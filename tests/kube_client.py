@@ -80,6 +80,16 @@ class Client:
                 raise ApiError(error.code, error.read().decode(errors="replace")) from error
         return json.loads(text) if is_json else text
 
+    def exists(self, path: str) -> bool:
+        """Whether an object is there."""
+        try:
+            self.request("GET", path)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return False
+        return True
+
     def kubectl(self, *arguments: str, stdin: str | None = None, seconds_max: float = KUBECTL_SECONDS_MAX) -> str:
         """What kubectl prints; KubectlError with what it complains of."""
         command = [self._kubectl, "--kubeconfig", str(self.kubeconfig), *arguments]

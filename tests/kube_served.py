@@ -97,12 +97,11 @@ class Served:
         self.wait_ready()
 
     def stop(self) -> None:
-        """Deletes what was asked for, and waits until the operator has cleared it."""
+        """Deletes what was asked for, waits until the operator has cleared it, and the engines' memory is free."""
         for kind, name in (("inferencedeployment", NAME), ("kvcachepool", POOL)):
             self.cluster.kubectl("delete", kind, name, "-n", self.namespace, "--wait", "--timeout=120s")
-        self.cluster.kubectl("delete", "namespace", self.namespace, "--wait", "--timeout=180s", seconds_max=200)
-        names = [folder.name for folder in (*kube_product.host_folders(),)] + ["model"]
-        self.cluster.kubectl("delete", "persistentvolume", *(f"{self.namespace}-{name}" for name in names))
+        wait_for(lambda: not self.pods("engine"), "no engine", 120.0, every=0.5)
+        self.cluster.kubectl("delete", "namespace", self.namespace, "--wait=false")
 
     def object(self, plural: str = "inferencedeployments", name: str = NAME) -> dict[str, Any]:
         found: dict[str, Any] = self.cluster.request("GET", f"{API}/{self.namespace}/{plural}/{name}")
@@ -169,3 +168,11 @@ class Served:
             counts = re.findall(r"^vllm:request_success_total\{[^}]*\} ([0-9.e+]+)$", text, re.MULTILINE)
             found[pod["metadata"]["name"]] = sum(map(float, counts))
         return found
+
+    def broken_answers(self) -> float:
+        """How many answers routers have seen break off, by their own count."""
+        texts = [self.engine(pod).get("/metrics")[1] for pod in self.pods("router")]
+        counts = [
+            re.findall(r'^kvcommons_router_\S*outcome="broken"\S* ([0-9.e+]+)$', text, re.MULTILINE) for text in texts
+        ]
+        return sum(float(count) for found in counts for count in found)
