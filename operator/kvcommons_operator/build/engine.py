@@ -24,17 +24,21 @@ GRACE_SECONDS: Final = 15
 REVISIONS_MAX: Final = 3
 STARTUP_FAILURES: Final = 360
 """Times 10 s: an hour to load a model."""
-# Waits until nothing is under way, or for argv[2] seconds. Routers have stopped sending by then.
+# Waits until nothing is under way, or for argv[2] seconds. Routers have stopped sending by then. A busy engine may not answer in time:
+# only one that does not answer again and again is taken for dead.
 DRAIN: Final = """\
-import re, sys, time, urllib.request
-end, idle = time.monotonic() + float(sys.argv[2]), 0
+import http.client, re, sys, time, urllib.request
+end, idle, lost = time.monotonic() + float(sys.argv[2]), 0, 0
 time.sleep(min(2.0, float(sys.argv[2])))
-while time.monotonic() < end and idle < 2:
+while time.monotonic() < end and idle < 2 and lost < 5:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{sys.argv[1]}/metrics", timeout=2) as answer:
             text = answer.read().decode("utf-8", "replace")
-    except OSError:
-        break
+    except (OSError, http.client.HTTPException):
+        lost += 1
+        time.sleep(0.5)
+        continue
+    lost = 0
     busy = sum(float(n) for n in re.findall(r"(?m)^vllm:num_requests_(?:running|waiting)(?:{[^}]*})? ([0-9.e+]+)", text))
     idle = idle + 1 if busy == 0 else 0
     time.sleep(0.5)
