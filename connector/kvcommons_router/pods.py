@@ -14,6 +14,8 @@ from kvcommons_router.settings_instances import InstanceSettings, KubernetesSett
 
 RANKS_ANNOTATION: Final = "kvcommons.io/data-parallel-size"
 ROLE_LABEL: Final = "kvcommons.io/role"
+ENGINE_ROLE: Final = "engine"
+"""The operator's word for engines that do whole requests."""
 ZONE_LABEL: Final = "topology.kubernetes.io/zone"
 RANKS_MAX: Final = 256
 ENDED: Final = frozenset({"Succeeded", "Failed"})
@@ -111,7 +113,7 @@ def _restarts(status: Mapping[str, Any], container: str) -> int:
 def _role(metadata: Mapping[str, Any], problems: list[str]) -> Role:
     """The label, or the annotation; who says neither does whole requests."""
     value = _table(metadata.get("labels")).get(ROLE_LABEL) or _table(metadata.get("annotations")).get(ROLE_LABEL)
-    if not value:
+    if not value or value == ENGINE_ROLE:
         return Role.AGGREGATED
     try:
         return Role(value)

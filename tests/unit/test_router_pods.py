@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from fake_kube import Pod, pod
+from kvcommons_operator.build.deployment import AGGREGATED
 from kvcommons_router.pod_set import WANTED_MAX, PodSet
 from kvcommons_router.pod_watch import LineSplitter, WatchError
 from kvcommons_router.pods import PodView, UnreadablePodError, view_of
@@ -81,6 +82,8 @@ def test_a_role_is_a_label_or_an_annotation() -> None:
     """One that does not exist is told, and taken as whole requests."""
     assert view(pod("p", labels={"kvcommons.io/role": "decode"})).wanted[0].settings.role is Role.DECODE
     assert view(pod("p", annotations={"kvcommons.io/role": "prefill"})).wanted[0].settings.role is Role.PREFILL
+    whole = view(pod("p", labels={"kvcommons.io/role": AGGREGATED}))
+    assert (whole.wanted[0].settings.role, whole.problems) == (Role.AGGREGATED, ())
     found = view(pod("p", labels={"kvcommons.io/role": "encode"}))
     assert (found.wanted[0].settings.role, len(found.problems)) == (Role.AGGREGATED, 1)
 
