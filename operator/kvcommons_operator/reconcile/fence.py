@@ -20,7 +20,6 @@ from kvcommons_operator.build.node import NODE_CONTAINER
 from kvcommons_operator.metrics import OperatorMetrics
 from kvcommons_operator.observed import Pod
 from kvcommons_operator.reconcile.nodes import Address, NodeClient
-from kvcommons_operator.reconcile.owners import Owner
 
 NODES_ASKED_AT_ONCE: Final = 3
 ROUNDS_MAX: Final = 6
@@ -162,12 +161,3 @@ def holds_node(pod: Pod) -> bool:
     """Whether a cache node answers there: an engine beside a DaemonSet's nodes has none, and is nobody to show the pool's token to."""
     component = pod.labels.get(names.COMPONENT)
     return component == names.CACHE_NODE or (component == names.ENGINE and pod.container(NODE_CONTAINER) is not None)
-
-
-def pool_owner_of(pod: Pod, pool_of_deployment: Callable[[Owner], Owner | None]) -> Owner | None:
-    """The pool whose index knows a pod's members: its own label's, else its deployment's."""
-    from kvcommons_operator.reconcile.owners import deployment_of, pool_of
-
-    found = pool_of(pod.labels, pod.namespace)
-    deployment = deployment_of(pod.labels, pod.namespace)
-    return found or (pool_of_deployment(deployment) if deployment is not None else None)
