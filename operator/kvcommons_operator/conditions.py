@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -29,6 +30,7 @@ BAD_REASONS: Final = (
     REFERENCE_REASONS | IMAGE_REASONS | {"CrashLoopBackOff", "CreateContainerError", "RunContainerError"}
 )
 STUCK_REASONS: Final = frozenset({"RolloutStuck", "PoolInUse"})
+MISSING_CLAIM: Final = re.compile(r"persistentvolumeclaim \S+ not found")
 MOUNT_WORDS: Final = ("MountVolume.SetUp failed", "FailedMount", "not found")
 
 
@@ -155,7 +157,10 @@ def trouble(pod: Pod) -> Trouble | None:
     if missing is not None:
         return Trouble(reason="MountFailed", message=f"pod {pod.name}: {missing}", stuck=True, reference=True)
     if pod.unschedulable:
-        return Trouble(reason="Unschedulable", message=f"pod {pod.name}: {pod.unschedulable}", stuck=True)
+        # The scheduler is the one that misses a claim: pods wait for it before they have a node.
+        claim = MISSING_CLAIM.search(pod.unschedulable) is not None
+        message = f"pod {pod.name}: {pod.unschedulable}"
+        return Trouble(reason="Unschedulable", message=message, stuck=True, reference=claim)
     for container in pod.containers:
         found = _container_trouble(pod, container)
         if found is not None:

@@ -117,6 +117,17 @@ def test_an_image_that_does_not_come_is_a_stuck_rollout() -> None:
     ]
 
 
+def test_a_claim_that_is_not_there_is_a_reference_that_is_missing() -> None:
+    """The scheduler says so, since a pod without its claim gets no node."""
+    said = '0/2 nodes are available: persistentvolumeclaim "models" not found. not found. preemption: 0/2 nodes are available'
+    waiting = replace(examples.engine_pod(0), ready=False, unschedulable=said)
+    found = plan(examples.deployment(), **{**running(examples.deployment()), "pods": (waiting,)})
+    assert statuses(found)["ResolvedRefs"] == ("False", "Unschedulable")
+    elsewhere = replace(waiting, unschedulable="0/2 nodes are available: 2 Insufficient nvidia.com/gpu")
+    found = plan(examples.deployment(), **{**running(examples.deployment()), "pods": (elsewhere,)})
+    assert statuses(found)["ResolvedRefs"] == ("True", "ResolvedRefs")
+
+
 def test_an_unbuilt_field_is_refused_and_what_runs_goes_on() -> None:
     """Roles are not built yet: Accepted=False with the path, and no child is touched."""
     ifd = examples.deployment(replicas=1, roles={"prefill": {}, "decode": {}})
