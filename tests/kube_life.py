@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +20,7 @@ from kube_chart import CHART, NAMESPACE, RELEASE, Helm
 from kube_client import kubeconfig_text
 from kube_process import wait_for
 from kvcommons_operator.kube.kinds import OPTIONAL
+from kvcommons_operator.names import DEPLOYMENT_FINALIZER
 from operator_process import (
     DAEMON_SETS,
     DEPLOYMENTS,
@@ -30,6 +34,9 @@ from operator_process import (
 )
 
 USER = f"system:serviceaccount:{NAMESPACE}:kvcommons-operator"
+RELEASE_NAME = "kvcommons-release"
+RELEASE_USER = f"system:serviceaccount:{NAMESPACE}:{RELEASE_NAME}"
+RELEASE_SECONDS_MAX = 120
 TEAMS = ("team-a", "team-b")
 CPU = {"minReplicas": 1, "maxReplicas": 4, "metrics": [{"type": "Cpu", "target": "80"}]}
 KEDA = {
@@ -111,15 +118,26 @@ def installed(server: ApiServer, values: dict[str, Any]) -> list[dict[str, Any]]
 
 def operator_of(server: ApiServer, manifests: list[dict[str, Any]], **changes: Any) -> Operator:
     """The operator as the chart's Deployment starts it, with its ServiceAccount's token."""
-    token = server.kubectl("create", "token", "kvcommons-operator", "-n", NAMESPACE).strip()
-    kubeconfig = server.folder / "operator.kubeconfig"
-    kubeconfig.touch(mode=0o600)
-    kubeconfig.write_text(kubeconfig_text(server.url, server.ca, token))
-    workload = next(one for one in manifests if one["kind"] == "Deployment")
-    environment = workload["spec"]["template"]["spec"]["containers"][0]["env"]
-    given = {one["name"].partition("__")[2].lower(): one["value"] for one in environment if "value" in one}
+    kubeconfig = kubeconfig_of(server, "kvcommons-operator")
+    given = {name.partition("__")[2].lower(): value for name, value in environment_of(manifests, "Deployment").items()}
     given = {name: value for name, value in given.items() if name not in ("http_port", "log_json")}
     return Operator(server, server.folder, kubeconfig=kubeconfig, **{**given, "lease_seconds": 4, **changes})
+
+
+def kubeconfig_of(server: ApiServer, account: str) -> Path:
+    """With the token of a ServiceAccount of the chart."""
+    token = server.kubectl("create", "token", account, "-n", NAMESPACE).strip()
+    kubeconfig = server.folder / f"{account}.kubeconfig"
+    kubeconfig.touch(mode=0o600)
+    kubeconfig.write_text(kubeconfig_text(server.url, server.ca, token))
+    return kubeconfig
+
+
+def environment_of(manifests: list[dict[str, Any]], kind: str) -> dict[str, str]:
+    """What the chart tells the container of its Deployment, or of its Job."""
+    workload = next(one for one in manifests if one["kind"] == kind)
+    given = workload["spec"]["template"]["spec"]["containers"][0]["env"]
+    return {one["name"]: one["value"] for one in given if "value" in one}
 
 
 def pod(name: str, labels: dict[str, str], annotations: dict[str, str]) -> dict[str, Any]:
@@ -143,6 +161,7 @@ class Life:
         self.home.apply(deployment(autoscaling=CPU, gateway=GATEWAY, monitoring=MONITORED))
         self.home.apply(pool("small"))
         self.home.apply(deployment("queue", autoscaling=KEDA))
+        self.home.apply(pool("beside", placement="sidecar"), deployment("sided", "beside", monitoring=MONITORED))
         spread = {"image": "vllm:0.32.0", "tensorParallelSize": 4, "nodesPerReplica": 2}
         self.home.apply(deployment("wide", None, engine=spread))
         self.team.apply(deployment("guest", poolRef={"name": "pool", "namespace": self.home.namespace}))
@@ -156,6 +175,7 @@ class Life:
             self.home.have(kind, name)
         for plural, group in (
             ("horizontalpodautoscalers", "autoscaling/v2"),
+            ("podmonitors", "monitoring.coreos.com/v1"),
             ("servicemonitors", "monitoring.coreos.com/v1"),
             ("prometheusrules", "monitoring.coreos.com/v1"),
             ("scaledobjects", "keda.sh/v1alpha1"),
@@ -183,11 +203,13 @@ class Life:
         less = {"autoscaling": None, "gateway": None, "monitoring": None, "disruption": {"enabled": False}}
         self.home.merge(DEPLOYMENTS_OWN, "chat", {"spec": {**less, "networkPolicy": {"enabled": False}}})
         self.home.merge(DEPLOYMENTS_OWN, "queue", {"spec": {"autoscaling": None}})
+        self.home.merge(DEPLOYMENTS_OWN, "sided", {"spec": {"monitoring": None}})
         self.home.merge(DEPLOYMENTS_OWN, "wide", {"spec": {"engine": {"nodesPerReplica": 1}}})
         self.home.merge(POOLS, "small", {"spec": {"index": {"managed": {"replicas": 3}}}})
         self.home.gone("autoscaling/v2/horizontalpodautoscalers", "chat-engine")
         self.home.gone(STATEFUL_SETS, "small-index")
-        for kind in ("monitoring.coreos.com/v1/prometheusrules", "keda.sh/v1alpha1/scaledobjects"):
+        monitors = ("monitoring.coreos.com/v1/podmonitors", "monitoring.coreos.com/v1/prometheusrules")
+        for kind in (*monitors, "keda.sh/v1alpha1/scaledobjects"):
             self.until(partial(self.has_none_of_deployments, kind), f"no {kind}")
         self.team.delete(DEPLOYMENTS_OWN, "guest")
         self.team.gone(DEPLOYMENTS_OWN, "guest")
@@ -198,6 +220,13 @@ class Life:
                 if "guest" in json.dumps(one["metadata"]["labels"])
             ]
             assert not left, f"{kind} of a deployment that has gone"
+
+    def a_pool_goes_after_its_users(self) -> None:
+        """In use when it was deleted, it is the operator that takes its nodes away first, then its index."""
+        self.home.delete(POOLS, "pool")
+        for name in ("chat", "queue"):
+            self.home.delete(DEPLOYMENTS_OWN, name)
+        self.home.gone(POOLS, "pool")
 
     def has_none_of_deployments(self, kind: str) -> bool:
         return not [one for one in self.home.list(kind) if "kvcommons.io/deployment" in one["metadata"]["labels"]]
@@ -214,6 +243,7 @@ def judge(server: ApiServer, manifests: list[dict[str, Any]], guests: dict[str, 
         life.everything_is_made(guests)
         life.pods_are_replaced_and_marked()
         life.what_is_not_wanted_goes()
+        life.a_pool_goes_after_its_users()
     finally:
         operator.stop()
         print(operator.log[-20_000:])  # noqa: T201 - pytest shows it with a failure
@@ -222,6 +252,40 @@ def judge(server: ApiServer, manifests: list[dict[str, Any]], guests: dict[str, 
     rules = {right._replace(scope="") if right.scope in TEAMS else right for right in rules}
     unused = kube_rights.unused(rules, kube_rights.used(server.audit_log, USER))
     assert not unused, "\n".join(map(str, unused))
+
+
+def judge_release(server: ApiServer) -> None:
+    """What the job at the end may do is what it does, under a ServiceAccount of its own: no finalizer of ours is left."""
+    hooks = Helm(server).run("get", "hooks", RELEASE, "-n", NAMESPACE)
+    hooked = [one for one in yaml.safe_load_all(hooks) if one and one["metadata"]["name"].startswith(RELEASE_NAME)]
+    server.apply(*(one for one in hooked if one["kind"] != "Job"))
+    home = Place(server, TEAMS[0])
+    assert any(one["metadata"].get("finalizers") for one in home.list(POOLS)), "a pool that somebody uses is held"
+    # As on a deployment whose router stands in another namespace.
+    home.merge(DEPLOYMENTS_OWN, "sided", {"metadata": {"finalizers": [DEPLOYMENT_FINALIZER]}})
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "kvcommons_operator", "--release"],
+        env={
+            **os.environ,
+            **environment_of(hooked, "Job"),
+            "KVCOMMONS_OPERATOR__KUBECONFIG": str(kubeconfig_of(server, RELEASE_NAME)),
+        },
+        capture_output=True,
+        text=True,
+        timeout=RELEASE_SECONDS_MAX,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not [one for one in (*home.list(POOLS), *home.list(DEPLOYMENTS_OWN)) if one["metadata"].get("finalizers")]
+    assert kube_rights.refused(server.audit_log, RELEASE_USER) == []
+    used = kube_rights.used(server.audit_log, RELEASE_USER)
+    # `create`: the Lease is there, since an operator ran; `get`: only after a conflict.
+    chance = {("leases", "create"), ("inferencedeployments", "get"), ("kvcachepools", "get")}
+    rules = {right for right in kube_rights.granted(hooked) if (right.resource, right.verb) not in chance}
+    rules = {right._replace(scope="") if right.scope in TEAMS else right for right in rules}
+    used = {right._replace(scope="") if right.scope in TEAMS else right for right in used}
+    missing = kube_rights.unused(rules, used)
+    assert not missing, "\n".join(map(str, missing))
 
 
 def own(manifests: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -18,3 +18,4 @@ def test_the_operator_lives_with_roles_in_its_namespaces_alone(tmp_path: Path) -
         manifests = kube_life.installed(server, values)
         assert not [one for one in manifests if one["kind"].startswith("ClusterRole")]
         kube_life.judge(server, manifests, kube_life.GUESTS_BY_NAME)
+        kube_life.judge_release(server)
