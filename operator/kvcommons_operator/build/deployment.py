@@ -11,6 +11,7 @@ from kvcommons_operator.api.deployment import InferenceDeploymentSpec
 from kvcommons_operator.api.engine import Arguments, Autoscaling
 from kvcommons_operator.api.pods import Env, PodTemplate, Resources
 from kvcommons_operator.api.role import RoleName
+from kvcommons_operator.build import secrets
 from kvcommons_operator.build.meta import Child, Owner
 from kvcommons_operator.build.pool import Pool
 from kvcommons_operator.observed import Install
@@ -110,7 +111,7 @@ class Deployment:
     @property
     def salt(self) -> tuple[str, str]:
         """(name, key) of the Secret that tenants' salts are made with, in the router's namespace."""
-        return self.pool.salt if self.pool is not None else (names.child(self.owner.name, "salt"), "salt.secret")
+        return self.pool.salt if self.pool is not None else (secrets.salt_name(self.owner), secrets.SALT_SECRET)
 
     def group_name(self, group: Group) -> str:
         """Of the workload of a group."""

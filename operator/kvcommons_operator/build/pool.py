@@ -8,7 +8,7 @@ from typing import Any
 from kvcommons_operator import names
 from kvcommons_operator.api.common import quantity_bytes
 from kvcommons_operator.api.pool import KVCachePoolSpec, Placement
-from kvcommons_operator.build import pods, redis
+from kvcommons_operator.build import pods, redis, secrets
 from kvcommons_operator.build.meta import Child, Owner
 from kvcommons_operator.observed import Install
 
@@ -62,7 +62,7 @@ class Pool:
     def salt(self) -> tuple[str, str]:
         """(name, key) of the Secret that routers make salts with."""
         given = self.spec.tenancy.salt_secret_ref
-        return (given.name, given.key) if given else (names.child(self.owner.name, "salt"), "salt.secret")
+        return (given.name, given.key) if given else (secrets.salt_name(self.owner), secrets.SALT_SECRET)
 
     def child(self, component: str, part: str) -> Child:
         """A child named after the pool."""

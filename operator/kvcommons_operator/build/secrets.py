@@ -53,7 +53,12 @@ def node_keys(owner: Owner, root: bytes) -> Manifest:
     return secret(child, {NAMESPACE_SECRET: namespace_secret.hex(), CONTROL_TOKEN: control_token(root, owner.uid)})
 
 
+def salt_name(owner: Owner) -> str:
+    """A pool and a deployment may have one name: their salts have not."""
+    return names.child(owner.name, "salt" if owner.is_pool else "router-salt")
+
+
 def salt(owner: Owner, root: bytes) -> Manifest:
     """What routers make tenants' salts with: one for all routers of an owner."""
-    child = Child(owner=owner, component=names.ROUTER, name=names.child(owner.name, "salt"))
+    child = Child(owner=owner, component=names.ROUTER, name=salt_name(owner))
     return secret(child, {SALT_SECRET: derived(root, "salt", owner.uid).hex()})
