@@ -70,7 +70,7 @@ def _plan_wanted(
     found = deployment_status.judge(view, problem)
     return Plan(
         apply=deployment_status.with_role_status(view, wanted.manifests),
-        delete=unwanted(observed.children, wanted.manifests),
+        delete=unwanted(observed.children, wanted.whole),
         actions=_deletion_costs(deployment, observed),
         status=deployment_status.status(view, found, resource),
         events=(*conditions.events(found, resource), *(missing_api(api) for api in wanted.missing)),
@@ -84,6 +84,8 @@ class Wanted:
 
     manifests: tuple[Manifest, ...]
     missing: tuple[Api, ...]
+    whole: tuple[Manifest, ...]
+    """And those: an API that is away for a moment (an API server that begins) is no wish that nothing of it be left."""
 
 
 def children(deployment: Deployment, observed: DeploymentObserved) -> Wanted:
@@ -101,7 +103,7 @@ def children(deployment: Deployment, observed: DeploymentObserved) -> Wanted:
         api for one in found if (api := Api(one["apiVersion"], one["kind"])) not in observed.apis and _optional(api)
     }
     made = tuple(one for one in found if Api(one["apiVersion"], one["kind"]) not in apis)
-    return Wanted(made, tuple(sorted(apis)))
+    return Wanted(made, tuple(sorted(apis)), tuple(found))
 
 
 def _optional(api: Api) -> bool:

@@ -53,6 +53,8 @@ class Wanted:
 
     manifests: tuple[Manifest, ...]
     missing: tuple[Api, ...]
+    whole: tuple[Manifest, ...]
+    """And those: an API that is away for a moment (an API server that begins) is no wish that nothing of it be left."""
 
 
 def children(pool: Pool, apis: frozenset[Api]) -> Wanted:
@@ -69,8 +71,9 @@ def children(pool: Pool, apis: frozenset[Api]) -> Wanted:
         found += [services.nodes(pool), node.daemon_set(pool)]
     optional = monitoring.pool_monitors(pool)
     missing = dict.fromkeys(api for one in optional if (api := Api(one["apiVersion"], one["kind"])) not in apis)
+    whole = (*found, *optional)
     found += [one for one in optional if Api(one["apiVersion"], one["kind"]) in apis]
-    return Wanted(tuple(found), tuple(missing))
+    return Wanted(tuple(found), tuple(missing), whole)
 
 
 def _plan_wanted(resource: Manifest, parsed: KVCachePool, observed: PoolObserved, finalizer: Finalizer) -> Plan:
@@ -89,7 +92,7 @@ def _plan_wanted(resource: Manifest, parsed: KVCachePool, observed: PoolObserved
     events = [*conditions.events(found, resource), *(missing_api(api) for api in wanted.missing)]
     return Plan(
         apply=wanted.manifests,
-        delete=unwanted(observed.children, wanted.manifests),
+        delete=unwanted(observed.children, wanted.whole),
         actions=roll.actions if roll is not None else (),
         status=pool_status.status(view, found, resource),
         events=tuple(events),

@@ -327,6 +327,16 @@ def deleted(ifd: Manifest) -> Manifest:
     return ifd
 
 
+def test_an_api_that_is_away_for_a_moment_takes_nothing_along() -> None:
+    """An API server that has just begun does not list the kinds of others yet: engines of a LeaderWorkerSet are not deleted by that."""
+    spread = examples.deployment(poolRef=None, engine={"tensorParallelSize": 4, "nodesPerReplica": 2})
+    made = plan(spread, apis=frozenset(examples.OPTIONAL), pool=None).apply
+    assert "LeaderWorkerSet" in {one["kind"] for one in made}
+    found = plan(spread, apis=frozenset(), pool=None, children=examples.live(made))
+    assert found.delete == ()
+    assert "LeaderWorkerSet" not in {one["kind"] for one in found.apply}
+
+
 def test_a_deployment_beside_its_pool_goes_by_owner_references() -> None:
     """Nothing is created, no finalizer is needed: the garbage collector reaches every child."""
     ifd = examples.deployment()
