@@ -41,6 +41,8 @@ ROLE_LABEL: Final = f"{GROUP}/role"
 # Values of the component label.
 CACHE_NODE: Final = "cache-node"
 ENGINE: Final = "engine"
+ENGINE_WORKER: Final = "engine-worker"
+"""A pod that follows the first one of a replica that is spread over nodes."""
 ROUTER: Final = "router"
 INDEX: Final = "index"
 SENTINEL: Final = "sentinel"

@@ -108,7 +108,7 @@ def leader_worker_set(deployment: Deployment, group: Group) -> Manifest:
     )
     leader = pod_template(deployment, group, rank_words=leader_words)
     worker = pod_template(deployment, group, rank_words=(*leader_words, "--headless"))
-    role = {**worker["metadata"]["labels"], names.COMPONENT: "engine-worker"}
+    role = {**worker["metadata"]["labels"], names.COMPONENT: names.ENGINE_WORKER}
     worker["metadata"]["labels"] = role
     follower = worker["spec"]["containers"][0]
     for name in ("startupProbe", "readinessProbe", "livenessProbe", "lifecycle", "ports"):

@@ -66,10 +66,14 @@ def engines(deployment: Deployment) -> list[Manifest]:
         mates = pods_of({names.COMPONENT: names.ENGINE, **deployment.pool_labels()})
         rules.append(rule([operator(deployment.install), *allowed], names.CONTROL_PORT))
         rules.append(rule([mates], pool.spec.transport.port))
+    found = []
     if deployment.spec.engine.nodes_per_replica > 1:
         own = {key: value for key, value in deployment.owner.selector("").items() if key != names.COMPONENT}
-        rules.append({"from": [pods_of(own)]})
-    return [policy(deployment.engine_child("engines"), deployment.owner.selector(names.ENGINE), rules)]
+        among = {"from": [pods_of(own)]}
+        rules.append(among)
+        workers = deployment.owner.selector(names.ENGINE_WORKER)
+        found.append(policy(deployment.engine_child("engine-workers"), workers, [among]))
+    return [policy(deployment.engine_child("engines"), deployment.owner.selector(names.ENGINE), rules), *found]
 
 
 def nodes(pool: Pool) -> list[Manifest]:
