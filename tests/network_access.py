@@ -1,0 +1,197 @@
+"""Who may connect to whom: the pods and NetworkPolicies that the builders make, what is meant by them, and what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import operator_examples as examples
+from kube_client import Client
+from kvcommons_operator import names
+from kvcommons_operator.api import parse_pool
+from kvcommons_operator.observed import Manifest
+from kvcommons_operator.plan import plan_deployment, plan_pool
+
+OUTSIDE = "outside"
+"""Somebody who is no pod: another machine."""
+METRICS, FRIENDS = {"purpose": "metrics"}, {"team": "friends"}
+TRANSPORT = parse_pool(examples.pool()).spec.transport.port
+Labels = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A pod: one that a child's template makes, or one of somebody else's."""
+
+    namespace: str
+    labels: Labels
+
+
+@dataclass(frozen=True)
+class World:
+    """Pods by the names that the tables have for them."""
+
+    namespaces: Mapping[str, Labels]
+    pods: Mapping[str, Place]
+    policies: Sequence[Manifest]
+    allowed: Mapping[tuple[str, int], frozenset[str]]
+    """By pod and port: who may connect; nobody else, but a pod to itself."""
+
+    def questions(self) -> Iterator[tuple[str, str, int, bool]]:
+        """(who, to whom, port, whether he may) of all pairs."""
+        for (target, port), friends in self.allowed.items():
+            for source in (*self.pods, OUTSIDE):
+                if source != target:
+                    yield source, target, port, source in friends
+
+    def settle(self, server: Client, spec_of: Callable[[str], Manifest]) -> None:
+        """Makes the namespaces, the policies and the pods, with the labels that matter and specifications of the test's."""
+        for name, labels in self.namespaces.items():
+            server.create_namespace(name, dict(labels))
+        pods = []
+        for name, place in self.pods.items():
+            metadata = {"name": name, "namespace": place.namespace, "labels": dict(place.labels)}
+            pods.append({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec_of(name)})
+        server.apply(*self.policies, *pods)
+
+
+def templates(manifests: Sequence[Manifest]) -> Iterator[tuple[str, str, Labels]]:
+    """(component, namespace, labels) of the pods that these make."""
+    for one in manifests:
+        if "template" in (one.get("spec") or {}):
+            labels = one["spec"]["template"]["metadata"]["labels"]
+            yield labels[names.COMPONENT], one["metadata"]["namespace"], labels
+
+
+def world(placement: str, prefix: str) -> World:
+    """A pool with three Redis and two deployments, one of them a guest's where a pool can have guests, among strangers."""
+    home, away, system = f"{prefix}-pool", f"{prefix}-guest", f"{prefix}-operator"
+    install = replace(examples.INSTALL, namespace=system, metrics_namespaces=METRICS)
+    per_node = placement == "perNode"
+    friends = {"networkPolicy": {"allowFrom": [{"matchLabels": FRIENDS}]}}
+    wish: dict[str, Any] = {"placement": placement, "index": {"managed": {"replicas": 3}}, "security": friends}
+    if per_node:
+        wish["tenancy"] = {"allowedNamespaces": {"from": "All"}}
+    pool, other = examples.pool("commons", home, **wish), examples.pool("other", home, **wish)
+    first = examples.deployment("chat", home, **friends)
+    second = examples.deployment("guest", away if per_node else home, poolRef={"name": "commons", "namespace": home})
+    found = [list(plan_pool(one, examples.pool_world(install=install)).apply) for one in (pool, other)]
+    found += [list(plan_deployment(one, examples.world(install=install, pool=pool)).apply) for one in (first, second)]
+    pods: dict[str, Place] = {}
+    for mark, manifests in zip(("", "other-", "", "guest-"), found, strict=True):
+        for component, namespace, labels in templates(manifests):
+            pods[f"{mark}{component}"] = Place(namespace, labels)
+    keeper = pods[names.CACHE_NODE if per_node else names.ENGINE]
+    pods |= {"second-keeper": keeper, "second-index": pods[names.INDEX]}
+    pods |= others(prefix, install.operator_labels, home, pods)
+    policies = [one for manifests in found for one in manifests if one["kind"] == "NetworkPolicy"]
+    marked: dict[str, Labels] = {f"{prefix}-metrics": METRICS, f"{prefix}-friends": FRIENDS}
+    namespaces: dict[str, Labels] = {place.namespace: marked.get(place.namespace, {}) for place in pods.values()}
+    return World(namespaces, pods, policies, (allowed_per_node if per_node else allowed_sidecar)(pods))
+
+
+def others(prefix: str, operator: Labels, home: str, pods: Mapping[str, Place]) -> dict[str, Place]:
+    """Pods that none of these resources make."""
+    strangers = f"{prefix}-strangers"
+    return {
+        "operator": Place(f"{prefix}-operator", operator),
+        "not-the-operator": Place(f"{prefix}-operator", {"app": "other"}),
+        "prometheus": Place(f"{prefix}-metrics", {"app": "prometheus"}),
+        "friend": Place(f"{prefix}-friends", {"app": "gateway"}),
+        "stranger": Place(strangers, {"app": "stranger"}),
+        "neighbour": Place(home, {"app": "stranger"}),
+        # Labels are anybody's to write in his own namespace.
+        "false-router": Place(strangers, pods[names.ROUTER].labels),
+        "false-index": Place(strangers, pods[names.INDEX].labels),
+        "false-operator": Place(strangers, operator),
+    }
+
+
+def allowed_per_node(pods: Mapping[str, Place]) -> dict[tuple[str, int], frozenset[str]]:
+    """What docs/operator.md says, with a cache node on each Kubernetes node."""
+    index = frozenset({"cache-node", "second-keeper", "router", "guest-router", "index", "second-index"})
+    return {
+        ("engine", names.ENGINE_PORT): frozenset({"router", "prometheus", "friend"}),
+        ("guest-engine", names.ENGINE_PORT): frozenset({"guest-router", "prometheus"}),
+        ("cache-node", names.CONTROL_PORT): frozenset({"operator", "prometheus", "friend"}),
+        ("cache-node", TRANSPORT): frozenset({"second-keeper"}),
+        ("index", names.REDIS_PORT): index,
+        ("index", names.SENTINEL_PORT): index,
+        ("other-index", names.REDIS_PORT): frozenset({"other-cache-node"}),
+        ("router", names.ROUTER_PORT): frozenset({*pods, OUTSIDE}),
+    }
+
+
+def allowed_sidecar(pods: Mapping[str, Place]) -> dict[tuple[str, int], frozenset[str]]:
+    """The same with a cache node in each engine's pod."""
+    engines = frozenset({"engine", "second-keeper", "guest-engine"})
+    index = engines | {"router", "guest-router", "index", "second-index"}
+    return {
+        ("engine", names.ENGINE_PORT): frozenset({"router", "prometheus", "friend"}),
+        ("guest-engine", names.ENGINE_PORT): frozenset({"guest-router", "prometheus"}),
+        ("engine", names.CONTROL_PORT): frozenset({"operator", "prometheus", "friend"}),
+        ("guest-engine", names.CONTROL_PORT): frozenset({"operator", "prometheus"}),
+        ("engine", TRANSPORT): engines,
+        ("index", names.REDIS_PORT): index,
+        ("index", names.SENTINEL_PORT): index,
+        ("other-index", names.REDIS_PORT): frozenset(),
+        ("router", names.ROUTER_PORT): frozenset({*pods, OUTSIDE}),
+    }
+
+
+class Selecting(Protocol):
+    """Who knows what a label selector takes."""
+
+    def pods(self, namespace: str, selector: Manifest) -> frozenset[str]:
+        """Names of a namespace's pods."""
+
+    def namespaces(self, selector: Manifest) -> frozenset[str]:
+        """Names of namespaces."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Evaluates NetworkPolicies for ingress; refuses fields that it does not know, so that none is passed over."""
+
+    world: World
+    policies: Sequence[Manifest]
+    selecting: Selecting
+
+    def may(self, source: str, target: str, port: int) -> bool:
+        """Whether all policies together let this connection through."""
+        limiting = [one for one in self.policies if self._limits(one, target)]
+        return not limiting or any(self._admits(one, source, port) for one in limiting)
+
+    def _limits(self, policy: Manifest, target: str) -> bool:
+        spec, namespace = policy["spec"], policy["metadata"]["namespace"]
+        assert set(spec) <= {"podSelector", "policyTypes", "ingress"}, f"not understood: {sorted(spec)}"
+        assert spec["policyTypes"] == ["Ingress"]
+        mine = self.world.pods[target].namespace == namespace
+        return mine and target in self.selecting.pods(namespace, spec["podSelector"])
+
+    def _admits(self, policy: Manifest, source: str, port: int) -> bool:
+        for rule in policy["spec"].get("ingress", ()):
+            assert set(rule) <= {"from", "ports"}, f"not understood: {sorted(rule)}"
+            if self._is_port(rule, port) and self._is_peer(rule, policy["metadata"]["namespace"], source):
+                return True
+        return False
+
+    def _is_port(self, rule: Manifest, port: int) -> bool:
+        for one in rule.get("ports", ()):
+            assert set(one) == {"protocol", "port"}, f"not understood: {one}"
+            assert isinstance(one["port"], int), f"not understood: {one}"
+        return "ports" not in rule or {"protocol": "TCP", "port": port} in rule["ports"]
+
+    def _is_peer(self, rule: Manifest, home: str, source: str) -> bool:
+        if not rule.get("from"):  # none named: everybody
+            return True
+        if source == OUTSIDE:
+            return False
+        namespace = self.world.pods[source].namespace
+        for peer in rule["from"]:
+            assert set(peer) <= {"podSelector", "namespaceSelector"}, f"not understood: {peer}"
+            spaces = self.selecting.namespaces(peer["namespaceSelector"]) if "namespaceSelector" in peer else {home}
+            if namespace in spaces and source in self.selecting.pods(namespace, peer.get("podSelector", {})):
+                return True
+        return False
