@@ -41,7 +41,7 @@ STOP_SECONDS_MAX: Final = 8.0
 USAGE: Final = """usage: kvcommons operator [--config FILE] [--namespace NS]... [--all-namespaces] [--SETTING VALUE]...
        kvcommons operator --release    (take our finalizers off every resource, and end: before the operator is removed)
 
-Settings come from the file (TOML or JSON), the environment (KVCOMMONS_OPERATOR__WORKERS=8) and the flags below; the later wins.
+Settings come from the file (TOML or JSON), the environment (KVCOMMONS_OPERATOR__WORKERS=16) and the flags below; the later wins.
 
   --config                             A file with the table [operator]
   --namespace                          Reconcile in this namespace only; may be given several times

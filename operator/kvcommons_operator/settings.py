@@ -52,7 +52,7 @@ class OperatorSection(Section):
     """Labels of the operator's own pods, which NetworkPolicies let in, as JSON."""
     metrics_namespaces: dict[str, str] = Field(default={})
     """Labels of the namespaces whose pods may scrape metrics, as JSON; empty for every namespace."""
-    workers: int = Field(default=8, ge=1, le=64)
+    workers: int = Field(default=16, ge=1, le=64)
     """Objects that are reconciled at once."""
     resync_seconds: int = Field(default=600, ge=10)
     """Every object is looked at again this often, to within a fifth."""
