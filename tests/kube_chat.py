@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+CONNECT_SECONDS_MAX = 5.0
 REQUEST_SECONDS_MAX = 180.0
 JOIN_SECONDS_MAX = 200.0
 TRIES_MAX = 5
@@ -52,8 +53,10 @@ class Client:
 
     @contextmanager
     def _connection(self) -> Iterator[http.client.HTTPConnection]:
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=REQUEST_SECONDS_MAX)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=CONNECT_SECONDS_MAX)
         try:
+            connection.connect()
+            connection.sock.settimeout(REQUEST_SECONDS_MAX)
             yield connection
         finally:
             connection.close()
