@@ -10,7 +10,7 @@ import operator_examples as examples
 from kube_client import Client
 from kvcommons_operator import names
 from kvcommons_operator.api import parse_pool
-from kvcommons_operator.observed import Manifest
+from kvcommons_operator.observed import Install, Manifest
 from kvcommons_operator.plan import plan_deployment, plan_pool
 
 OUTSIDE = "outside"
@@ -65,78 +65,108 @@ def templates(manifests: Sequence[Manifest]) -> Iterator[tuple[str, str, Labels]
 
 
 def world(placement: str, prefix: str) -> World:
-    """A pool with three Redis and two deployments, one of them a guest's where a pool can have guests, among strangers."""
-    home, away, system = f"{prefix}-pool", f"{prefix}-guest", f"{prefix}-operator"
+    """Two pools with three Redis each, deployments beside them, one of a guest where a pool can have guests, and strangers."""
+    home, system, per_node = f"{prefix}-pool", f"{prefix}-operator", placement == "perNode"
     install = replace(examples.INSTALL, namespace=system, metrics_namespaces=METRICS)
-    per_node = placement == "perNode"
-    friends = {"networkPolicy": {"allowFrom": [{"matchLabels": FRIENDS}]}}
-    wish: dict[str, Any] = {"placement": placement, "index": {"managed": {"replicas": 3}}, "security": friends}
-    if per_node:
-        wish["tenancy"] = {"allowedNamespaces": {"from": "All"}}
-    pool, other = examples.pool("commons", home, **wish), examples.pool("other", home, **wish)
-    first = examples.deployment("chat", home, **friends)
-    second = examples.deployment("guest", away if per_node else home, poolRef={"name": "commons", "namespace": home})
-    found = [list(plan_pool(one, examples.pool_world(install=install)).apply) for one in (pool, other)]
-    found += [list(plan_deployment(one, examples.world(install=install, pool=pool)).apply) for one in (first, second)]
-    pods: dict[str, Place] = {}
-    for mark, manifests in zip(("", "other-", "", "guest-"), found, strict=True):
-        for component, namespace, labels in templates(manifests):
-            pods[f"{mark}{component}"] = Place(namespace, labels)
-    keeper = pods[names.CACHE_NODE if per_node else names.ENGINE]
-    pods |= {"second-keeper": keeper, "second-index": pods[names.INDEX]}
+    made = {mark: children(install, **one) for mark, one in resources(placement, home, f"{prefix}-guest").items()}
+    pods = {
+        f"{mark}{component}": Place(namespace, labels)
+        for mark, manifests in made.items()
+        for component, namespace, labels in templates(manifests)
+    }
+    for several in ("chat-engine", names.INDEX, *([names.CACHE_NODE] if per_node else [])):
+        pods[f"{several}-2"] = pods[several]
     pods |= others(prefix, install.operator_labels, home, pods)
-    policies = [one for manifests in found for one in manifests if one["kind"] == "NetworkPolicy"]
+    policies = [one for manifests in made.values() for one in manifests if one["kind"] == "NetworkPolicy"]
     marked: dict[str, Labels] = {f"{prefix}-metrics": METRICS, f"{prefix}-friends": FRIENDS}
     namespaces: dict[str, Labels] = {place.namespace: marked.get(place.namespace, {}) for place in pods.values()}
     return World(namespaces, pods, policies, (allowed_per_node if per_node else allowed_sidecar)(pods))
 
 
+def resources(placement: str, home: str, away: str) -> dict[str, dict[str, Manifest]]:
+    """Resources, by what the names of their pods begin with here. The guest's deployment has the name of the first."""
+    friends = {"networkPolicy": {"allowFrom": [{"matchLabels": FRIENDS}]}}
+    wish: dict[str, Any] = {"placement": placement, "index": {"managed": {"replicas": 3}}, "security": friends}
+    if placement == "perNode":
+        wish["tenancy"] = {"allowedNamespaces": {"from": "All"}}
+    pool, other = examples.pool("commons", home, **wish), examples.pool("other", home, **wish)
+    ref = {"poolRef": {"name": "commons", "namespace": home}}
+    rival = examples.deployment("rival", home, poolRef={"name": "other"})
+    found = {
+        "": {"pool": pool},
+        "other-": {"pool": other},
+        "chat-": {"pool": pool, "deployment": examples.deployment("chat", home, **ref, **friends)},
+        "second-": {"pool": pool, "deployment": examples.deployment("second", home, **ref)},
+        "rival-": {"pool": other, "deployment": rival},
+    }
+    if placement == "perNode":
+        found["guest-"] = {"pool": pool, "deployment": examples.deployment("chat", away, **ref)}
+    return found
+
+
+def children(install: Install, pool: Manifest, deployment: Manifest | None = None) -> list[Manifest]:
+    """Of the deployment if there is one, else of the pool."""
+    if deployment is None:
+        return list(plan_pool(pool, examples.pool_world(install=install)).apply)
+    return list(plan_deployment(deployment, examples.world(install=install, pool=pool)).apply)
+
+
 def others(prefix: str, operator: Labels, home: str, pods: Mapping[str, Place]) -> dict[str, Place]:
     """Pods that none of these resources make."""
     strangers = f"{prefix}-strangers"
-    return {
+    # Labels are anybody's to write in his own namespace.
+    forged = {
+        f"false-{name}": Place(strangers, pods[name].labels) for name in pods if name.endswith(("router", "index"))
+    }
+    return forged | {
+        "false-operator": Place(strangers, operator),
         "operator": Place(f"{prefix}-operator", operator),
         "not-the-operator": Place(f"{prefix}-operator", {"app": "other"}),
         "prometheus": Place(f"{prefix}-metrics", {"app": "prometheus"}),
         "friend": Place(f"{prefix}-friends", {"app": "gateway"}),
         "stranger": Place(strangers, {"app": "stranger"}),
         "neighbour": Place(home, {"app": "stranger"}),
-        # Labels are anybody's to write in his own namespace.
-        "false-router": Place(strangers, pods[names.ROUTER].labels),
-        "false-index": Place(strangers, pods[names.INDEX].labels),
-        "false-operator": Place(strangers, operator),
     }
 
 
-def allowed_per_node(pods: Mapping[str, Place]) -> dict[tuple[str, int], frozenset[str]]:
-    """What docs/operator.md says, with a cache node on each Kubernetes node."""
-    index = frozenset({"cache-node", "second-keeper", "router", "guest-router", "index", "second-index"})
+Allowed = dict[tuple[str, int], frozenset[str]]
+
+
+def allowed_anywhere(pods: Mapping[str, Place]) -> Allowed:
+    """What docs/operator.md says, of both placements."""
     return {
-        ("engine", names.ENGINE_PORT): frozenset({"router", "prometheus", "friend"}),
+        ("chat-engine", names.ENGINE_PORT): frozenset({"chat-router", "prometheus", "friend"}),
+        ("second-engine", names.ENGINE_PORT): frozenset({"second-router", "prometheus"}),
+        ("chat-router", names.ROUTER_PORT): frozenset({*pods, OUTSIDE}),
+    }
+
+
+def allowed_per_node(pods: Mapping[str, Place]) -> Allowed:
+    """With a cache node on each Kubernetes node."""
+    nodes, indexes = {"cache-node", "cache-node-2"}, {"index", "index-2"}
+    routers = {"chat-router", "second-router", "guest-router"}
+    return allowed_anywhere(pods) | {
         ("guest-engine", names.ENGINE_PORT): frozenset({"guest-router", "prometheus"}),
         ("cache-node", names.CONTROL_PORT): frozenset({"operator", "prometheus", "friend"}),
-        ("cache-node", TRANSPORT): frozenset({"second-keeper"}),
-        ("index", names.REDIS_PORT): index,
-        ("index", names.SENTINEL_PORT): index,
-        ("other-index", names.REDIS_PORT): frozenset({"other-cache-node"}),
-        ("router", names.ROUTER_PORT): frozenset({*pods, OUTSIDE}),
+        ("cache-node", TRANSPORT): frozenset({"cache-node-2"}),
+        ("index", names.REDIS_PORT): frozenset(nodes | indexes | routers),
+        ("index", names.SENTINEL_PORT): frozenset(nodes | indexes | routers),
+        ("other-index", names.REDIS_PORT): frozenset({"other-cache-node", "rival-router"}),
     }
 
 
-def allowed_sidecar(pods: Mapping[str, Place]) -> dict[tuple[str, int], frozenset[str]]:
-    """The same with a cache node in each engine's pod."""
-    engines = frozenset({"engine", "second-keeper", "guest-engine"})
-    index = engines | {"router", "guest-router", "index", "second-index"}
-    return {
-        ("engine", names.ENGINE_PORT): frozenset({"router", "prometheus", "friend"}),
-        ("guest-engine", names.ENGINE_PORT): frozenset({"guest-router", "prometheus"}),
-        ("engine", names.CONTROL_PORT): frozenset({"operator", "prometheus", "friend"}),
-        ("guest-engine", names.CONTROL_PORT): frozenset({"operator", "prometheus"}),
-        ("engine", TRANSPORT): engines,
-        ("index", names.REDIS_PORT): index,
-        ("index", names.SENTINEL_PORT): index,
-        ("other-index", names.REDIS_PORT): frozenset(),
-        ("router", names.ROUTER_PORT): frozenset({*pods, OUTSIDE}),
+def allowed_sidecar(pods: Mapping[str, Place]) -> Allowed:
+    """With a cache node in each engine's pod."""
+    engines, indexes = {"chat-engine", "chat-engine-2", "second-engine"}, {"index", "index-2"}
+    routers = {"chat-router", "second-router"}
+    return allowed_anywhere(pods) | {
+        ("chat-engine", names.CONTROL_PORT): frozenset({"operator", "prometheus", "friend"}),
+        ("second-engine", names.CONTROL_PORT): frozenset({"operator", "prometheus"}),
+        ("chat-engine", TRANSPORT): frozenset(engines),
+        ("second-engine", TRANSPORT): frozenset(engines),
+        ("index", names.REDIS_PORT): frozenset(engines | indexes | routers),
+        ("index", names.SENTINEL_PORT): frozenset(engines | indexes | routers),
+        ("other-index", names.REDIS_PORT): frozenset({"rival-engine", "rival-router"}),
     }
 
 

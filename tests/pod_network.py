@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-CONNECT_SECONDS_MAX = 5.0
+CONNECT_SECONDS_MAX = 15.0
 ALL_SECONDS_MAX = 120.0
 PARALLEL = 16
 # Nobody listens, or a firewall says no.

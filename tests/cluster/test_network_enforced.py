@@ -19,6 +19,7 @@ from kvcommons_operator import names
 from network_access import OUTSIDE, World
 
 READY_SECONDS_MAX = 180.0
+ENGINE = "chat-engine"
 PROBE = {"tcpSocket": {"port": names.ENGINE_PORT}, "periodSeconds": 1, "failureThreshold": 1}
 
 
@@ -63,7 +64,7 @@ class Settled:
 def spec(node: str, name: str) -> dict[str, Any]:
     """Of a pod that does nothing; engines are probed as real ones are."""
     container: dict[str, Any] = {"name": "main", "image": PAUSE_IMAGE, "imagePullPolicy": "Never"}
-    if name == "engine":
+    if name == ENGINE:
         container["readinessProbe"] = PROBE
     return {"nodeName": node, "terminationGracePeriodSeconds": 0, "containers": [container]}
 
@@ -82,7 +83,7 @@ def settled(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Settle
             listen = pod_network.command(found.pid(name), "listen", *ports)
             found.listeners[name] = Process(f"listener-{name}", listen, cluster.folder)
             found.listeners[name].start()
-        wait_for(lambda: is_ready(found, "engine"), "the engine's probe succeeds", READY_SECONDS_MAX, every=0.5)
+        wait_for(lambda: is_ready(found, ENGINE), "the engine's probe succeeds", READY_SECONDS_MAX, every=0.5)
         yield found
     finally:
         for listener in found.listeners.values():
@@ -112,6 +113,6 @@ def test_denied_connections_are_denied_and_the_others_are_not(settled: Settled) 
 def test_kubelets_probes_pass(settled: Settled) -> None:
     """A node's own kubelet reaches its engine although no policy names it: the pod stays ready."""
     kube_policies.enforce(settled.cluster)
-    seen = settled.probes_seen("engine")
-    wait_for(lambda: settled.probes_seen("engine") >= seen + 3, "three more probes", 30.0)
-    assert is_ready(settled, "engine")
+    seen = settled.probes_seen(ENGINE)
+    wait_for(lambda: settled.probes_seen(ENGINE) >= seen + 3, "three more probes", 30.0)
+    assert is_ready(settled, ENGINE)

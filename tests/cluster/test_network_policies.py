@@ -71,5 +71,5 @@ def test_policies_let_in_who_is_meant_and_nobody_else(judge: Judge) -> None:
 
 def test_no_port_but_those_of_the_table_is_open(judge: Judge) -> None:
     """What listens beside them, as a debugger that somebody starts, is reached by nobody."""
-    closed = {target for target, _ in judge.world.allowed} - {"router"}
+    closed = {target for target, _ in judge.world.allowed} - {"chat-router"}
     assert not [(who, target) for target in closed for who in judge.world.pods if judge.may(who, target, 5678)]
