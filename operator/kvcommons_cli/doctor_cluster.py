@@ -95,7 +95,10 @@ def _resources(api: ClusterApi, namespace: str) -> Iterator[Finding]:
         yield problem("resources", error.what, error.remedy)
         return
     for text in world.problems:
-        yield warning("cluster", text, "where pods/proxy may not be read, statuses and conditions still tell the most")
+        remedy = (
+            "where pods/proxy may not be read, or a NetworkPolicy keeps the API server out, conditions tell the most"
+        )
+        yield warning("cluster", text, remedy)
     if not world.pools and not world.deployments:
         yield note("resources", "there is no KVCachePool and no InferenceDeployment", "see docs/examples")
     for one in (*world.pools, *world.deployments):
