@@ -19,16 +19,16 @@ def place(cluster: Cluster, installed: Helm) -> Iterator[Place]:
     """A pool and a deployment that the operator has taken up; their engines need not run."""
     cluster.create_namespace("going")
     place = Place(cluster, "going")
-    place.apply(pool(placement="sidecar"), deployment())
+    place.apply(pool(placement="sidecar"), deployment(drainSeconds=5))
     place.until(POOLS, "pool", lambda it: IN_USE in it["metadata"].get("finalizers", []), "is held", SECONDS_MAX)
     place.have(DEPLOYMENTS, "chat-router")
     yield place
-    cluster.kubectl("delete", "namespace", "going", "--wait", "--timeout=120s", seconds_max=150)
+    cluster.kubectl("delete", "namespace", "going", "--wait", "--timeout=240s", seconds_max=270)
 
 
 def test_helm_test_says_that_the_operator_is_ready(installed: Helm) -> None:
     """`helm test` asks the operator through its Service, by a pod under `restricted`."""
-    said = installed.run("test", RELEASE, "-n", NAMESPACE, "--timeout", "120s")
+    said = installed.run("test", RELEASE, "-n", NAMESPACE, "--timeout", "150s", "--logs")
     assert "Succeeded" in said
 
 
