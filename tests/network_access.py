@@ -45,10 +45,12 @@ class World:
                 if source != target:
                     yield source, target, port, source in friends
 
-    def settle(self, server: Client, spec_of: Callable[[str], Manifest]) -> None:
-        """Makes the namespaces, the policies and the pods, with the labels that matter and specifications of the test's."""
+    def make_namespaces(self, server: Client) -> None:
         for name, labels in self.namespaces.items():
             server.create_namespace(name, dict(labels))
+
+    def settle(self, server: Client, spec_of: Callable[[str], Manifest]) -> None:
+        """Makes the policies and the pods, with the labels that matter and specifications of the test's."""
         pods = []
         for name, place in self.pods.items():
             metadata = {"name": name, "namespace": place.namespace, "labels": dict(place.labels)}

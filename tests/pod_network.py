@@ -1,6 +1,6 @@
 """Listens, and connects, in the network of a pod whose image has no program for it; standard library alone.
 
-    python pod_network.py listen PORT...            # to everybody who comes; a line for each: the caller's address and the port
+    python pod_network.py listen PORT...            # to everybody who comes; a line for each: his address and the port
     python pod_network.py connect ADDRESS:PORT...   # a line for each: open, refused, or what else became of it
 
 As a module: the same for a process in the pod, whose network is entered from outside.
@@ -20,21 +20,27 @@ from pathlib import Path
 CONNECT_SECONDS_MAX = 15.0
 ALL_SECONDS_MAX = 120.0
 PARALLEL = 16
+LISTENING = "listening"
 # Nobody listens, or a firewall says no.
 CLOSED, PROHIBITED = "closed", "refused"
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def listen(ports: Sequence[int]) -> None:
     chosen = selectors.DefaultSelector()
     for port in ports:
         chosen.register(socket.create_server(("", port), backlog=128), selectors.EVENT_READ, port)
+    say(LISTENING)
     while True:
         for key, _ in chosen.select():
             server: socket.socket = key.fileobj  # type: ignore[assignment]
             connection, peer = server.accept()
             connection.close()
-            sys.stdout.write(f"{peer[0]} {key.data}\n")
-            sys.stdout.flush()
+            say(f"{peer[0]} {key.data}")
 
 
 def outcome(address: str, port: int) -> str:
@@ -50,7 +56,7 @@ def connect(targets: Sequence[str]) -> None:
     with ThreadPoolExecutor(PARALLEL) as pool:
         pairs = (target.rpartition(":") for target in targets)
         for one in pool.map(lambda pair: outcome(pair[0], int(pair[2])), pairs):
-            sys.stdout.write(f"{one}\n")
+            say(one)
 
 
 def command(pid: int | None, *arguments: object) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import cycle
 from typing import Any
 
@@ -74,6 +75,8 @@ def settled(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Settle
     """On both nodes, in turn; to each port of the table anybody could connect if nobody denied it."""
     world = network_access.world(request.param, f"tried-{request.param.lower()}")
     nodes = cycle(node.name for node in cluster.nodes)
+    world.make_namespaces(cluster)
+    wait_for(lambda: all(has_account(cluster, name) for name in world.namespaces), "accounts for pods", 60.0)
     world.settle(cluster, lambda name: spec(next(nodes), name))
     found = Settled(cluster, world)
     wait_for(lambda: all(started(pod) for pod in found.running().values()), "pods run", READY_SECONDS_MAX, every=0.5)
@@ -81,8 +84,10 @@ def settled(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Settle
         for name in {target for target, _ in world.allowed}:
             ports = [port for target, port in world.allowed if target == name]
             listen = pod_network.command(found.pid(name), "listen", *ports)
-            found.listeners[name] = Process(f"listener-{name}", listen, cluster.folder)
+            found.listeners[name] = Process(f"listener-{world.pods[name].namespace}-{name}", listen, cluster.folder)
             found.listeners[name].start()
+        for listener in found.listeners.values():
+            listener.wait_until(partial(listens, listener), "listening", READY_SECONDS_MAX)
         wait_for(lambda: is_ready(found, ENGINE), "the engine's probe succeeds", READY_SECONDS_MAX, every=0.5)
         yield found
     finally:
@@ -90,6 +95,15 @@ def settled(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Settle
             listener.stop()
         kube_policies.relax(cluster)
         cluster.kubectl("delete", "namespace", *world.namespaces, "--wait=false")
+
+
+def listens(listener: Process) -> bool:
+    return pod_network.LISTENING in listener.log.read_text()
+
+
+def has_account(cluster: Cluster, namespace: str) -> bool:
+    """The one that every pod is given; a controller makes it."""
+    return cluster.exists(f"/api/v1/namespaces/{namespace}/serviceaccounts/default")
 
 
 def started(pod: dict[str, Any]) -> bool:

@@ -51,6 +51,7 @@ def terms(selector: Manifest) -> Iterator[str]:
 def judge(request: pytest.FixtureRequest, apiserver: ApiServer) -> Iterator[Judge]:
     """The policies as the API server keeps them, over pods with the labels that our pods have."""
     world = network_access.world(request.param, f"judged-{request.param.lower()}")
+    world.make_namespaces(apiserver)
     world.settle(apiserver, lambda _: {"containers": [PAUSE]})
     items = apiserver.request("GET", POLICIES)["items"]
     kept = [one for one in items if one["metadata"]["namespace"] in world.namespaces]
