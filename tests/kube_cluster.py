@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -227,9 +228,9 @@ class Cluster(ApiServer):
         identity = next(item["containerID"] for item in statuses if item["name"] == container).rpartition("/")[2]
         for file in self._cgroup_files(self.node_of(found)):
             if identity in file.parent.name:
-                pids = file.read_text().split()
-                if pids:
-                    return min(map(int, pids))
+                first = [pid for pid in map(int, file.read_text().split()) if is_first(pid)]
+                if first:
+                    return first[0]
         raise ApiError(404, f"container {container} of {namespace}/{pod} has no process")
 
     def _cgroup_files(self, node: Node) -> Iterator[Path]:
@@ -246,6 +247,15 @@ class Cluster(ApiServer):
     def resolve(self, name: str) -> str:
         """The address that the cluster's DNS has for a name."""
         return kube_dns.ask(self.network.service_dns, name)
+
+
+def is_first(pid: int) -> bool:
+    """Whether a process is the first one of a container, by its number in there."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    return re.search(r"^NSpid:.*\s1$", status, re.MULTILINE) is not None
 
 
 def condition(item: dict[str, Any], kind: str) -> str:

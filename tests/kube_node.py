@@ -152,7 +152,7 @@ class Node:
         self.folder = folder / name
         self.address = network.machine(index)
         self.pods = network.pods_of(index)
-        self.cgroup = f"/{folder.parent.name}-{name}"
+        self.cgroup = f"/kvcommons-{network.number}-{name}"  # as the network: of no other cluster on this machine
         self.machine: Process | None = None
         self._binaries = binaries
         for place in ("", "cni", "cni-data", "kubelet", "log"):

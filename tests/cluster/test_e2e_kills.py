@@ -14,7 +14,7 @@ TOKENS = 12
 AFTER = 4
 OPERATOR_SECONDS_MAX = 60.0
 LOST_SECONDS_MAX = 60.0
-SECONDS_MAX = 150.0
+SECONDS_MAX = 300.0  # for requests that take a tenth of a second on a machine with nothing else to do
 
 pytestmark = pytest.mark.parametrize("served", ["perNode"], indirect=True)
 
