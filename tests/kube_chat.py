@@ -43,6 +43,15 @@ class Outcome:
         return bool(self.text)
 
 
+def lines_of(answer: http.client.HTTPResponse) -> Iterator[bytes]:
+    """Lines as they come. By read1, which tells a body that breaks off (IncompleteRead) from one that ends; iterating does not."""
+    rest = b""
+    while data := answer.read1():
+        *lines, rest = (rest + data).split(b"\n")
+        yield from lines
+    yield rest
+
+
 class Client:
     """Talks to one address; temperature 0, so that equal prompts have equal answers."""
 
@@ -111,7 +120,7 @@ class Client:
             if answer.status != 200:
                 outcome.error = answer.read().decode()
                 return
-            for line in answer:
+            for line in lines_of(answer):
                 self._take(line.strip(), outcome)
 
     @staticmethod
