@@ -32,7 +32,12 @@ class Helm:
 
     def run(self, *arguments: str, seconds_max: float = HELM_SECONDS_MAX) -> str:
         home = self.server.folder / "helm"
-        environment = {"HELM_CACHE_HOME": str(home), "HELM_CONFIG_HOME": str(home), "HELM_DATA_HOME": str(home)}
+        environment = {
+            "HOME": str(home),
+            "HELM_CACHE_HOME": str(home),
+            "HELM_CONFIG_HOME": str(home),
+            "HELM_DATA_HOME": str(home),
+        }
         command = [self.server.binaries["helm"], "--kubeconfig", str(self.server.kubeconfig), *arguments]
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=seconds_max, env=environment
