@@ -116,6 +116,7 @@ class ClusterApi:
 def connect(kubeconfig: str = "", context: str = "") -> ClusterApi:
     """:raises ClusterError: where no kubeconfig can be used, or the client library is not installed."""
     try:
+        import yaml
         from kubernetes import client, config
     except ImportError as error:
         raise ClusterError("the client for Kubernetes is not installed", EXTRA) from error
@@ -130,9 +131,9 @@ def connect(kubeconfig: str = "", context: str = "") -> ClusterApi:
                 config_file=kubeconfig or None, context=context or None, client_configuration=configuration
             )
             described = f"context {context or _current_context(kubeconfig)}"
-    except (config.ConfigException, OSError, TypeError, ValueError) as error:
+    except (config.ConfigException, yaml.YAMLError, OSError, TypeError, ValueError, AttributeError) as error:
         raise ClusterError(
-            f"no kubeconfig can be used: {_short(error).rstrip('.')}",
+            f"no kubeconfig can be used{f' ({kubeconfig})' if kubeconfig else ''}: {_short(error).rstrip('.')}",
             "give one by --kubeconfig or $KUBECONFIG, and a context that it has by --context",
         ) from error
     pool = client.ApiClient(configuration).rest_client.pool_manager

@@ -22,7 +22,7 @@ NAMESPACES_VARIABLE = "KVCOMMONS_OPERATOR__NAMESPACES"
 OPERATOR: Sequence[Right] = (
     *(("list", GROUP, plural) for plural in PLURALS),
     *(("watch", GROUP, plural) for plural in PLURALS),
-    *(("patch", GROUP, f"{plural}/status") for plural in PLURALS),
+    *(("patch", GROUP, f"{plural}/status") for plural in PLURALS[:2]),
     ("list", "", "pods"),
     ("watch", "", "pods"),
     ("patch", "", "services"),

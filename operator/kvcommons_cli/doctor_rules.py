@@ -12,7 +12,7 @@ from kvcommons_cli.findings import Finding, note, ok, problem, warning
 from kvcommons_cli.resources import VERSION, Condition, Manifest, NodeReport, Pod, Resource
 
 KUBERNETES_MIN: Final = (1, 29)
-INSTALL: Final = "install or upgrade the chart with crds.install, or: kubectl apply --server-side -f crds/"
+INSTALL: Final = "install or upgrade the chart with crds.install, or: kubectl apply --server-side -k crds"
 VERSION_LABEL: Final = "app.kubernetes.io/version"
 RESTARTS_MANY: Final = 5
 ENFORCE: Final = "pod-security.kubernetes.io/enforce"

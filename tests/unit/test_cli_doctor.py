@@ -78,13 +78,13 @@ BREAKAGES: dict[str, tuple[Any, str, str, str]] = {
         lambda it: it.objects.pop(f"{CRDS}/inferenceroles.kvcommons.io"),
         "inferenceroles.kvcommons.io",
         "not installed",
-        "kubectl apply --server-side -f crds/",
+        "kubectl apply --server-side -k crds",
     ),
     "an old definition": (
         lambda it: it.objects.update({f"{CRDS}/kvcachepools.kvcommons.io": definition("kvcachepools", "v1alpha0")}),
         "kvcachepools.kvcommons.io",
         "serves v1alpha0",
-        "crds/",
+        "crds",
     ),
     "no operator": (
         lambda it: it.lists["/api/v1/pods"].pop(),

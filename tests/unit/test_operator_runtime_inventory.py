@@ -139,9 +139,22 @@ def test_users_of_a_pool_are_those_that_name_it() -> None:
     resources.put(names.DEPLOYMENT_KIND, deployment(1, **spec))
     users = resources.users_of(Id(names.POOL_KIND, "llm", "commons"))
     assert [(user.name, user.models, user.engine_users) for user in users] == [("chat", ("m",), (1000,))]
-    resources.put(names.DEPLOYMENT_KIND, deployment(2, poolRef={"name": "commons", "namespace": "other"}))
+    elsewhere = deployment(2, poolRef={"name": "commons", "namespace": "other"})
+    resources.put(names.DEPLOYMENT_KIND, elsewhere)
     assert resources.users_of(Id(names.POOL_KIND, "llm", "commons")) == ()
-    assert len(resources.users_of(Id(names.POOL_KIND, "other", "commons"))) == 1
+    assert resources.users_of(Id(names.POOL_KIND, "other", "commons")) == ()
+
+
+def test_a_guest_uses_a_pool_once_it_was_let_in() -> None:
+    """Whoever is not allowed to use a pool keeps it from nothing by naming it; a guest that has a router beside it does."""
+    resources, pool = Resources(), Id(names.POOL_KIND, "other", "commons")
+    guest = deployment(1, poolRef={"name": "commons", "namespace": "other"})
+    resources.put(names.DEPLOYMENT_KIND, guest)
+    assert resources.users_of(pool) == ()
+    let_in = deployment(2, poolRef={"name": "commons", "namespace": "other"})
+    let_in["metadata"]["finalizers"] = [names.DEPLOYMENT_FINALIZER]
+    resources.put(names.DEPLOYMENT_KIND, let_in)
+    assert len(resources.users_of(pool)) == 1
 
 
 def test_our_own_status_wakes_nobody_but_who_reads_it() -> None:

@@ -94,7 +94,19 @@ class Resources:
         return Id(names.POOL_KIND, str(ref.get("namespace") or deployment["metadata"]["namespace"]), str(ref["name"]))
 
     def users_of(self, pool: Id) -> tuple[User, ...]:
-        found = [user_of(item) for _, item in self.of_kind(names.DEPLOYMENT_KIND) if self.pool_of(item) == pool]
+        """Those beside the pool that name it, and those elsewhere that were allowed to.
+
+        A guest that was let in once bears our finalizer, since its router stands beside the pool. Without that anybody could keep
+        anybody's pool from going, by naming it."""
+        found = [
+            user_of(item)
+            for key, item in self.of_kind(names.DEPLOYMENT_KIND)
+            if self.pool_of(item) == pool
+            and (
+                key.namespace == pool.namespace
+                or names.DEPLOYMENT_FINALIZER in (item["metadata"].get("finalizers") or [])
+            )
+        ]
         return tuple(sorted(found, key=lambda user: (user.namespace, user.name)))
 
     def deployments_of(self, pool: Id) -> list[Id]:
