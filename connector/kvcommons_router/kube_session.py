@@ -12,12 +12,11 @@ from typing import Final
 import aiohttp
 from aiohttp.connector import AddrInfoType
 
+from kvcommons_router import sockets
 from kvcommons_router.settings_instances import KubernetesSettings
 
 CONNECT_SECONDS_MAX: Final = 5.0
 TOKEN_BYTES_MAX: Final = 64 * 1024
-# A peer that is gone without a word is noticed after about this many seconds: 10 + 3 * 5.
-KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 
 
 class KubeSession:
@@ -61,9 +60,7 @@ class KubeSession:
 def _socket(address: AddrInfoType) -> socket.socket:
     family, kind, protocol, _, _ = address
     made = socket.socket(family=family, type=kind, proto=protocol)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in KEEPALIVE:
-        made.setsockopt(socket.IPPROTO_TCP, option, value)
+    sockets.watch(made)
     return made
 
 

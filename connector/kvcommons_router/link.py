@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +17,8 @@ from urllib.parse import unquote, urlsplit
 import hiredis
 from kvcommons_core.index.connection import Command
 from kvcommons_core.settings import IndexSettings
+
+from kvcommons_router import sockets
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +59,7 @@ class Link(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Questions may be asked."""
         self.transport = cast(asyncio.Transport, transport)
-        sock = transport.get_extra_info("socket")
-        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sockets.prepare(transport)
 
     def greet(self, commands: Sequence[tuple[bytes | str, ...]]) -> asyncio.Future[None]:
         """Says who we are; the link is up once all was accepted."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections.abc import Callable
 from typing import Final, Protocol, cast
 
+from kvcommons_router import sockets
 from kvcommons_router.response import HEAD_BYTES_MAX, BadResponse, ChunkScanner, Head, parse_head
 
 TAIL_BYTES: Final = 2048
@@ -66,13 +66,10 @@ class Upstream(asyncio.Protocol):
         self._reusable = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Small writes must leave at once: a token is one."""
-
+        """A request may be sent."""
         self._time = asyncio.get_running_loop().time
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its base class
-        sock = transport.get_extra_info("socket")
-        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sockets.prepare(transport)
 
     def begin(self, receiver: Receiver, now: float, *, dechunk: bool) -> None:
         """Takes a new receiver; the request is written by the caller."""
