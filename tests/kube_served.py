@@ -176,3 +176,14 @@ class Served:
             re.findall(r'^kvcommons_router_\S*outcome="broken"\S* ([0-9.e+]+)$', text, re.MULTILINE) for text in texts
         ]
         return sum(float(count) for found in counts for count in found)
+
+
+PROMPTS = tuple(f"Question {number}: what is {number} plus {number}?" for number in range(6))
+TOKENS = 12
+
+
+def known(served: Served) -> list[str]:
+    """The answers to all prompts, before anything is broken."""
+    outcomes = [served.router().streamed(text, number, TOKENS) for number, text in enumerate(PROMPTS)]
+    assert all(outcome.done for outcome in outcomes), outcomes
+    return [outcome.text for outcome in outcomes]

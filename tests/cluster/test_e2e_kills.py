@@ -5,15 +5,11 @@ from __future__ import annotations
 import kube_chart
 import pytest
 from kube_chat import Stream
-from kube_cluster import condition
 from kube_process import wait_for
-from kube_served import NAME, POOL, Served
+from kube_served import NAME, PROMPTS, TOKENS, Served, known
 
-PROMPTS = tuple(f"Question {number}: what is {number} plus {number}?" for number in range(6))
-TOKENS = 12
 AFTER = 4
 OPERATOR_SECONDS_MAX = 60.0
-LOST_SECONDS_MAX = 60.0
 SECONDS_MAX = 300.0  # for requests that take a tenth of a second on a machine with nothing else to do
 
 pytestmark = pytest.mark.parametrize("served", ["perNode"], indirect=True)
@@ -23,12 +19,6 @@ pytestmark = pytest.mark.parametrize("served", ["perNode"], indirect=True)
 def stream(served: Served) -> Stream:
     """Requests whose answers are known from before anything was broken."""
     return Stream(served.router(), PROMPTS, TOKENS)
-
-
-def known(served: Served) -> list[str]:
-    outcomes = [served.router().streamed(text, number, TOKENS) for number, text in enumerate(PROMPTS)]
-    assert all(outcome.done for outcome in outcomes), outcomes
-    return [outcome.text for outcome in outcomes]
 
 
 def judge(stream: Stream, answers: list[str]) -> None:
@@ -115,22 +105,6 @@ def test_a_deleted_engine_finishes_what_it_began(served: Served, stream: Stream)
     judge(stream, answers)
     assert all(outcome.done for outcome in stream.outcomes), stream.outcomes
     served.wait_ready()
-
-
-def test_a_lost_machine_costs_what_ran_on_it(served: Served) -> None:
-    """A node that vanishes with engine, cache node, router and index: the rest serves, and says how many are left."""
-    answers, lost = known(served), served.cluster.nodes[1]
-    lost.kill()
-    # Not a stream: what runs through the lost router hangs, as it does on any network.
-    outcomes = [served.router().streamed(text, number, TOKENS) for number, text in enumerate(PROMPTS)]
-    assert [outcome.text for outcome in outcomes] == answers, outcomes
-    wait_for(lambda: served.object()["status"]["readyReplicas"] == 1, "one engine is counted", LOST_SECONDS_MAX, 0.5)
-    assert served.condition("Ready") == "True", "one engine serves"
-    assert condition(served.object("kvcachepools", POOL), "Ready") == "False", "a cache node is missing"
-    served.cluster.power_on(lost)
-    wait_for(
-        lambda: condition(served.object("kvcachepools", POOL), "Ready") == "True", "the pool again", SECONDS_MAX, 0.5
-    )
 
 
 def test_it_is_never_ready_while_nothing_is_routable(served: Served) -> None:

@@ -1,0 +1,29 @@
+"""A machine is lost with all that ran on it. Minutes long, so that `make soak` alone names this file."""
+
+from __future__ import annotations
+
+import pytest
+from kube_cluster import condition
+from kube_process import wait_for
+from kube_served import POOL, PROMPTS, TOKENS, Served, known
+
+SECONDS_MAX = 300.0
+LOST_SECONDS_MAX = 60.0
+
+pytestmark = pytest.mark.parametrize("served", ["perNode"], indirect=True)
+
+
+def test_a_lost_machine_costs_what_ran_on_it(served: Served) -> None:
+    """A node that vanishes with engine, cache node, router and index: the rest serves, and says how many are left."""
+    answers, lost = known(served), served.cluster.nodes[1]
+    lost.kill()
+    # Not a stream: what runs through the lost router hangs, as it does on any network.
+    outcomes = [served.router().streamed(text, number, TOKENS) for number, text in enumerate(PROMPTS)]
+    assert [outcome.text for outcome in outcomes] == answers, outcomes
+    wait_for(lambda: served.object()["status"]["readyReplicas"] == 1, "one engine is counted", LOST_SECONDS_MAX, 0.5)
+    assert served.condition("Ready") == "True", "one engine serves"
+    assert condition(served.object("kvcachepools", POOL), "Ready") == "False", "a cache node is missing"
+    served.cluster.power_on(lost)
+    wait_for(
+        lambda: condition(served.object("kvcachepools", POOL), "Ready") == "True", "the pool again", SECONDS_MAX, 0.5
+    )
