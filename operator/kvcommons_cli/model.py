@@ -103,6 +103,8 @@ def _make(target: Path, identity: dict[str, object], write: Callable[[Path], Non
             fresh.mkdir()
             write(fresh)
             (fresh / MADE).write_text(json.dumps(identity, indent=1), encoding="utf-8")
+            for file in fresh.iterdir():
+                file.chmod(0o644)  # weights come out as their maker's alone; engines in pods run as somebody else
             if target.exists():
                 shutil.rmtree(target)
             fresh.rename(target)

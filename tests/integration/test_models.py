@@ -25,6 +25,12 @@ def test_a_model_is_made_once_and_then_reused(tmp_path: Path) -> None:
     assert config["num_hidden_layers"] == 1
 
 
+def test_a_model_may_be_read_by_whoever_runs_the_engine(tmp_path: Path) -> None:
+    """Weights are no secret of their maker: in a pod the engine is another user."""
+    made = model.make_random_llama(tmp_path / "tiny", **TINY)
+    assert {file.stat().st_mode & 0o777 for file in made.iterdir()} == {0o644}
+
+
 def test_an_unfinished_model_is_made_again(tmp_path: Path) -> None:
     """A folder that a killed maker left, or that somebody emptied, is not taken for a model."""
     target = tmp_path / "tiny"
