@@ -1,11 +1,11 @@
-"""A machine is lost with all that ran on it. Minutes long, so that `make soak` alone names this file."""
+"""A machine is lost with all that ran on it; a deployment is scaled to nothing. Minutes long, so that `make soak` alone names this file.
 
 from __future__ import annotations
 
 import pytest
 from kube_cluster import condition
 from kube_process import wait_for
-from kube_served import POOL, PROMPTS, TOKENS, Served, known
+from kube_served import NAME, POOL, PROMPTS, TOKENS, Served, known
 
 SECONDS_MAX = 300.0
 LOST_SECONDS_MAX = 60.0
@@ -27,3 +27,14 @@ def test_a_lost_machine_costs_what_ran_on_it(served: Served) -> None:
     wait_for(
         lambda: condition(served.object("kvcachepools", POOL), "Ready") == "True", "the pool again", SECONDS_MAX, 0.5
     )
+
+
+def test_it_is_never_ready_while_nothing_is_routable(served: Served) -> None:
+    """Scaled to nothing, the deployment says so."""
+    served.cluster.kubectl("scale", "ifd", NAME, "--replicas=0", "-n", served.namespace)
+    served.wait_condition("Ready", "False", 60.0)
+    wait_for(lambda: not served.pods("engine"), "no engine", 90.0, every=0.5)
+    assert served.condition("Available") == "False"
+    # Asked directly: the Service sends nobody to a router that is not ready.
+    near = [pod for pod in served.pods("router") if pod["spec"]["nodeName"] == served.cluster.nodes[0].name]
+    assert [served.engine(pod).get("/readyz")[0] for pod in near] == [503] * len(near)

@@ -66,4 +66,5 @@ def test_controllers_collect_what_lost_its_owner(apiserver: ApiServer, controlle
     apiserver.request("POST", path, child)
     apiserver.request("DELETE", f"{path}/owner")
     apiserver.wait_gone(f"{path}/child")
-    assert wait_for(lambda: apiserver.kubectl("get", "serviceaccount", "default", "-n", namespace), "account", 10.0)
+    account = f"/api/v1/namespaces/{namespace}/serviceaccounts/default"
+    assert wait_for(lambda: apiserver.exists(account), "account", 10.0)

@@ -105,14 +105,3 @@ def test_a_deleted_engine_finishes_what_it_began(served: Served, stream: Stream)
     judge(stream, answers)
     assert all(outcome.done for outcome in stream.outcomes), stream.outcomes
     served.wait_ready()
-
-
-def test_it_is_never_ready_while_nothing_is_routable(served: Served) -> None:
-    """Scaled to nothing, the deployment says so."""
-    served.cluster.kubectl("scale", "ifd", NAME, "--replicas=0", "-n", served.namespace)
-    served.wait_condition("Ready", "False", 60.0)
-    wait_for(lambda: not served.pods("engine"), "no engine", 90.0, every=0.5)
-    assert served.condition("Available") == "False"
-    # Asked directly: the Service sends nobody to a router that is not ready.
-    near = [pod for pod in served.pods("router") if pod["spec"]["nodeName"] == served.cluster.nodes[0].name]
-    assert [served.engine(pod).get("/readyz")[0] for pod in near] == [503] * len(near)
