@@ -1,4 +1,4 @@
-"""A machine is lost with all that ran on it; a deployment is scaled to nothing. Minutes long, so that `make soak` alone names this file.
+"""A machine is lost; a deployment is scaled to nothing. Minutes long, so that `make soak` alone names this file."""
 
 from __future__ import annotations
 
