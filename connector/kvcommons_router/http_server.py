@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections import deque
 from typing import Final, Protocol, cast
 
+from kvcommons_router import sockets
 from kvcommons_router.admission import Admission
 from kvcommons_router.budgets import Budgets
 from kvcommons_router.context import Context
@@ -81,9 +81,7 @@ class ClientConnection(asyncio.Protocol):
         """Takes the connection, or says that there are too many."""
 
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its base class
-        sock = transport.get_extra_info("socket")
-        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sockets.send_at_once(transport)
         self._deadline = self._loop_time() + self._limits.idle_seconds
         if not self._service.opened(self):
             refusal = Refusal(503, "Too many connections.", retry_after_seconds=1, close=True)

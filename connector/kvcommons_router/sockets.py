@@ -20,9 +20,17 @@ def watch(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, LOST_MS_MAX)
 
 
+def send_at_once(transport: asyncio.BaseTransport) -> socket.socket | None:
+    """Small writes leave at once: a token is one. Answers the socket, where it is one of TCP."""
+    sock: socket.socket | None = transport.get_extra_info("socket")
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
 def prepare(transport: asyncio.BaseTransport) -> None:
-    """Of a connection that we opened. Small writes leave at once: a token is one."""
-    sock = transport.get_extra_info("socket")
-    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    """Of a connection that we opened: it sends at once, and is watched."""
+    sock = send_at_once(transport)
+    if sock is not None:
         watch(sock)
