@@ -50,12 +50,18 @@ class World:
             server.create_namespace(name, dict(labels))
 
     def settle(self, server: Client, spec_of: Callable[[str], Manifest]) -> None:
-        """Makes the policies and the pods, with the labels that matter and specifications of the test's."""
-        pods = []
+        """Makes the policies and the pods, with the labels that matter and specifications of the test's.
+
+        Policies bear no labels: an operator that runs there as well would take them for leavings of a pool that is gone.
+        """
+        policies, pods = [], []
+        for one in self.policies:
+            named = {key: one["metadata"][key] for key in ("name", "namespace")}
+            policies.append({**one, "metadata": named})
         for name, place in self.pods.items():
             metadata = {"name": name, "namespace": place.namespace, "labels": dict(place.labels)}
             pods.append({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec_of(name)})
-        server.apply(*self.policies, *pods)
+        server.apply(*policies, *pods)
 
 
 def templates(manifests: Sequence[Manifest]) -> Iterator[tuple[str, str, Labels]]:
