@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 from kvcommons_core.errors import StartRefusedError
 
@@ -53,6 +55,10 @@ def ensure(socket_path: Path, idle_seconds: int, log_path: Path, sleep: Callable
     raise StartRefusedError(f"the holder did not serve {socket_path} within {START_SECONDS_MAX:.0f} s; see {log_path}")
 
 
+def _end(_number: int, _frame: FrameType | None) -> None:
+    sys.exit(0)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="kvcommons-holder", description="Keep a cache node's arena across restarts.")
     parser.add_argument("--socket", required=True, help="Unix socket that the daemon finds this holder at")
@@ -60,6 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--idle-seconds", type=int, default=IDLE_SECONDS_DEFAULT, help="end when no daemon was connected for so long"
     )
     options = parser.parse_args(arguments)
+    # As the first process of a container it is ended by no signal that it has no handler for.
+    signal.signal(signal.SIGTERM, _end)
     # Imported here: the parser's help works where the native module was not built.
     from kvcommons_core import _native
 

@@ -332,6 +332,19 @@ def test_an_external_holder_is_used_and_left_alone(node: NodeProcess) -> None:
         external.wait(SECONDS_MAX)
 
 
+def test_a_holder_ends_by_itself_at_sigterm(tmp_path: Path) -> None:
+    """It has a handler (else its status were that of the signal): a container's first process is ended by no signal without one."""
+    held = tmp_path / "h.sock"
+    holder = subprocess.Popen([sys.executable, "-P", "-m", "kvcommons_node.holder", "--socket", str(held)])
+    try:
+        until(held.is_socket, "the holder does not serve")
+        holder.terminate()
+        assert holder.wait(SECONDS_MAX) == 0
+    finally:
+        holder.kill()
+        holder.wait()
+
+
 def test_a_second_node_on_the_same_socket_is_refused(node: NodeProcess) -> None:
     """The second one exits with 2 and one message; the first one serves on."""
     node.start()
