@@ -21,7 +21,7 @@ help:
 	@echo "make native-test       the native tests under AddressSanitizer and UndefinedBehaviorSanitizer (ONLY=regex)"
 	@echo "make payload           build/payload: the connector as it is added to stock engine images (ARGS=--help)"
 	@echo "make images            the images of operator, node and router, by buildah or docker (ARGS=--help)"
-	@echo "make cluster           a Kubernetes of two nodes to try things on, until Ctrl-C (ARGS=--apiserver without root, ARGS=stop)"
+	@echo "make cluster           a Kubernetes of two nodes with our images, until Ctrl-C, and what to type next (ARGS=--help)"
 	@echo "make chart             what is made from the chart: values, README, plain manifests"
 	@echo "make lock              the locked requirements anew (ARGS=--upgrade for the newest)"
 	@echo "make clean             what was built and measured; make distclean: the environment and models too"

@@ -43,10 +43,10 @@ def pool(placement: str) -> dict[str, Any]:
     return {"apiVersion": "kvcommons.io/v1alpha1", "kind": "KVCachePool", "metadata": {"name": POOL}, "spec": spec}
 
 
-def deployment() -> dict[str, Any]:
+def deployment(name: str = NAME) -> dict[str, Any]:
     """Two engines that may not share a node."""
     volumes, mounts = kube_product.engine_volumes()
-    labels = {"matchLabels": {"kvcommons.io/deployment": NAME, "app.kubernetes.io/component": "engine"}}
+    labels = {"matchLabels": {"kvcommons.io/deployment": name, "app.kubernetes.io/component": "engine"}}
     apart = {"labelSelector": labels, "topologyKey": "kubernetes.io/hostname"}
     spec = {
         "model": {"name": MODEL, "source": {"pvc": {"claimName": "model"}}},
@@ -69,7 +69,7 @@ def deployment() -> dict[str, Any]:
     return {
         "apiVersion": "kvcommons.io/v1alpha1",
         "kind": "InferenceDeployment",
-        "metadata": {"name": NAME},
+        "metadata": {"name": name},
         "spec": spec,
     }
 
