@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 import urllib.request
@@ -16,19 +17,34 @@ from control_stand_in import ControlStandIn
 from kube_apiserver import ALONE, ApiServer
 from kube_binaries import Binaries
 from kube_client import Client, kubeconfig_text
-from kube_process import Process
+from kube_process import Process, wait_for
 from operator_process import LOOPBACK, install_crds
 
 CONTROLLERS = ("daemonset", "deployment", "replicaset", "statefulset")
 WRITERS = 8
+NODES_SECONDS_MAX = 120.0
 POOL_LABEL = "bench/pool"
 OPERATOR_USER = "bench-operator"
+# Of the operator alone, whose requests are counted.
+AUDIT_POLICY = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [{"level": "Metadata", "users": [OPERATOR_USER]}, {"level": "None"}],
+}
 POD_ADDRESS = "127.200.0.1"
 """Of every pod: one stand-in answers for all cache nodes."""
 Document = dict[str, Any]
 
 # What kwok does with pods: ready as soon as they are on a machine, gone as soon as they are to go.
+# By itself it plays four pods at a time, and everybody would wait for it.
 STAGES = """\
+apiVersion: config.kwok.x-k8s.io/v1alpha1
+kind: KwokConfiguration
+options:
+  podPlayStageParallelism: 32
+  nodePlayStageParallelism: 32
+---
 apiVersion: kwok.x-k8s.io/v1alpha1
 kind: Stage
 metadata:
@@ -95,6 +111,9 @@ class World:
             flags=(*ALONE, "--max-requests-inflight=2000", "--max-mutating-requests-inflight=1000"),
         )  # fmt: skip
         self.binaries = binaries
+        # A heap of its own size before it is swept: a cluster of this size has a machine for its API server, here it shares two cores.
+        self.server.apiserver.environment["GOGC"] = "400"
+        (folder / "audit-policy.yaml").write_text(json.dumps(AUDIT_POLICY))
         self.operator_token = self.server.add_user(OPERATOR_USER, "system:masters")
         self.operator_kubeconfig = folder / "operator.kubeconfig"
         self.operator_kubeconfig.touch(mode=0o600)
@@ -145,6 +164,16 @@ class World:
             server.request("PATCH", f"{path}/status", {"status": made["status"]}, merge)
 
         self.each(add, numbers)
+        wait_for(self._nodes_run, "kwok has taken the machines over", NODES_SECONDS_MAX, every=1.0)
+
+    def _nodes_run(self) -> bool:
+        nodes = self.server.request("GET", "/api/v1/nodes")["items"]
+        return all(one["status"].get("phase") == "Running" for one in nodes)
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """What each part of the cluster has used so far."""
+        parts = [self.server.etcd, self.server.apiserver, *self.parts]
+        return {part.name: cpu_seconds(part.pid) for part in parts}
 
 
 def node(number: int, pool: int) -> Document:

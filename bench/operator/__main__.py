@@ -1,6 +1,6 @@
 """The operator on a simulated cluster: how fast it converges, what it asks when idle, and what it weighs.
 
-    python -m bench.operator [--nodes 1000] [--pools 10] [--deployments 200] [--twice] [--idle-seconds 60]
+    python -m bench.operator [--nodes 1000] [--pools 10] [--deployments 200] [--twice] [--idle-seconds 60] [--profile FILE]
 
 Real API server, controllers and scheduler, machines played by kwok. `converge_s` runs from the first resource that is applied until every
 pool has all its cache nodes ready and every deployment its engines and routers, and all say Ready. The cluster's own controllers
@@ -25,6 +25,14 @@ from bench.common import report
 from bench.operator_world import POOL_LABEL, Sampler, World, asked, cpu_seconds, say, world
 
 LIMITS = {"converge_s": 60, "idle_requests_s": 2, "rss_mb": 250}
+PROFILED = """
+import cProfile, sys, time
+from kvcommons_operator.main import main
+profile = cProfile.Profile(time.process_time)
+status = profile.runcall(main, [])
+profile.dump_stats(sys.argv[1])
+sys.exit(status)
+"""
 CONVERGE_SECONDS_MAX = 420.0
 SETTLE_SECONDS_MAX = 120.0
 GROUP = "/apis/kvcommons.io/v1alpha1"
@@ -84,14 +92,21 @@ class Progress:
 
     def done(self) -> bool:
         pools = self._made.server.request("GET", f"{GROUP}/kvcachepools")["items"]
-        deployments = self._made.server.request("GET", f"{GROUP}/inferencedeployments")["items"]
         wait_pools = [one for one in pools if not (ready(one) and self._pool_done(one["status"]))]
+        if wait_pools:
+            # The list of deployments is a long one, and the API server is what everybody waits for.
+            self._say(f"{len(wait_pools)} pools to go; {words(wait_pools[0])}")
+            return False
+        deployments = self._made.server.request("GET", f"{GROUP}/inferencedeployments")["items"]
         wait_deployments = [one for one in deployments if not (ready(one) and self._deployment_done(one["status"]))]
+        if wait_deployments:
+            self._say(f"{len(wait_deployments)} deployments to go; {words(wait_deployments[0])}")
+        return not wait_deployments
+
+    def _say(self, text: str) -> None:
         if time.monotonic() - self._said > 5:
             self._said = time.monotonic()
-            first: Document = next(iter((*wait_pools, *wait_deployments)), {})
-            say(f"{len(wait_pools)} pools and {len(wait_deployments)} deployments to go; {words(first)}")
-        return not wait_pools and not wait_deployments
+            say(text)
 
     def _pool_done(self, status: Document) -> bool:
         nodes = status.get("nodes") or {}
@@ -102,12 +117,20 @@ class Progress:
         return bool(status.get("readyReplicas") == 1 and router.get("readyReplicas") == router.get("replicas") == 2)
 
 
-def measure(made: World, operator: Operator, nodes_per_pool: int, begun: float, idle_seconds: float) -> Document:
-    cpu_before = cpu_seconds(operator.process.pid)
-    wait_for(Progress(made, nodes_per_pool).done, "everything has converged", CONVERGE_SECONDS_MAX, every=0.5)
-    converge = time.monotonic() - begun
+def cpu(made: World, operator: Operator) -> dict[str, float]:
+    """CPU seconds of every part so far; `bench` is what fills the cluster and asks how far it is."""
+    own = time.process_time()
+    return {"operator": cpu_seconds(operator.process.pid), **made.cpu_seconds(), "bench": own}
+
+
+def measure(
+    made: World, operator: Operator, nodes_per_pool: int, begun: float, before: dict[str, float], idle_seconds: float
+) -> Document:
     sampler, pid = Sampler(operator.process.pid), operator.process.pid
-    converge_cpu = cpu_seconds(pid) - cpu_before
+    wait_for(Progress(made, nodes_per_pool).done, "everything has converged", CONVERGE_SECONDS_MAX, every=1.0)
+    converge = time.monotonic() - begun
+    spent = {name: seconds - before.get(name, 0.0) for name, seconds in cpu(made, operator).items()}
+    say(f"CPU seconds: {', '.join(f'{name} {seconds:.1f}' for name, seconds in spent.items())}")
     say(f"converged in {converge:.1f} s, {asked(made)} requests, {sampler.peak_mb:.0f} MB at most")
     settle(made)
     requests, busy, started = asked(made), cpu_seconds(pid), time.monotonic()
@@ -115,7 +138,9 @@ def measure(made: World, operator: Operator, nodes_per_pool: int, begun: float, 
     seconds = time.monotonic() - started
     return {
         "converge_s": converge,
-        "converge_cpu_s": converge_cpu,
+        "operator_cpu_s": spent["operator"],
+        "apiserver_cpu_s": spent["kube-apiserver"],
+        "cluster_cpu_s": sum(spent.values()) - spent["operator"],
         "idle_requests_s": (asked(made) - requests) / seconds,
         "idle_cpu_share": (cpu_seconds(pid) - busy) / seconds,
         "rss_mb": sampler.peak_mb,
@@ -145,6 +170,9 @@ def main() -> int:
     parser.add_argument("--deployments", type=int, default=200)
     parser.add_argument("--idle-seconds", type=float, default=60)
     parser.add_argument("--twice", action="store_true", help="the same again at twice the nodes")
+    parser.add_argument(
+        "--profile", default="", help="where cProfile is to write what the operator did (it doubles its time)"
+    )
     given = parser.parse_args()
     with world() as made:
         made.add_nodes(range(given.nodes), given.pools)
@@ -156,18 +184,21 @@ def main() -> int:
         made.server.create_namespace("kvcommons-system")
         operator = Operator(
             made.server, made.folder, kubeconfig=made.operator_kubeconfig, lease_seconds=15, log_level="info"
-        ).start()
+        )
+        if given.profile:
+            operator.process.command[2:] = ["-c", PROFILED, given.profile]
+        operator.start()
         try:
             operator.ready()
-            begun = time.monotonic()
+            begun, before = time.monotonic(), cpu(made, operator)
             made.each(post, [pool(number) for number in range(given.pools)])
             made.each(post, [deployment(number, given.pools) for number in range(given.deployments)])
             say(f"applied in {time.monotonic() - begun:.1f} s")
-            figures = measure(made, operator, given.nodes // given.pools, begun, given.idle_seconds)
+            figures = measure(made, operator, given.nodes // given.pools, begun, before, given.idle_seconds)
             if given.twice:
-                begun = time.monotonic()
+                begun, before = time.monotonic(), cpu(made, operator)
                 made.add_nodes(range(given.nodes, 2 * given.nodes), given.pools)
-                more = measure(made, operator, 2 * given.nodes // given.pools, begun, given.idle_seconds)
+                more = measure(made, operator, 2 * given.nodes // given.pools, begun, before, given.idle_seconds)
                 figures |= {f"{name}_2x": value for name, value in more.items()}
         finally:
             operator.stop()

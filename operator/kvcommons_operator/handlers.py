@@ -64,8 +64,21 @@ def settings(pages_items_max: int = PAGE_ITEMS_MAX) -> kopf.OperatorSettings:
     found.execution.default_backoff = 15
     found.persistence.finalizer = f"{names.GROUP}/kopf"
     found.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=names.GROUP)
-    found.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=names.GROUP, key="last-handled")
+    found.persistence.diffbase_storage = NoDiffs()
     return found
+
+
+class NoDiffs(kopf.DiffBaseStorage):
+    """kopf takes each object of each event apart for handlers of changes, of which there are none here: three quarters of its time."""
+
+    def build(self, *, body: kopf.Body, extra_fields: object = None) -> kopf.BodyEssence:
+        return kopf.BodyEssence({})
+
+    def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:
+        """Nothing is kept in the object."""
 
 
 async def connection_info(configuration: Configuration) -> kopf.ConnectionInfo:

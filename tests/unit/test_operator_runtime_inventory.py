@@ -53,6 +53,18 @@ def ref(name: str) -> Ref:
     return Ref("v1", "Service", "llm", name)
 
 
+def test_what_a_controller_notes_on_a_child_is_no_change_of_it() -> None:
+    """The revision that Kubernetes writes on every Deployment is no drift; a note of somebody else still is."""
+
+    def digest(**annotations: str) -> bytes:
+        metadata = {"name": "chat-engine", "namespace": "llm", **({"annotations": annotations} if annotations else {})}
+        return wish_digest({"metadata": metadata, "spec": {}})
+
+    assert digest(**{"deployment.kubernetes.io/revision": "1"}) == digest()
+    assert digest(own="1", **{"deployment.kubernetes.io/revision": "2"}) == digest(own="1")
+    assert digest(own="1") != digest()
+
+
 def test_children_are_found_by_their_owner(told: Told) -> None:
     """A deployment's child may name the pool as well, and is the deployment's alone."""
     told.service("nodes", OF_POOL, spec={"a": 1})

@@ -16,6 +16,8 @@ from kvcommons_operator.reconcile.owners import Owner, interned, owner_of_child,
 
 NOISE: Final = frozenset({"resourceVersion", "managedFields", "generation", "creationTimestamp", "selfLink"})
 """Metadata that changes without anybody having changed a wish."""
+CONTROLLERS_PREFIX: Final = "deployment.kubernetes.io/"
+"""Annotations of Kubernetes' own controller of Deployments (revision, ...): it writes them on every one that we make."""
 COMPRESSION: Final = 1
 
 
@@ -59,7 +61,11 @@ def keep_child(kind: tuple[str, str]) -> Callable[[Manifest], Child]:
 def wish_digest(document: Mapping[str, Any]) -> bytes:
     """Of what is wished for, not of what is so: everything but status and the server's own metadata."""
     wish = {name: value for name, value in document.items() if name != "status"}
-    wish["metadata"] = {k: v for k, v in document["metadata"].items() if k not in NOISE}
+    metadata = wish["metadata"] = {k: v for k, v in document["metadata"].items() if k not in NOISE}
+    annotations = metadata.pop("annotations", None) or {}
+    kept = {name: value for name, value in annotations.items() if not name.startswith(CONTROLLERS_PREFIX)}
+    if kept:
+        metadata["annotations"] = kept
     return _digest(wish)
 
 
