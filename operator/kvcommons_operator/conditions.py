@@ -14,6 +14,7 @@ from kvcommons_operator.outcome import Event
 
 MESSAGE_CHARACTERS_MAX: Final = 1_024
 LISTED_MAX: Final = 3
+LAST_WORDS_CHARACTERS_MAX: Final = 200
 """Of things that are not well, so many are named in a message."""
 
 ACCEPTED: Final = "Accepted"
@@ -173,7 +174,11 @@ def trouble(pod: Pod) -> Trouble | None:
 def _container_trouble(pod: Pod, container: Container) -> Trouble | None:
     where = f"pod {pod.name}, container {container.name}"
     if container.waiting_reason in BAD_REASONS:
-        last = f" (it ended with status {container.exit_code})" if container.exit_code is not None else ""
+        last = (
+            f" (it ended with status {container.exit_code}{_last_words(container)})"
+            if container.exit_code is not None
+            else ""
+        )
         why = container.waiting_message or container.waiting_reason
         return Trouble(
             reason=container.waiting_reason,
@@ -182,6 +187,12 @@ def _container_trouble(pod: Pod, container: Container) -> Trouble | None:
             reference=container.waiting_reason in REFERENCE_REASONS,
         )
     return None
+
+
+def _last_words(container: Container) -> str:
+    """The last line that it wrote, where its status has it."""
+    lines = [line.strip() for line in container.termination_message.splitlines() if line.strip()]
+    return f": {lines[-1][:LAST_WORDS_CHARACTERS_MAX]}" if lines else ""
 
 
 def troubles(pods: Iterable[Pod]) -> list[tuple[Pod, Trouble]]:

@@ -74,6 +74,25 @@ def test_the_operator_reads_what_the_chart_tells_it(kube_binaries: Binaries, cas
     assert settings.namespace == NAMESPACE
 
 
+def test_a_repository_that_names_its_registry_is_left_alone(kube_binaries: Binaries) -> None:
+    """`image.registry` goes before plain repositories and folders, not before localhost, a host with a dot, or one with a port."""
+    images = {"operator": "localhost/a", "node": "team/b", "router": "127-0-0-1:5000/c"}
+    words = [f"images.{name}.repository={repository}" for name, repository in images.items()]
+    options = [option for word in (*words, "image.registry=example.com/x/") for option in ("--set", word)]
+    deployment = next(one for one in rendered(kube_binaries, *options) if one["kind"] == "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    named = {one["name"].rpartition("__")[2]: one.get("value", "").rpartition(":")[0] for one in container["env"]}
+    assert container["image"].rpartition(":")[0] == "localhost/a"
+    assert (named["NODE_IMAGE"], named["ROUTER_IMAGE"]) == ("example.com/x/team/b", "127-0-0-1:5000/c")
+
+
+def test_what_a_container_of_the_chart_said_last_stands_in_its_status(kube_binaries: Binaries) -> None:
+    """Operator, helm's test and the job at the end: where one fails, the end of its log is its termination message."""
+    for pod in pods(rendered(kube_binaries)):
+        (container,) = pod["spec"]["containers"]
+        assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
+
+
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", INSTALL, re.DOTALL)
 

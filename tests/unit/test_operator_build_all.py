@@ -80,6 +80,14 @@ def test_no_pod_is_given_what_it_has_no_use_for(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BUILT)
+def test_what_a_container_said_last_stands_in_its_status(name: str) -> None:
+    """A container that fails without a message of its own is told by the end of its log, whichever of ours it is."""
+    for spec in examples.pod_specs(BUILT[name]):
+        for one in (*spec["containers"], *spec.get("initContainers", ())):
+            assert one["terminationMessagePolicy"] == "FallbackToLogsOnError", one["name"]
+
+
+@pytest.mark.parametrize("name", BUILT)
 def test_mounts_have_their_volumes(name: str) -> None:
     """Every mount names a volume of its pod, every volume is mounted, and no path is mounted twice."""
     for spec in examples.pod_specs(BUILT[name]):

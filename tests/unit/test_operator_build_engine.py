@@ -125,6 +125,24 @@ def test_overrides_merge_by_name() -> None:
     assert counted["kvcommons.io/role"] == "engine"
 
 
+def test_engines_have_shared_memory_for_their_workers() -> None:
+    """/dev/shm is memory with a limit, of 2Gi where nothing is said; a mount of the user's own is in its place."""
+
+    def shared(more: dict[str, Any]) -> tuple[Any, Any]:
+        spec = workload(examples.deployment(**more))["spec"]["template"]["spec"]
+        volumes = {volume["name"]: volume for volume in spec["volumes"]}
+        mounts = {one["mountPath"]: one["name"] for one in spec["containers"][0]["volumeMounts"]}
+        return volumes.get("kvcommons-shm", {}).get("emptyDir"), mounts["/dev/shm"]
+
+    assert shared({}) == ({"sizeLimit": "2Gi", "medium": "Memory"}, "kvcommons-shm")
+    assert shared({"engine": {"sharedMemory": "8Gi"}})[0] == {"sizeLimit": "8Gi", "medium": "Memory"}
+    own = {
+        "volumes": [{"name": "mine", "emptyDir": {"medium": "Memory"}}],
+        "volumeMounts": [{"name": "mine", "mountPath": "/dev/shm"}],
+    }
+    assert shared({"podTemplate": own}) == (None, "mine")
+
+
 def test_the_container_that_tries_the_connector_sees_what_the_engine_sees() -> None:
     """Volumes and variables of the template are the check's as well: a Python on a volume is tried where it is."""
     spec = workload(cases.deployments()["everything"][0])["spec"]["template"]["spec"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import operator_examples as examples
@@ -81,11 +82,12 @@ def test_a_node_that_is_not_well_is_named() -> None:
     pool = examples.pool()
     world = running(pool)
     crashing = Container(name="cache-node", waiting_reason="CrashLoopBackOff", waiting_message="back-off", exit_code=2)
+    crashing = replace(crashing, termination_message="a line\nARENA_BYTES is too small\n")
     sick = examples.node_pod(1, hash_of(pool), ready=False, containers=(crashing,))
     world["pods"] = (world["pods"][0], sick, world["pods"][2], index_pod())
     found = plan(pool, **world).status
     assert statuses(found)["Ready"] == ("False", "NodesNotReady")
-    assert "status 2" in examples.condition(found, "Ready")["message"]
+    assert "status 2: ARENA_BYTES is too small" in examples.condition(found, "Ready")["message"]
     (unhealthy,) = found["unhealthyNodes"]
     assert (unhealthy["name"], unhealthy["reason"]) == ("node-1", "CrashLoopBackOff")
     assert found["nodes"]["unhealthy"] == 1

@@ -44,7 +44,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "kvcommons.image" -}}
 {{- $repository := .image.repository -}}
 {{- $first := splitList "/" $repository | first -}}
-{{- $own := and (contains "/" $repository) (or (contains "." $first) (contains ":" $first)) -}}
+{{- $own := and (contains "/" $repository) (or (contains "." $first) (contains ":" $first) (eq $first "localhost")) -}}
 {{- if and .root.Values.image.registry (not $own) -}}
 {{- $repository = printf "%s/%s" (trimSuffix "/" .root.Values.image.registry) $repository -}}
 {{- end -}}

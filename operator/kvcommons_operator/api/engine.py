@@ -65,8 +65,8 @@ class Engine(Model):
     resources: Resources = Resources()
     """What the engine asks for, such as limits nvidia.com/gpu: 1."""
     shared_memory: Annotated[str, Size("1Mi", "1Ti")] | None = None
-    """Size of /dev/shm, which several workers of one engine need; the container runtime's 64Mi when left out. It counts as memory of
-    the pod."""
+    """Size that /dev/shm may grow to, by which several workers of one engine talk; 2Gi when left out. What is in it counts as memory
+    of the engine's container."""
     tensor_parallel_size: Annotated[StrictInt, Field(ge=1, le=64)] = 1
     """Over how many accelerators each layer is split."""
     data_parallel_size: Annotated[StrictInt, Field(ge=1, le=64)] = 1

@@ -17,6 +17,9 @@ HOME_VOLUME: Final = "kvcommons-home"
 HOME_PATH: Final = "/var/kvcommons-home"
 TMP_VOLUME: Final = "kvcommons-tmp"
 SHM_VOLUME: Final = "kvcommons-shm"
+SHM_PATH: Final = "/dev/shm"
+SHM_SIZE: Final = "2Gi"
+"""What several workers of one engine pass each other, with room to spare; a runtime's own 64Mi is too little even for two."""
 PROGRESS_SECONDS_MAX: Final = 3600
 """How long a change may take until it counts as stuck: models are large."""
 GRACE_SECONDS: Final = 15
@@ -150,7 +153,7 @@ def _engine_container(deployment: Deployment, group: Group, rank_words: tuple[st
         pods.mount(HOME_VOLUME, HOME_PATH),
         pods.mount(TMP_VOLUME, "/tmp"),
         *source.mounts,
-        *([pods.mount(SHM_VOLUME, "/dev/shm")] if spec.engine.shared_memory is not None else []),
+        *([pods.mount(SHM_VOLUME, SHM_PATH)] if _shares_memory(group) else []),
     ]
     if pool is not None:
         parts = node.parts(pool)
@@ -166,6 +169,7 @@ def _engine_container(deployment: Deployment, group: Group, rank_words: tuple[st
         "ports": [pods.port("http", names.ENGINE_PORT)],
         "resources": group.resources.to_dict(),
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        **pods.TELLING,
         "startupProbe": _probe(spec.probes.startup, period=10, failures=STARTUP_FAILURES, timeout=5),
         "readinessProbe": _probe(spec.probes.readiness, period=5, failures=3, timeout=5),
         "livenessProbe": _probe(spec.probes.liveness, period=10, failures=6, timeout=10),
@@ -203,13 +207,18 @@ def _init_containers(deployment: Deployment, group: Group) -> list[dict[str, Any
 def _volumes(deployment: Deployment, group: Group) -> list[dict[str, Any]]:
     spec, pool = deployment.spec, deployment.pool
     found = [pods.empty_dir(HOME_VOLUME), pods.empty_dir(TMP_VOLUME), *model.wiring(deployment).volumes]
-    if spec.engine.shared_memory is not None:
-        found.append(pods.empty_dir(SHM_VOLUME, size=spec.engine.shared_memory, medium="Memory"))
+    if _shares_memory(group):
+        found.append(pods.empty_dir(SHM_VOLUME, size=spec.engine.shared_memory or SHM_SIZE, medium="Memory"))
     if pool is not None:
         parts = node.parts(pool, engine_users=_users(group))
         found.append(payload.volume())
         found += [volume for volume in parts.volumes if volume["name"] == node.SOCKET_VOLUME or not pool.per_node]
     return [*found, *(volume.to_dict() for volume in group.template.volumes)]
+
+
+def _shares_memory(group: Group) -> bool:
+    """Ours, unless the user mounts something of his own there."""
+    return all(mount.mount_path.rstrip("/") != SHM_PATH for mount in group.template.volume_mounts)
 
 
 def _pod_security(deployment: Deployment, group: Group) -> dict[str, Any]:

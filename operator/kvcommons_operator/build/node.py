@@ -194,6 +194,7 @@ def _container(pool: Pool, name: str, command: list[str]) -> dict[str, Any]:
         "imagePullPolicy": pool.install.image_pull_policy,
         "command": command,
         "securityContext": dict(pods.CONTAINER_SECURITY),
+        **pods.TELLING,
     }
 
 

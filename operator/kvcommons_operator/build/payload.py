@@ -34,6 +34,7 @@ def copy_container(pool: Pool) -> dict[str, Any]:
         "imagePullPolicy": pool.install.image_pull_policy,
         "command": ["kvcommons-payload", PATH],
         "securityContext": dict(pods.CONTAINER_SECURITY),
+        **pods.TELLING,
         "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},
         "volumeMounts": [pods.mount(VOLUME, PATH)],
     }
@@ -49,6 +50,7 @@ def check_container(image: str, pull_policy: str, command: tuple[str, ...]) -> d
         "imagePullPolicy": pull_policy,
         "command": [*LAUNCHER, "--check", *python],
         "securityContext": dict(pods.CONTAINER_SECURITY),
+        **pods.TELLING,
         "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}},
         "volumeMounts": [mount()],
     }

@@ -25,6 +25,8 @@ CONTAINER_SECURITY: Final[Mapping[str, Any]] = {
     "capabilities": {"drop": ["ALL"]},
     "readOnlyRootFilesystem": True,
 }
+TELLING: Final[Mapping[str, Any]] = {"terminationMessagePolicy": "FallbackToLogsOnError"}
+"""Of every container: what it said last stands in its status when it fails, and from there in conditions."""
 SECRET_MODE: Final = 0o440
 """The pod's group reads, nobody else: what the node asks of secrets."""
 

@@ -246,6 +246,7 @@ def _redis(index: ManagedIndex) -> dict[str, Any]:
         "ports": [pods.port("redis", names.REDIS_PORT)],
         "resources": dict(index.resources) or resources,
         "securityContext": dict(pods.CONTAINER_SECURITY),
+        **pods.TELLING,
         "readinessProbe": {
             "exec": {"command": ["redis-cli", "-p", str(names.REDIS_PORT), "ping"]},
             "periodSeconds": 5,
@@ -266,6 +267,7 @@ def _sentinel(index: ManagedIndex) -> dict[str, Any]:
         "ports": [pods.port("sentinel", names.SENTINEL_PORT)],
         "resources": {"requests": {"cpu": "20m", "memory": SENTINEL_MEMORY}, "limits": {"memory": SENTINEL_MEMORY}},
         "securityContext": dict(pods.CONTAINER_SECURITY),
+        **pods.TELLING,
         "livenessProbe": {"tcpSocket": {"port": "sentinel"}, "periodSeconds": 10, "failureThreshold": 6},
         "volumeMounts": [pods.mount("config", CONFIG_PATH, read_only=True), pods.mount("sentinel", DATA_PATH)],
     }

@@ -121,6 +121,7 @@ def _container(deployment: Deployment, wiring: Wiring) -> dict[str, Any]:
         "ports": [pods.port("http", names.ROUTER_PORT)],
         "resources": given.to_dict() if given.requests or given.limits else resources,
         "securityContext": dict(pods.CONTAINER_SECURITY),
+        **pods.TELLING,
         "readinessProbe": pods.http_probe("/health", "http", period=3, failures=2),
         # A router that drains answers 503 on purpose: whether it listens is all that a restart could mend.
         "livenessProbe": {"tcpSocket": {"port": "http"}, "periodSeconds": 10, "failureThreshold": 6},
