@@ -50,7 +50,7 @@ def _plan_wanted(
     resource: Manifest, parsed: InferenceDeployment, observed: DeploymentObserved, keep: Finalizer
 ) -> Plan:
     deployment = Deployment(owner=Owner.of(resource), spec=parsed.spec, install=observed.install)
-    reference = references.resolve(deployment.owner, parsed.spec.pool_ref, observed, parsed.spec.routing)
+    reference = references.resolve(deployment.owner, parsed.spec.pool_ref, observed, parsed.spec)
     notes = [f"{gap.field}: {gap.message}" for gap in unbuilt(parsed.spec)]
     if reference.problem is not None:
         # Nothing is changed: what runs goes on, and nothing is begun without the pool that it should use.

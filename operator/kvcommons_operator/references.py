@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kvcommons_operator import conditions
+from kvcommons_operator import conditions, guests
 from kvcommons_operator.api import InvalidResourceError, KVCachePool, parse_pool, refused
 from kvcommons_operator.api.common import LabelSelector
-from kvcommons_operator.api.deployment import PoolRef
-from kvcommons_operator.api.pods import PodOverrides
-from kvcommons_operator.api.routing import Routing
+from kvcommons_operator.api.deployment import InferenceDeploymentSpec, PoolRef
 from kvcommons_operator.build.meta import Owner
 from kvcommons_operator.build.pool import Pool
 from kvcommons_operator.conditions import Condition, no
@@ -26,11 +24,11 @@ class Resolved:
 
 
 def resolve(
-    owner: Owner, ref: PoolRef | None, observed: DeploymentObserved, routing: Routing | None = None
+    owner: Owner, ref: PoolRef | None, observed: DeploymentObserved, spec: InferenceDeploymentSpec | None = None
 ) -> Resolved:
     """The pool that a deployment names, if it may use it.
 
-    :param routing: what it says of its router, which would stand beside the pool."""
+    :param spec: what else it says, since its router would stand beside the pool."""
     if ref is None:
         return Resolved()
     named = f"KVCachePool {ref.namespace or owner.namespace}/{ref.name}"
@@ -46,11 +44,15 @@ def resolve(
     gaps = refused(parsed.spec)
     if gaps:
         return _problem("PoolNotAccepted", f"{named} is not accepted: {gaps[0].field}: {gaps[0].message}")
-    return _permitted(owner, named, parsed, observed, routing or Routing())
+    return _permitted(owner, named, parsed, observed, spec)
 
 
 def _permitted(
-    owner: Owner, named: str, parsed: KVCachePool, observed: DeploymentObserved, routing: Routing
+    owner: Owner,
+    named: str,
+    parsed: KVCachePool,
+    observed: DeploymentObserved,
+    spec: InferenceDeploymentSpec | None,
 ) -> Resolved:
     pool_owner = Owner.of(observed.pool or {})
     if not allows(parsed, owner.namespace, observed.namespace_labels):
@@ -65,15 +67,10 @@ def _permitted(
             f"{named} has placement sidecar, whose cache nodes need the pool's Secrets, which never leave its namespace; "
             "create this InferenceDeployment there, or use a pool with placement perNode",
         )
-    if owner.namespace != pool_owner.namespace and (
-        routing.image is not None or routing.pod_template != PodOverrides()
-    ):
-        # Whoever may make a deployment would run any image, as any account, with any Secret of a namespace that is not theirs.
-        return _problem(
-            "RouterOverrideNotPermitted",
-            f"{named} is in another namespace, and so is the router that uses it: routing.image and routing.podTemplate are not for "
-            "you to choose there; leave them out, or create this InferenceDeployment beside the pool",
-        )
+    if owner.namespace != pool_owner.namespace and spec is not None:
+        refusal = guests.refusal(spec, named, parsed.spec.tenancy.allowed_namespaces)
+        if refusal is not None:
+            return _problem(*refusal)
     return Resolved(pool=pool)
 
 

@@ -201,6 +201,10 @@ def test_a_sidecar_pool_serves_its_own_namespace_alone() -> None:
     assert statuses(plan(ifd, pool=pool))["ResolvedRefs"] == ("False", "SidecarInOtherNamespace")
 
 
+def route(*hostnames: str, **more: Any) -> dict[str, Any]:
+    return {"gateway": {"httpRoute": {"parentRefs": [{"name": "gate"}], "hostnames": list(hostnames), **more}}}
+
+
 @pytest.mark.parametrize(
     "routing",
     [
@@ -217,6 +221,37 @@ def test_a_guest_does_not_choose_what_runs_beside_the_pool(routing: dict[str, An
     found = plan(guest, pool=pool)
     assert (found.apply, statuses(found)["ResolvedRefs"]) == ((), ("False", "RouterOverrideNotPermitted"))
     assert plan(examples.deployment(routing=routing), pool=pool).apply
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({"service": {"port": 80}}, None),
+        ({"service": {"type": "NodePort"}}, "ServiceNotPermitted"),
+        ({"service": {"type": "LoadBalancer", "loadBalancerClass": "x/y"}}, "ServiceNotPermitted"),
+        ({"service": {"annotations": {"dns/hostname": "bank.example.com"}}}, "ServiceNotPermitted"),
+        (route("chat.example.com"), None),
+        (route("a.teams.example.com", "*.b.teams.example.com"), None),
+        (route("chat.example.com", "bank.example.com"), "RouteNotPermitted"),
+        (route("teams.example.com"), "RouteNotPermitted"),
+        (route("*.example.com"), "RouteNotPermitted"),
+        (route("evilteams.example.com"), "RouteNotPermitted"),
+        (route(), "RouteNotPermitted"),
+        (route("chat.example.com", annotations={"a": "b"}), "RouteNotPermitted"),
+    ],
+)
+def test_a_guest_does_not_choose_how_the_world_reaches_the_pool_s_namespace(
+    asked: dict[str, Any], reason: str | None
+) -> None:
+    """Its router's Service is ClusterIP, and a route is for hosts that the pool's owner allows; beside the pool all may be had."""
+    allowed = {"from": "All", "hostnames": ["chat.example.com", "*.teams.example.com"]}
+    pool = examples.pool(tenancy={"allowedNamespaces": allowed})
+    guest = examples.deployment("chat", "team-a", poolRef={"name": "commons", "namespace": "llm"}, **asked)
+    found = plan(guest, pool=pool)
+    assert bool(found.apply) is (reason is None)
+    said = statuses(found)["ResolvedRefs"][1]
+    assert (said if said.endswith("NotPermitted") else None) == reason
+    assert plan(examples.deployment(**asked), pool=pool).apply
 
 
 def test_a_pool_that_is_not_accepted_is_not_used() -> None:

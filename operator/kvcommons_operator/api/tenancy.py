@@ -9,6 +9,7 @@ from pydantic import Field
 
 from kvcommons_operator.api.base import Model, Rule
 from kvcommons_operator.api.common import (
+    HostName,
     Label,
     LabelSelector,
     ListType,
@@ -42,6 +43,9 @@ class AllowedNamespaces(Model):
     """Labels of namespaces, for from Selector."""
     names: Annotated[tuple[Label, ...], Field(max_length=64), ListType("set")] = ()
     """Names of namespaces, for from Names."""
+    hostnames: Annotated[tuple[HostName, ...], Field(max_length=16), ListType("set")] = ()
+    """Host names that deployments of other namespaces may have routed to their routers by gateway.httpRoute, such as
+    chat.example.com, or *.teams.example.com for all below it; none when empty."""
 
     RULES = (
         Rule(
