@@ -1,6 +1,6 @@
 """The one binding of csrc. Integers are bytes, tokens or milliseconds as named; keys are packed 32-byte strings."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 PROTOCOL_VERSION_MIN: Final[int]
@@ -36,6 +36,36 @@ def read_request(body: bytes, refused: frozenset[str]) -> tuple[str, bool, bytes
 def text_chain(canonical: bytes, seed: int, step_bytes: int, keys_max: int) -> tuple[list[bytes], bytes]:
     """Chained XXH3-64 of whole steps: 8 bytes little-endian each; and the same as `"%016x"` with commas between.
     Raises ValueError naming the argument, its value and the remedy."""
+
+# streamed answers (kvcommons_router.response is the reference) ---------------------------------------------------------
+class StreamRelay:
+    """The pieces of a chunked answer, from the space they are read into to a client's socket, and an account of them.
+    What can't be sent so is for `otherwise(sent, nbytes)`: of what lies in the space now the socket took `sent` bytes and
+    the rest must follow, or -1: nothing was done. -1 while there is no aim, while something waits in the client's
+    transport or it is closing, and for what is not plain: a size line that is not whole, has extensions or is the last
+    one."""
+
+    def __init__(self, space: bytearray, otherwise: Callable[[int, int], None]) -> None: ...
+    def get_buffer(self, sizehint: int) -> bytearray:
+        """The space, as asyncio's BufferedProtocol wants it."""
+    def buffer_updated(self, nbytes: int) -> None: ...
+    def begin(self) -> None:
+        """A new answer, without an aim."""
+    def aim(self, client: object, fd: int, left: int) -> bool:
+        """From here on pieces go to the socket of this transport. False: it is no fd. left: bytes until the end of the
+        chunk under way, its CRLF included; 0 at a size line."""
+    def stop(self) -> None:
+        """Nothing more goes to that client."""
+    def note(self, piece: bytes) -> None:
+        """Takes account of a piece that was sent by other means."""
+    def tail(self) -> bytes:
+        """The end of all that was relayed, up to 2 KiB."""
+    @property
+    def left(self) -> int: ...
+    @property
+    def relayed(self) -> int: ...
+    @property
+    def pieces(self) -> int: ...
 
 # copies (for benchmarks and tests) -------------------------------------------------------------------------------------
 def copy_bytes(dst: int, src: int, nbytes: int, *, kernel: str = ..., threads: int = ...) -> None:

@@ -136,7 +136,7 @@ class Exchange(Journey):
                 data = self.head_bytes + data
                 self.head_bytes = b""
             if upstream is not None and payload is None and not self.chunk_client:
-                upstream.pass_to(self.client.transport.write)
+                upstream.pass_to(self.client.transport, self.client.fd)
         self.client.transport.write(data)
         if upstream is not None:
             upstream.note(data, now)
@@ -290,7 +290,7 @@ class Exchange(Journey):
                 self.head_bytes = b""
                 self._close_attempt("timeout")
                 self._give_up(Refusal(504, f"{instance.name} did not begin to answer in time.", retry_after_seconds=1))
-        elif now - upstream.last_at > limits.between_bytes_seconds:
+        elif now - upstream.heard_at(now) > limits.between_bytes_seconds:
             upstream.abandon()
             self.upstream = None
             self.context.health_failed(instance)

@@ -67,6 +67,7 @@ class ClientConnection(asyncio.Protocol):
         self._loop_time = service.context.loop_time
         self.exchange: Exchange | None = None
         self.closed = False
+        self.fd = -1
         self._reader = RequestReader(service.admission, self._enqueue, self._loop_time)
         self._queue: deque[Request] = deque()
         self._lingering = False  # the last answer has been sent
@@ -81,7 +82,9 @@ class ClientConnection(asyncio.Protocol):
         """Takes the connection, or says that there are too many."""
 
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its base class
-        sockets.send_at_once(transport)
+        sock = sockets.send_at_once(transport)
+        if sock is not None:
+            self.fd = sock.fileno()
         self._deadline = self._loop_time() + self._limits.idle_seconds
         if not self._service.opened(self):
             refusal = Refusal(503, "Too many connections.", retry_after_seconds=1, close=True)

@@ -20,6 +20,7 @@ class Client(Protocol):
     """Who gets the answer."""
 
     transport: asyncio.Transport
+    fd: int  # of its socket, -1 if there is none that bytes can be sent to
 
     def exchange_done(self, *, keep: bool) -> None:
         """The answer has been relayed to its end."""

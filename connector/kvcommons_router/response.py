@@ -168,6 +168,16 @@ class ChunkScanner:
             self._start_chunk(line)
         return -1
 
+    @property
+    def left(self) -> int:
+        """Bytes until the end of the chunk under way, its CRLF included; 0 before a size line, -1 anywhere else."""
+        return -1 if self._line or self._state == _TRAILER else self._left
+
+    def resume(self, left: int) -> None:
+        """Others have passed over what came until here."""
+        self._left = left
+        self._state = _DATA if left else _SIZE
+
     def _start_chunk(self, line: bytes) -> None:
         if line[-1:] != b"\r":
             raise BadResponse("a chunk's size line does not end in CRLF")

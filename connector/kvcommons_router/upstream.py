@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from typing import Final, Protocol, cast
 
 from kvcommons_router import sockets
+from kvcommons_router.relay import SPACE, make_relay
 from kvcommons_router.response import HEAD_BYTES_MAX, BadResponse, ChunkScanner, Head, parse_head
 
-TAIL_BYTES: Final = 2048
+_VIEW: Final = memoryview(SPACE)
 
 
 class Receiver(Protocol):
@@ -39,7 +39,7 @@ class Keeper(Protocol):
         """A connection ended."""
 
 
-class Upstream(asyncio.Protocol):
+class Upstream(asyncio.BufferedProtocol):
     """One connection to an engine."""
 
     transport: asyncio.Transport
@@ -53,12 +53,13 @@ class Upstream(asyncio.Protocol):
         self.idle_since = 0.0
         self.last_at = 0.0
         self._time = time.monotonic
-        # What was relayed of the answer under way.
-        self.relayed = 0
-        self.pieces = 0
-        self._last = b""
-        self._before_last = b""
-        self._write: Callable[[bytes], None] | None = None  # pieces in the middle of a body in chunks go there at once
+        self._relay = relay = make_relay(self.updated)
+        self.get_buffer = relay.get_buffer  # type: ignore[method-assign]  # the loop calls the relay itself
+        self.buffer_updated = relay.buffer_updated  # type: ignore[method-assign]
+        self._pieces_seen = 0
+        self._client: asyncio.WriteTransport | None = None  # pieces in the middle of a body in chunks go there at once
+        self._client_fd = -1
+        self._aimed = False  # the relay sends them, and knows better than the scanner where we are
         self._buffer = b""
         self._scanner: ChunkScanner | None = None
         self._left = -1  # -1: the head has not come; -2: chunked or until the end of the connection
@@ -76,32 +77,65 @@ class Upstream(asyncio.Protocol):
         self.receiver = receiver
         self.dechunk = dechunk
         self.last_at = now
-        self.relayed = 0
-        self.pieces = 0
-        self._last = self._before_last = b""
-        self._write = None
+        self._relay.begin()
+        self._pieces_seen = 0
+        self._client = None
+        self._aimed = False
         self._left = -1
         self._buffer = b""
         self._scanner = None
         self._until_close = False
 
-    def pass_to(self, write: Callable[[bytes], None]) -> None:
-        """What comes from now on is to be written there as it comes, where the framing allows it."""
+    def pass_to(self, client: asyncio.WriteTransport, fd: int) -> None:
+        """What comes from now on is to go to this client as it comes, where the framing allows it.
+
+        :param fd: the client's socket, or -1 if it can't be written to but by its transport.
+        """
         if self._scanner is not None:
-            self._write = write
+            self._client = client
+            self._client_fd = fd
+            self._aim(self._scanner)
+
+    def _aim(self, scanner: ChunkScanner) -> None:
+        client, left = self._client, scanner.left
+        self._aimed = client is not None and left >= 0 and self._relay.aim(client, self._client_fd, left)
+        if not self._aimed:
+            self._relay.stop()
 
     def note(self, data: bytes, now: float) -> None:
         """Takes account of a piece that was relayed."""
         self.last_at = now
-        self.relayed += len(data)
-        self.pieces += 1
-        self._before_last = self._last
-        self._last = data
+        self._relay.note(data)
+
+    def heard_at(self, now: float) -> float:
+        """When something came last; of what is relayed in the middle of an answer only the next call after it knows."""
+        pieces = self._relay.pieces
+        if pieces != self._pieces_seen:
+            self._pieces_seen = pieces
+            self.last_at = now
+        return self.last_at
+
+    @property
+    def relayed(self) -> int:
+        """Bytes relayed of the answer under way."""
+        return self._relay.relayed
+
+    @property
+    def pieces(self) -> int:
+        """In how many pieces they came."""
+        return self._relay.pieces
 
     @property
     def tail(self) -> bytes:
         """The end of the answer, where the usage is."""
-        return (self._before_last + self._last)[-TAIL_BYTES:]
+        return self._relay.tail()
+
+    def updated(self, sent: int, nbytes: int) -> None:
+        """Something was read that the relay could not send, or only so much of it."""
+        if sent >= 0 and self._client is not None:
+            self._client.write(_VIEW[sent:nbytes].tobytes())
+        else:
+            self.data_received(_VIEW[:nbytes].tobytes())
 
     def data_received(self, data: bytes) -> None:
         """Relays what came."""
@@ -110,24 +144,28 @@ class Upstream(asyncio.Protocol):
             self._drop()
             return
         try:
-            scanner, write = self._scanner, self._write
-            if write is not None and scanner is not None:
-                end = scanner.feed(data)
-                if end >= 0:
-                    self._last_chunk(receiver, data, end)
-                    return
-                write(data)  # the rule in a stream, and all there is to do for a token; what follows is `note`
-                self.last_at = self._time()
-                self.relayed += len(data)
-                self.pieces += 1
-                self._before_last = self._last
-                self._last = data
+            if self._client is not None:
+                self._pass(receiver, self._client, data)
             elif self._left == -1:
                 self._head(receiver, data)
             else:
                 self._body(receiver, data)
         except BadResponse as error:
             self._fail(str(error))
+
+    def _pass(self, receiver: Receiver, client: asyncio.WriteTransport, data: bytes) -> None:
+        """What the relay can't take: the end, what is cut within a size line, and all that comes while a client is behind."""
+        scanner = self._scanner
+        assert scanner is not None
+        if self._aimed:
+            scanner.resume(self._relay.left)
+        end = scanner.feed(data)
+        if end >= 0:
+            self._last_chunk(receiver, data, end)
+            return
+        client.write(data)
+        self.note(data, self._time())
+        self._aim(scanner)
 
     def _head(self, receiver: Receiver, data: bytes) -> None:
         data = self._buffer + data if self._buffer else data
@@ -197,7 +235,7 @@ class Upstream(asyncio.Protocol):
             self._done(extra)
 
     def _done(self, extra: int) -> None:
-        receiver, self.receiver = self.receiver, None
+        receiver = self._let_go()
         if extra or not self._reusable:
             self._drop()
         else:
@@ -206,10 +244,17 @@ class Upstream(asyncio.Protocol):
         receiver.answered()
 
     def _fail(self, reason: str) -> None:
-        receiver, self.receiver = self.receiver, None
+        receiver = self._let_go()
         self._drop()
         if receiver is not None:
             receiver.broken(reason)
+
+    def _let_go(self) -> Receiver | None:
+        """From here on nothing goes to anybody."""
+        receiver, self.receiver = self.receiver, None
+        self._client = None
+        self._relay.stop()
+        return receiver
 
     def _drop(self) -> None:
         self.closed = True
@@ -217,7 +262,7 @@ class Upstream(asyncio.Protocol):
 
     def abandon(self) -> None:
         """Ends the request by ending the connection, which is how an engine learns that nobody listens."""
-        self.receiver = None
+        self._let_go()
         self._drop()
 
     def eof_received(self) -> bool:
@@ -228,7 +273,7 @@ class Upstream(asyncio.Protocol):
         """Whoever waits is told; a body without a length ends here."""
         self.closed = True
         self.pool.lost(self)
-        receiver, self.receiver = self.receiver, None
+        receiver = self._let_go()
         if receiver is None:
             return
         if self._until_close and exc is None:

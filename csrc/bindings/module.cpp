@@ -8,6 +8,7 @@ void bind_node(nb::module_& module);
 void bind_client(nb::module_& module);
 void bind_transfer(nb::module_& module);
 void bind_text(nb::module_& module);
+void bind_relay(nb::module_& module);
 
 NB_MODULE(_native, module) {
   bind_hash(module);
@@ -15,4 +16,5 @@ NB_MODULE(_native, module) {
   bind_client(module);
   bind_transfer(module);
   bind_text(module);
+  bind_relay(module);
 }
