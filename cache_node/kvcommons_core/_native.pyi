@@ -40,12 +40,11 @@ def text_chain(canonical: bytes, seed: int, step_bytes: int, keys_max: int) -> t
 # streamed answers (kvcommons_router.response is the reference) ---------------------------------------------------------
 class StreamRelay:
     """The pieces of a chunked answer, from the space they are read into to a client's socket, and an account of them.
-    What can't be sent so is for `otherwise(sent, nbytes)`: of what lies in the space now the socket took `sent` bytes and
-    the rest must follow, or -1: nothing was done. -1 while there is no aim, while something waits in the client's
-    transport or it is closing, and for what is not plain: a size line that is not whole, has extensions or is the last
-    one."""
+    What the socket doesn't take of a piece is written to the client's transport. For `received` is what comes while there
+    is no aim, while something waits in the client's transport or it is closing, and what is not plain: a size line that is
+    not whole, has extensions or is the last one."""
 
-    def __init__(self, space: bytearray, otherwise: Callable[[int, int], None]) -> None: ...
+    def __init__(self, space: bytearray, received: Callable[[bytes], None]) -> None: ...
     def get_buffer(self, sizehint: int) -> bytearray:
         """The space, as asyncio's BufferedProtocol wants it."""
     def buffer_updated(self, nbytes: int) -> None: ...
@@ -58,12 +57,10 @@ class StreamRelay:
         """Nothing more goes to that client."""
     def note(self, piece: bytes) -> None:
         """Takes account of a piece that was sent by other means."""
-    def tail(self) -> bytes:
-        """The end of all that was relayed, up to 2 KiB."""
+    def account(self) -> tuple[int, int, bytes]:
+        """Bytes and pieces relayed, however they were sent, and the end of them, up to 2 KiB."""
     @property
     def left(self) -> int: ...
-    @property
-    def relayed(self) -> int: ...
     @property
     def pieces(self) -> int: ...
 

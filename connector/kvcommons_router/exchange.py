@@ -221,9 +221,9 @@ class Exchange(Journey):
         """The connection is no longer this request's; what it has relayed is taken over."""
         upstream, self.upstream = self.upstream, None
         if upstream is not None:
-            self.relayed += upstream.relayed
-            self.pieces += upstream.pieces
-            self.tail = upstream.tail
+            relayed, pieces, self.tail = upstream.account()
+            self.relayed += relayed
+            self.pieces += pieces
         return upstream
 
     def _close_attempt(self, outcome: str) -> None:

@@ -11,20 +11,23 @@ try:
 except ImportError:  # a pure installation: what follows serves
     HAVE_NATIVE = False
 else:
-    HAVE_NATIVE = hasattr(_native, "StreamRelay")  # a tree's build may be older than its Python
+    HAVE_NATIVE = hasattr(_native, "StreamRelay") and hasattr(
+        _native.StreamRelay, "account"
+    )  # a tree's build may be older than its Python
 
 SPACE: Final = bytearray(64 * 1024)
 """What any engine sends is read into here, and taken out before anything else is read."""
+_VIEW: Final = memoryview(SPACE)
 TAIL_BYTES: Final = 2048
 
-Otherwise = Callable[[int, int], None]
+Received = Callable[[bytes], None]
+Tally = tuple[int, int, bytes]  # bytes and pieces of an answer so far, and its end
 
 
 class Relay(Protocol):
     """Reads for a connection to an engine, sends what is in the middle of a body in chunks, and keeps account of all pieces.
 
-    What is for others is told to `otherwise(sent, nbytes)`: of what lies in the space now the client's socket took `sent`
-    bytes and the rest must follow; or -1: nothing was done.
+    Everything else that it reads is for others, who are called with it.
     """
 
     @property
@@ -32,12 +35,8 @@ class Relay(Protocol):
         """Bytes until the end of the chunk under way, its CRLF included; 0 at a size line."""
 
     @property
-    def relayed(self) -> int:
-        """Bytes of this answer so far."""
-
-    @property
     def pieces(self) -> int:
-        """In how many pieces they came."""
+        """How many there were of this answer."""
 
     def get_buffer(self, sizehint: int) -> bytearray:
         """Where to read to."""
@@ -57,8 +56,8 @@ class Relay(Protocol):
     def note(self, piece: bytes) -> None:
         """Takes account of a piece that was sent by others."""
 
-    def tail(self) -> bytes:
-        """The last bytes of this answer."""
+    def account(self) -> Tally:
+        """What was relayed of this answer."""
 
 
 class PlainRelay:
@@ -66,10 +65,10 @@ class PlainRelay:
 
     left = 0
 
-    def __init__(self, otherwise: Otherwise) -> None:
-        self.relayed = 0
+    def __init__(self, received: Received) -> None:
         self.pieces = 0
-        self._otherwise = otherwise
+        self._relayed = 0
+        self._received = received
         self._last = b""
         self._before_last = b""
 
@@ -79,11 +78,11 @@ class PlainRelay:
 
     def buffer_updated(self, nbytes: int) -> None:
         """See `Relay`."""
-        self._otherwise(-1, nbytes)
+        self._received(_VIEW[:nbytes].tobytes())
 
     def begin(self) -> None:
         """See `Relay`."""
-        self.relayed = self.pieces = 0
+        self._relayed = self.pieces = 0
         self._last = self._before_last = b""
 
     def aim(self, client: asyncio.WriteTransport, fd: int, left: int) -> bool:
@@ -95,16 +94,16 @@ class PlainRelay:
 
     def note(self, piece: bytes) -> None:
         """See `Relay`."""
-        self.relayed += len(piece)
+        self._relayed += len(piece)
         self.pieces += 1
         self._before_last = self._last
         self._last = piece
 
-    def tail(self) -> bytes:
+    def account(self) -> Tally:
         """See `Relay`."""
-        return (self._before_last + self._last)[-TAIL_BYTES:]
+        return self._relayed, self.pieces, (self._before_last + self._last)[-TAIL_BYTES:]
 
 
-def make_relay(otherwise: Otherwise) -> Relay:
+def make_relay(received: Received) -> Relay:
     """The native one, if there is one."""
-    return _native.StreamRelay(SPACE, otherwise) if HAVE_NATIVE else PlainRelay(otherwise)
+    return _native.StreamRelay(SPACE, received) if HAVE_NATIVE else PlainRelay(received)

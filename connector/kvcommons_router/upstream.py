@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Final, Protocol, cast
+from typing import Protocol, cast
 
 from kvcommons_router import sockets
-from kvcommons_router.relay import SPACE, make_relay
+from kvcommons_router.relay import Tally, make_relay
 from kvcommons_router.response import HEAD_BYTES_MAX, BadResponse, ChunkScanner, Head, parse_head
-
-_VIEW: Final = memoryview(SPACE)
 
 
 class Receiver(Protocol):
@@ -53,7 +51,7 @@ class Upstream(asyncio.BufferedProtocol):
         self.idle_since = 0.0
         self.last_at = 0.0
         self._time = time.monotonic
-        self._relay = relay = make_relay(self.updated)
+        self._relay = relay = make_relay(self.data_received)
         self.get_buffer = relay.get_buffer  # type: ignore[method-assign]  # the loop calls the relay itself
         self.buffer_updated = relay.buffer_updated  # type: ignore[method-assign]
         self._pieces_seen = 0
@@ -115,27 +113,9 @@ class Upstream(asyncio.BufferedProtocol):
             self.last_at = now
         return self.last_at
 
-    @property
-    def relayed(self) -> int:
-        """Bytes relayed of the answer under way."""
-        return self._relay.relayed
-
-    @property
-    def pieces(self) -> int:
-        """In how many pieces they came."""
-        return self._relay.pieces
-
-    @property
-    def tail(self) -> bytes:
-        """The end of the answer, where the usage is."""
-        return self._relay.tail()
-
-    def updated(self, sent: int, nbytes: int) -> None:
-        """Something was read that the relay could not send, or only so much of it."""
-        if sent >= 0 and self._client is not None:
-            self._client.write(_VIEW[sent:nbytes].tobytes())
-        else:
-            self.data_received(_VIEW[:nbytes].tobytes())
+    def account(self) -> Tally:
+        """Bytes and pieces relayed of the answer under way, and the end of them, where the usage is."""
+        return self._relay.account()
 
     def data_received(self, data: bytes) -> None:
         """Relays what came."""
@@ -252,8 +232,9 @@ class Upstream(asyncio.BufferedProtocol):
     def _let_go(self) -> Receiver | None:
         """From here on nothing goes to anybody."""
         receiver, self.receiver = self.receiver, None
-        self._client = None
-        self._relay.stop()
+        if self._client is not None:
+            self._client = None
+            self._relay.stop()
         return receiver
 
     def _drop(self) -> None:

@@ -18,7 +18,7 @@ using kvcommons::StreamRelay;
 // One connection to an engine.
 class Reader {
  public:
-  Reader(nb::bytearray space, nb::object otherwise) : space_(std::move(space)), otherwise_(std::move(otherwise)) {}
+  Reader(nb::bytearray space, nb::object received) : space_(std::move(space)), received_(std::move(received)) {}
 
   [[nodiscard]] const nb::bytearray& space() const { return space_; }
 
@@ -28,32 +28,42 @@ class Reader {
     const bool may_send =
         is_waiting_.is_valid() && nb::cast<std::size_t>(is_waiting_()) == 0 && !nb::cast<bool>(is_closing_());
     const std::int64_t sent = may_send ? relay.pass_on(piece) : StreamRelay::kNotPlain;
-    if (sent != static_cast<std::int64_t>(count)) otherwise_(sent, count);
+    if (sent == static_cast<std::int64_t>(count)) return;
+    const std::string_view rest = piece.substr(sent < 0 ? 0 : static_cast<std::size_t>(sent));
+    const nb::bytes copy(rest.data(), rest.size());
+    if (sent < 0) {
+      received_(copy);
+    } else {
+      write_(copy);
+    }
   }
 
   bool aim(const nb::object& client, int fd, std::uint64_t left) {
     if (!relay.aim(fd, left)) return false;
     is_waiting_ = client.attr("get_write_buffer_size");
     is_closing_ = client.attr("is_closing");
+    write_ = client.attr("write");
     return true;
   }
 
   void stop() {
     is_waiting_.reset();
     is_closing_.reset();
+    write_.reset();
   }
 
-  // For Python's collector: whom `otherwise` calls owns this.
+  // For Python's collector: whom `received` calls owns this.
   int each(visitproc visit, void* arg) const {
-    Py_VISIT(otherwise_.ptr());
+    Py_VISIT(received_.ptr());
     Py_VISIT(is_waiting_.ptr());
     Py_VISIT(is_closing_.ptr());
+    Py_VISIT(write_.ptr());
     return 0;
   }
 
   void clear() {
     stop();
-    otherwise_.reset();
+    received_.reset();
   }
 
   StreamRelay relay;
@@ -69,9 +79,10 @@ class Reader {
   }
 
   nb::bytearray space_;
-  nb::object otherwise_;
+  nb::object received_;
   nb::object is_waiting_;  // of the client that pieces go to
   nb::object is_closing_;
+  nb::object write_;
 };
 
 int traverse(PyObject* self, visitproc visit, void* arg) {
@@ -93,7 +104,7 @@ void bind_relay(nb::module_& module);
 void bind_relay(nb::module_& module) {
   using nb::literals::operator""_a;
   nb::class_<Reader>(module, "StreamRelay", nb::type_slots(slots))
-      .def(nb::init<nb::bytearray, nb::object>(), "space"_a, "otherwise"_a)
+      .def(nb::init<nb::bytearray, nb::object>(), "space"_a, "received"_a)
       .def(
           "get_buffer", [](const Reader& self, const nb::handle&) { return self.space(); }, "sizehint"_a)
       .def("buffer_updated", &Reader::updated, "nbytes"_a)
@@ -107,12 +118,11 @@ void bind_relay(nb::module_& module) {
       .def(
           "note", [](Reader& self, const nb::bytes& piece) { self.relay.note({piece.c_str(), piece.size()}); },
           "piece"_a)
-      .def("tail",
+      .def("account",
            [](const Reader& self) {
              const std::string_view tail = self.relay.tail();
-             return nb::bytes(tail.data(), tail.size());
+             return nb::make_tuple(self.relay.relayed(), self.relay.pieces(), nb::bytes(tail.data(), tail.size()));
            })
       .def_prop_ro("left", [](const Reader& self) { return self.relay.left(); })
-      .def_prop_ro("relayed", [](const Reader& self) { return self.relay.relayed(); })
       .def_prop_ro("pieces", [](const Reader& self) { return self.relay.pieces(); });
 }
