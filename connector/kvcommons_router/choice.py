@@ -34,7 +34,9 @@ def choose(
         candidates = [one.candidate for one in members]
     if len(members) == 1:
         return members[0]
-    found = None if hits is None else [hits.get(one.index, NO_HIT) for one in members]
+    found = None
+    if hits is not None:
+        found = [hits.get(one.index, NO_HIT) for one in members] if hits else [NO_HIT] * len(members)
     group.turn += 1
     at = picker.pick(
         context.policy,

@@ -99,7 +99,7 @@ class Exchange(Journey):
         upstream.begin(self, self.dispatched_at, dechunk=request.http10)
         body, end = self.forwarded
         head = request_head(request, instance.host_lines, self.id_bytes, len(body) + len(end))
-        upstream.transport.write(b"".join((head, body, end)))
+        upstream.send(head, body, end)
 
     # Receiver of the upstream.
 

@@ -97,7 +97,7 @@ class Weights:
     decode_seconds: float = 0.004  # what one decoding request slows a new one by
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)  # not frozen: that would cost a request half a microsecond
 class Shape:
     """What of a request the choice depends on."""
 

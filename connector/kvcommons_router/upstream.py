@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 from kvcommons_router import sockets
-from kvcommons_router.relay import Tally, make_relay
+from kvcommons_router.relay import TAIL_BYTES, Tally, make_relay
 from kvcommons_router.response import HEAD_BYTES_MAX, BadResponse, ChunkScanner, Head, parse_head
+
+JOINED_BYTES_MAX: Final = 8192  # a longer body is not copied once more
 
 
 class Receiver(Protocol):
@@ -55,6 +57,7 @@ class Upstream(asyncio.BufferedProtocol):
         self.get_buffer = relay.get_buffer  # type: ignore[method-assign]  # the loop calls the relay itself
         self.buffer_updated = relay.buffer_updated  # type: ignore[method-assign]
         self._pieces_seen = 0
+        self._only: bytes | None = b""  # the first piece, until there are more or may be: then the relay keeps account
         self._client: asyncio.WriteTransport | None = None  # pieces in the middle of a body in chunks go there at once
         self._client_fd = -1
         self._aimed = False  # the relay sends them, and knows better than the scanner where we are
@@ -71,18 +74,20 @@ class Upstream(asyncio.BufferedProtocol):
         sockets.prepare(transport)
 
     def begin(self, receiver: Receiver, now: float, *, dechunk: bool) -> None:
-        """Takes a new receiver; the request is written by the caller."""
+        """Takes a new receiver; `send` is next."""
         self.receiver = receiver
         self.dechunk = dechunk
         self.last_at = now
-        self._relay.begin()
-        self._pieces_seen = 0
-        self._client = None
-        self._aimed = False
+        self._only = b""
         self._left = -1
         self._buffer = b""
         self._scanner = None
         self._until_close = False
+
+    def send(self, head: bytes, body: bytes | memoryview, end: bytes) -> None:
+        """Sends the request."""
+        parts = (head, body, end)
+        self.transport.writelines(parts if len(body) > JOINED_BYTES_MAX else (b"".join(parts),))
 
     def pass_to(self, client: asyncio.WriteTransport, fd: int) -> None:
         """What comes from now on is to go to this client as it comes, where the framing allows it.
@@ -92,6 +97,8 @@ class Upstream(asyncio.BufferedProtocol):
         if self._scanner is not None:
             self._client = client
             self._client_fd = fd
+            if self._only is not None:
+                self._leave_account()
             self._aim(self._scanner)
 
     def _aim(self, scanner: ChunkScanner) -> None:
@@ -103,19 +110,36 @@ class Upstream(asyncio.BufferedProtocol):
     def note(self, data: bytes, now: float) -> None:
         """Takes account of a piece that was relayed."""
         self.last_at = now
+        if self._only == b"":
+            self._only = data
+            return
+        if self._only is not None:
+            self._leave_account()
         self._relay.note(data)
+
+    def _leave_account(self) -> None:
+        relay, only = self._relay, self._only
+        relay.begin()
+        if only:
+            relay.note(only)
+        self._only = None
+        self._pieces_seen = 0
 
     def heard_at(self, now: float) -> float:
         """When something came last; of what is relayed in the middle of an answer only the next call after it knows."""
-        pieces = self._relay.pieces
-        if pieces != self._pieces_seen:
-            self._pieces_seen = pieces
-            self.last_at = now
+        if self._only is None:
+            pieces = self._relay.pieces
+            if pieces != self._pieces_seen:
+                self._pieces_seen = pieces
+                self.last_at = now
         return self.last_at
 
     def account(self) -> Tally:
         """Bytes and pieces relayed of the answer under way, and the end of them, where the usage is."""
-        return self._relay.account()
+        only = self._only
+        if only is None:
+            return self._relay.account()
+        return len(only), 1 if only else 0, only[-TAIL_BYTES:]
 
     def data_received(self, data: bytes) -> None:
         """Relays what came."""
@@ -215,7 +239,9 @@ class Upstream(asyncio.BufferedProtocol):
             self._done(extra)
 
     def _done(self, extra: int) -> None:
-        receiver = self._let_go()
+        receiver, self.receiver = self.receiver, None
+        if self._client is not None:
+            self._stop()
         if extra or not self._reusable:
             self._drop()
         else:
@@ -233,9 +259,13 @@ class Upstream(asyncio.BufferedProtocol):
         """From here on nothing goes to anybody."""
         receiver, self.receiver = self.receiver, None
         if self._client is not None:
-            self._client = None
-            self._relay.stop()
+            self._stop()
         return receiver
+
+    def _stop(self) -> None:
+        self._client = None
+        self._aimed = False
+        self._relay.stop()
 
     def _drop(self) -> None:
         self.closed = True
