@@ -7,7 +7,7 @@ import time
 from typing import Final, Protocol, cast
 
 from kvcommons_router import sockets
-from kvcommons_router.relay import TAIL_BYTES, Tally, make_relay
+from kvcommons_router.relay import TAIL_BYTES, PlainRelay, Tally, make_relay
 from kvcommons_router.response import HEAD_BYTES_MAX, BadResponse, ChunkScanner, Head, parse_head
 
 JOINED_BYTES_MAX: Final = 8192  # a longer body is not copied once more
@@ -59,7 +59,8 @@ class Upstream(asyncio.BufferedProtocol):
         self._pieces_seen = 0
         self._only: bytes | None = b""  # the first piece, until there are more or may be: then the relay keeps account
         self._client: asyncio.WriteTransport | None = None  # pieces in the middle of a body in chunks go there at once
-        self._client_fd = -1
+        self._client_fd = -1  # where the relay may send them
+        self._sends = not isinstance(relay, PlainRelay)
         self._aimed = False  # the relay sends them, and knows better than the scanner where we are
         self._buffer = b""
         self._scanner: ChunkScanner | None = None
@@ -90,13 +91,10 @@ class Upstream(asyncio.BufferedProtocol):
         self.transport.writelines(parts if len(body) > JOINED_BYTES_MAX else (b"".join(parts),))
 
     def pass_to(self, client: asyncio.WriteTransport, fd: int) -> None:
-        """What comes from now on is to go to this client as it comes, where the framing allows it.
-
-        :param fd: the client's socket, or -1 if it can't be written to but by its transport.
-        """
+        """What comes from now on goes to this client as it comes, where the framing allows it; `fd` is its socket or -1."""
         if self._scanner is not None:
             self._client = client
-            self._client_fd = fd
+            self._client_fd = fd if self._sends else -1
             if self._only is not None:
                 self._leave_account()
             self._aim(self._scanner)
@@ -168,8 +166,10 @@ class Upstream(asyncio.BufferedProtocol):
             self._last_chunk(receiver, data, end)
             return
         client.write(data)
-        self.note(data, self._time())
-        self._aim(scanner)
+        self.last_at = self._time()
+        self._relay.note(data)
+        if self._client_fd >= 0:
+            self._aim(scanner)
 
     def _head(self, receiver: Receiver, data: bytes) -> None:
         data = self._buffer + data if self._buffer else data
