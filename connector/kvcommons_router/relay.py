@@ -17,7 +17,6 @@ else:
 
 SPACE: Final = bytearray(64 * 1024)
 """What any engine sends is read into here, and taken out before anything else is read."""
-_VIEW: Final = memoryview(SPACE)
 TAIL_BYTES: Final = 2048
 
 Received = Callable[[bytes], None]
@@ -25,10 +24,8 @@ Tally = tuple[int, int, bytes]  # bytes and pieces of an answer so far, and its 
 
 
 class Relay(Protocol):
-    """Reads for a connection to an engine, sends what is in the middle of a body in chunks, and keeps account of all pieces.
-
-    Everything else that it reads is for others, who are called with it.
-    """
+    """Keeps account of all pieces of an answer. One that is not plain reads them, too, sends what is in the middle of a body
+    in chunks, and calls others with everything else."""
 
     @property
     def left(self) -> int:
@@ -37,12 +34,6 @@ class Relay(Protocol):
     @property
     def pieces(self) -> int:
         """How many there were of this answer."""
-
-    def get_buffer(self, sizehint: int) -> bytearray:
-        """Where to read to."""
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """So much was read."""
 
     def begin(self) -> None:
         """A new answer, whose pieces are for others."""
@@ -61,24 +52,15 @@ class Relay(Protocol):
 
 
 class PlainRelay:
-    """Leaves all pieces to others."""
+    """Leaves reading and sending to others."""
 
     left = 0
 
-    def __init__(self, received: Received) -> None:
+    def __init__(self) -> None:
         self.pieces = 0
         self._relayed = 0
-        self._received = received
         self._last = b""
         self._before_last = b""
-
-    def get_buffer(self, sizehint: int) -> bytearray:
-        """See `Relay`."""
-        return SPACE
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """See `Relay`."""
-        self._received(_VIEW[:nbytes].tobytes())
 
     def begin(self) -> None:
         """See `Relay`."""
@@ -104,6 +86,6 @@ class PlainRelay:
         return self._relayed, self.pieces, (self._before_last + self._last)[-TAIL_BYTES:]
 
 
-def make_relay(received: Received) -> Relay:
+def make_relay(received: Received) -> _native.StreamRelay | PlainRelay:
     """The native one, if there is one."""
-    return _native.StreamRelay(SPACE, received) if HAVE_NATIVE else PlainRelay(received)
+    return _native.StreamRelay(SPACE, received) if HAVE_NATIVE else PlainRelay()

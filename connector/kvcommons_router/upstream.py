@@ -7,7 +7,7 @@ import time
 from typing import Final, Protocol, cast
 
 from kvcommons_router import sockets
-from kvcommons_router.relay import TAIL_BYTES, PlainRelay, Tally, make_relay
+from kvcommons_router.relay import TAIL_BYTES, PlainRelay, Relay, Tally, make_relay
 from kvcommons_router.response import HEAD_BYTES_MAX, BadResponse, ChunkScanner, Head, parse_head
 
 JOINED_BYTES_MAX: Final = 8192  # a longer body is not copied once more
@@ -39,7 +39,7 @@ class Keeper(Protocol):
         """A connection ended."""
 
 
-class Upstream(asyncio.BufferedProtocol):
+class Upstream(asyncio.BaseProtocol):
     """One connection to an engine."""
 
     transport: asyncio.Transport
@@ -53,14 +53,15 @@ class Upstream(asyncio.BufferedProtocol):
         self.idle_since = 0.0
         self.last_at = 0.0
         self._time = time.monotonic
-        self._relay = relay = make_relay(self.data_received)
-        self.get_buffer = relay.get_buffer  # type: ignore[method-assign]  # the loop calls the relay itself
-        self.buffer_updated = relay.buffer_updated  # type: ignore[method-assign]
+        relay = make_relay(self.data_received)
+        self._relay: Relay = relay
+        if not isinstance(relay, PlainRelay):  # the loop takes us for a BufferedProtocol, and calls the relay itself
+            self.get_buffer = relay.get_buffer
+            self.buffer_updated = relay.buffer_updated
         self._pieces_seen = 0
         self._only: bytes | None = b""  # the first piece, until there are more or may be: then the relay keeps account
         self._client: asyncio.WriteTransport | None = None  # pieces in the middle of a body in chunks go there at once
         self._client_fd = -1  # where the relay may send them
-        self._sends = not isinstance(relay, PlainRelay)
         self._aimed = False  # the relay sends them, and knows better than the scanner where we are
         self._buffer = b""
         self._scanner: ChunkScanner | None = None
@@ -94,7 +95,7 @@ class Upstream(asyncio.BufferedProtocol):
         """What comes from now on goes to this client as it comes, where the framing allows it; `fd` is its socket or -1."""
         if self._scanner is not None:
             self._client = client
-            self._client_fd = fd if self._sends else -1
+            self._client_fd = -1 if isinstance(self._relay, PlainRelay) else fd
             if self._only is not None:
                 self._leave_account()
             self._aim(self._scanner)
@@ -239,9 +240,7 @@ class Upstream(asyncio.BufferedProtocol):
             self._done(extra)
 
     def _done(self, extra: int) -> None:
-        receiver, self.receiver = self.receiver, None
-        if self._client is not None:
-            self._stop()
+        receiver = self._let_go()
         if extra or not self._reusable:
             self._drop()
         else:

@@ -98,9 +98,12 @@ class Pool:
 
 def read(upstream: Upstream, data: bytes) -> None:
     """What the loop does when an engine sends something."""
-    assert upstream.get_buffer(-1) is SPACE
-    SPACE[: len(data)] = data
-    upstream.buffer_updated(len(data))
+    if relay.HAVE_NATIVE:
+        assert upstream.get_buffer(-1) is SPACE
+        SPACE[: len(data)] = data
+        upstream.buffer_updated(len(data))
+    else:
+        upstream.data_received(data)
 
 
 def chunk(data: bytes) -> bytes:
