@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+from typing import Any
 
 import operator_examples as examples
 import pytest
@@ -19,6 +20,7 @@ from kvcommons_operator import names
 from kvcommons_operator.build import redis
 from kvcommons_operator.build.meta import Owner
 from kvcommons_operator.plan import plan_pool
+from redis.sentinel import Sentinel
 
 SECONDS_MAX = 50.0
 PEER_PORT = names.REDIS_PORT
@@ -174,6 +176,15 @@ def test_three_pods_agree_on_a_primary_and_name_another_one(
     wait_for(lambda: settled(pods, managed, 2), "two replicas follow the first pod", SECONDS_MAX)
     assert primaries(pods, managed) == [pods[0]]
     wait_for(lambda: known_sentinels(pods) == [2, 2, 2], "the sentinels know each other", SECONDS_MAX)
+    wait_for(lambda: known(pods, "num-slaves") == [2, 2, 2], "the sentinels know whom to promote", SECONDS_MAX)
+    for words in (
+        ["sentinel", "failover", names.SENTINEL_MASTER],
+        ["sentinel", "set", names.SENTINEL_MASTER, "quorum", "9"],
+        ["sentinel", "remove", names.SENTINEL_MASTER],
+        ["shutdown"],
+    ):
+        assert "NOPERM" in pods[1].call(*words, port=names.SENTINEL_PORT), "anybody may ask who leads, and nothing more"
+    assert led_by(pods[2]) == pods[0].address, "as nodes and routers ask, without a password"
     pods[0].kill()
     wait_for(lambda: len(primaries(pods[1:], managed)) == 1, "another primary", SECONDS_MAX)
     for name in ("redis", "sentinel"):
@@ -185,10 +196,26 @@ def test_three_pods_agree_on_a_primary_and_name_another_one(
     )
 
 
+def led_by(pod: Pod) -> str:
+    """What a client of the library that nodes and routers use is told."""
+    sentinel: Any = Sentinel
+    client = sentinel([(pod.address, names.SENTINEL_PORT)])
+    try:
+        return str(client.discover_master(names.SENTINEL_MASTER)[0])
+    finally:
+        for one in client.sentinels:
+            one.close()
+
+
 def known_sentinels(pods: list[Pod]) -> list[int]:
+    return known(pods, "num-other-sentinels")
+
+
+def known(pods: list[Pod], field: str) -> list[int]:
+    """A number that each sentinel tells of the primary."""
     found = []
     for pod in pods:
         told = pod.call("sentinel", "master", names.SENTINEL_MASTER, port=names.SENTINEL_PORT).splitlines()
         fields = dict(zip(told[::2], told[1::2], strict=False))
-        found.append(int(fields.get("num-other-sentinels", "0")))
+        found.append(int(fields.get(field, "0")))
     return found

@@ -32,6 +32,12 @@ SENTINEL_COMMANDS: Final = (
     "+multi +exec +slaveof +replicaof +failover +ping +subscribe +publish +info +role +config|rewrite +client|setname "
     "+client|kill +script|kill"
 )
+SENTINEL_PEER_COMMANDS: Final = "+ping +publish +client|setname +sentinel|is-master-down-by-addr"
+SENTINEL_ASKING: Final = (
+    "+ping +sentinel|get-master-addr-by-name +sentinel|master +sentinel|masters +sentinel|replicas +sentinel|slaves "
+    "+sentinel|sentinels"
+)
+"""What who does not log in may do: ask who leads, and change nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,20 +123,21 @@ def build(index: ManagedIndex) -> list[Manifest]:
 
 def acl(index: ManagedIndex) -> str:
     """The ACL file: passwords as hashes. Who does not log in may ask whether the server is there, and nothing else."""
-
-    def hashed(user: str) -> str:
-        return "#" + hashlib.sha256(index.password(user).encode()).hexdigest()
-
     lines = [
         "user default on nopass resetkeys resetchannels -@all +ping",
-        f"user {USER} on {hashed(USER)} ~{index.prefix}* resetchannels &{index.prefix}* -@all {COMMANDS}",
+        f"user {USER} on {_hashed(index, USER)} ~{index.prefix}* resetchannels &{index.prefix}* -@all {COMMANDS}",
     ]
     if index.sentinel:
         lines += [
-            f"user {REPLICA_USER} on {hashed(REPLICA_USER)} resetkeys resetchannels -@all +psync +replconf +ping",
-            f"user {SENTINEL_USER} on {hashed(SENTINEL_USER)} resetkeys resetchannels &__sentinel__:hello -@all {SENTINEL_COMMANDS}",
+            f"user {REPLICA_USER} on {_hashed(index, REPLICA_USER)} resetkeys resetchannels -@all +psync +replconf +ping",
+            f"user {SENTINEL_USER} on {_hashed(index, SENTINEL_USER)} resetkeys resetchannels &__sentinel__:hello -@all "
+            + SENTINEL_COMMANDS,
         ]
     return "\n".join(lines) + "\n"
+
+
+def _hashed(index: ManagedIndex, user: str) -> str:
+    return "#" + hashlib.sha256(index.password(user).encode()).hexdigest()
 
 
 def redis_conf(index: ManagedIndex) -> str:
@@ -158,7 +165,9 @@ def redis_conf(index: ManagedIndex) -> str:
 
 
 def sentinel_conf(index: ManagedIndex) -> str:
-    """The sentinels' configuration, completed by START. A take-over that failed is tried again after twice failover-timeout."""
+    """The sentinels' configuration, completed by START. A take-over that failed is tried again after twice failover-timeout.
+
+    Sentinels log in to each other; anybody else may ask them who leads, but have nothing changed."""
     master = names.SENTINEL_MASTER
     lines = [
         f"port {names.SENTINEL_PORT}",
@@ -174,6 +183,10 @@ def sentinel_conf(index: ManagedIndex) -> str:
         f"sentinel down-after-milliseconds {master} 3000",
         f"sentinel failover-timeout {master} 5000",
         f"sentinel parallel-syncs {master} 2",
+        f"user default on nopass resetkeys resetchannels -@all {SENTINEL_ASKING}",
+        f"user {SENTINEL_USER} on {_hashed(index, SENTINEL_USER)} resetkeys allchannels -@all {SENTINEL_PEER_COMMANDS}",
+        f"sentinel sentinel-user {SENTINEL_USER}",
+        f"sentinel sentinel-pass {index.password(SENTINEL_USER)}",
     ]
     return "\n".join(lines) + "\n"
 
