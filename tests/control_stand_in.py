@@ -41,7 +41,7 @@ class ControlStandIn:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                node.held = node.held or bool(body.get("hold"))
+                node.held = not body.get("release") and (node.held or bool(body.get("hold")))
                 self._answer(body, {"fenced": body.get("members", []), "unknown": [], "held": node.held})
 
             def _answer(self, body: dict[str, Any], answer: dict[str, Any]) -> None:

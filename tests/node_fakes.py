@@ -147,6 +147,10 @@ class FakeIndex:
         self._hear(("hold", None))
         self.state = self.state.model_copy(update={"held": True})
 
+    def release(self) -> None:
+        self._hear(("release", None))
+        self.state = self.state.model_copy(update={"held": False})
+
     def begin_epoch(self, reason: str) -> None:
         self._hear(("epoch", reason))
 

@@ -33,7 +33,11 @@ class IndexLink(EventSink, Protocol):
         ...
 
     async def hold(self) -> None:
-        """Leaves the index until the next start: everything published is void, and nothing more is."""
+        """Leaves the index until the next start or `release`: everything published is void, and nothing more is."""
+        ...
+
+    def release(self) -> None:
+        """Takes its place in the index again after a hold, and publishes what it holds."""
         ...
 
 
@@ -55,6 +59,9 @@ class NoIndex:
 
     async def hold(self) -> None:
         self._held = True
+
+    def release(self) -> None:
+        self._held = False
 
     def status(self) -> models.IndexStatus:
         return models.IndexStatus(
@@ -140,6 +147,9 @@ class Control:
             logger.info("leaving the index until the next start: %s", request.reason)
             await self._index.hold()
             return models.FenceAnswer(fenced=[self._node_id], unknown=[], held=True)
+        if request.release:
+            logger.info("taking its place in the index again: %s", request.reason)
+            self._index.release()
         if self._node_id in request.members:
             self._index.begin_epoch(request.reason)
         known = await self._index.fence_members(others, request.reason)

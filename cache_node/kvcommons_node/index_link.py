@@ -143,6 +143,9 @@ class RedisIndex:
     async def hold(self) -> None:
         await self._index.hold()
 
+    def release(self) -> None:
+        self._index.release()
+
     def status(self) -> IndexStatus:
         member, connected = self._index.member, self._index.joined
         self._standing.see(connected, self._index.last_error)

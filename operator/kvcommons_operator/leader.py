@@ -18,7 +18,7 @@ from kvcommons_operator.kube.events import Recorder
 from kvcommons_operator.kube.kinds import OWN_API, OWN_KINDS
 from kvcommons_operator.metrics import OperatorMetrics
 from kvcommons_operator.observed import Install, NodeState, Pod
-from kvcommons_operator.outcome import PodAction
+from kvcommons_operator.outcome import ActionKind, PodAction
 from kvcommons_operator.reconcile.act import Executor
 from kvcommons_operator.reconcile.controller import Controller
 from kvcommons_operator.reconcile.fence import Fencer, addresses, holds_node
@@ -26,10 +26,12 @@ from kvcommons_operator.reconcile.inventory import Inventory
 from kvcommons_operator.reconcile.nodes import Address, NodeClient
 from kvcommons_operator.reconcile.observe import Observer
 from kvcommons_operator.reconcile.owners import deployment_of, owner_of, pool_of
+from kvcommons_operator.reconcile.ownership import other_operator
 from kvcommons_operator.reconcile.poller import Poller, Target, node_shape
 from kvcommons_operator.reconcile.queue import WorkQueue
 from kvcommons_operator.reconcile.resources import Id, Resources
 from kvcommons_operator.reconcile.world import World
+from kvcommons_operator.rollout import followed
 from kvcommons_operator.settings import OperatorSection
 
 CRDS_SECONDS: Final = 2.0
@@ -65,7 +67,12 @@ class Leader:
         self._inventory = Inventory(self._owner_event, self._fencer.pod_changed)
         self._world = World(client, settings.namespaces, self._inventory, self._apis_changed)
         self._nodes: Poller[NodeState] = Poller(
-            self._node_targets, self._ask_node, node_shape, self._queue.add, settings.node_polls_per_second_max
+            self._node_targets,
+            self._ask_node,
+            node_shape,
+            self._queue.add,
+            settings.node_polls_per_second_max,
+            follow=followed,
         )
         self._routers: Poller[int | None] = Poller(
             self._router_targets,
@@ -78,7 +85,16 @@ class Leader:
             client, install, self._world, self._inventory, self._resources, self._nodes.state, self._routers.state
         )
         recorder = Recorder(client, identity)
-        executor = Executor(client, self._world, self._inventory, self._resources, recorder, metrics, self._fence_step)
+        executor = Executor(
+            client,
+            self._world,
+            self._inventory,
+            self._resources,
+            recorder,
+            metrics,
+            self._fence_step,
+            identity=install.identity,
+        )
         self._controller = Controller(
             client,
             self._resources,
@@ -189,8 +205,11 @@ class Leader:
         return self._resources.pool_of(self._resources.get(key)) if key is not None else None
 
     def _token(self, pool: Id) -> str | None:
+        """None where the pool is gone, or another operator's: its nodes know another one."""
         resource = self._resources.get(pool)
-        return control_token(self._install.root_secret, resource["metadata"]["uid"]) if resource is not None else None
+        if resource is None or other_operator(resource, self._install.identity):
+            return None
+        return control_token(self._install.root_secret, resource["metadata"]["uid"])
 
     def _live_nodes(self, pod: Pod) -> Sequence[Address]:
         pool = self._pool_of(pod)
@@ -227,6 +246,11 @@ class Leader:
             return
         pods = self._inventory.pods(owner_of(*pool))
         own = [Address(pod.ip, token) for pod in pods if pod.uid == action.uid and pod.ip]
+        if action.kind is ActionKind.UNFENCE:
+            for address in own:
+                await self._node_client.unfence(address, action.reason)
+            self._nodes.urge(action.uid)
+            return
         members = [action.member] if action.member else []
         if not (own and await self._fencer.ask(own, members, action.reason, hold=True)):
             others = addresses([pod for pod in pods if pod.uid != action.uid], token)[:3]

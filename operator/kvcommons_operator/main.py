@@ -242,6 +242,7 @@ def install_of(settings: OperatorSection, namespace: str, secret: bytes) -> Inst
         image_pull_secrets=settings.image_pull_secrets,
         cluster_domain=settings.cluster_domain,
         operator_labels=settings.pod_labels,
+        identity=f"{namespace}/{settings.lease_name}",
         metrics_namespaces=settings.metrics_namespaces,
     )
 

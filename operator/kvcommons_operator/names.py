@@ -57,6 +57,8 @@ PINNED: Final = f"{GROUP}/pinned"
 DATA_PARALLEL: Final = f"{GROUP}/data-parallel-size"
 REPLICAS_FROM: Final = f"{GROUP}/replicas-from-spec"
 """On a role object: the number in the deployment when the operator last wrote it; a newer wish wins over a scaled one."""
+OPERATOR: Final = f"{GROUP}/operator"
+"""On a resource: which operator looks after it (its namespace and Lease). Another one leaves it alone."""
 DELETION_COST: Final = "controller.kubernetes.io/pod-deletion-cost"
 
 CONTROL_PORT: Final = 9470

@@ -71,6 +71,8 @@ class Pod:
     phase: str = "Pending"
     ready: bool = False
     deleting: bool = False
+    deleting_since: str = ""
+    """When its last second was to be (deletionTimestamp), if it is going."""
     unschedulable: str = ""
     """The scheduler's words where it finds no node."""
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -95,6 +97,7 @@ class Pod:
             phase=status.get("phase", "Pending"),
             ready=conditions.get("Ready", {}).get("status") == "True",
             deleting="deletionTimestamp" in metadata,
+            deleting_since=metadata.get("deletionTimestamp", ""),
             unschedulable=unschedulable,
             labels=metadata.get("labels") or {},
             annotations=metadata.get("annotations") or {},
@@ -136,8 +139,14 @@ class NodeState:
     reachable: bool = True
     joined: bool = False
     """It is a member of the index and its epoch is in force: not fenced."""
+    unanswered: int = 0
+    """Questions in a row that it did not answer, the last one among them."""
+    unanswered_seconds: float = 0.0
+    """From the first to the last of them."""
     fenced: bool = False
-    """It publishes nothing and nothing of it is believed, until it is restarted."""
+    """It publishes nothing and nothing of it is believed, until it is restarted or let back in."""
+    fenced_seconds: float = 0.0
+    """For how long it is known to be so."""
     flushed: bool = False
     """Nothing that it holds in memory alone is still to be written down."""
     chunks: int = 0
@@ -173,6 +182,8 @@ class Install:
     cluster_domain: str = "cluster.local"
     operator_labels: Mapping[str, str] = field(default_factory=lambda: {"app.kubernetes.io/name": "kvcommons-operator"})
     """Of the operator's pods: whom NetworkPolicies let reach control APIs."""
+    identity: str = ""
+    """Which of several operators this one is: its namespace and its Lease. Empty for the only one."""
     metrics_namespaces: Mapping[str, str] = field(default_factory=dict)
     """Labels of the namespaces whose pods may scrape metrics, besides those that a resource lets in; empty for none."""
 

@@ -26,6 +26,8 @@ class ActionKind(StrEnum):
     """Void everything that the member published: POST /v1/fence on any live node of the pool."""
     FLUSH = "flush"
     """Have the member write down what it holds in memory alone, and take nothing new."""
+    UNFENCE = "unfence"
+    """Let the member back into the index, whose hold has no reason any more."""
     DELETE_POD = "delete-pod"
     """Delete the pod if its uid is still this one (a precondition); its controller makes the next."""
     ANNOTATE_POD = "annotate-pod"

@@ -109,14 +109,16 @@ def _roll(pool: Pool, daemon_set: Manifest | None, observed: PoolObserved) -> ro
     template = daemon_set["spec"]["template"]
     wanted = template["metadata"]["annotations"][names.TEMPLATE_HASH]
     applied = live["spec"]["template"]["metadata"].get("annotations", {}).get(names.TEMPLATE_HASH)
-    return rollout.roll_nodes(
-        pods,
-        wanted,
-        observed.nodes,
+    strategy = pool.spec.update_strategy
+    rules = rollout.Rules(
         desired=(live.get("status") or {}).get("desiredNumberScheduled", 0),
         # A pod deleted before the new template is in force would come back as it was.
-        rolling=applied == wanted and pool.spec.update_strategy.type == UpdateType.ROLLING_ONE,
+        rolling=applied == wanted and strategy.type == UpdateType.ROLLING_ONE,
+        release_outdated=strategy.type != UpdateType.ROLLING_ONE,
+        flush_seconds_max=float(strategy.drain_seconds),
+        now=observed.now,
     )
+    return rollout.roll_nodes(pods, wanted, observed.nodes, rules)
 
 
 def _live(manifest: Manifest | None, observed: PoolObserved) -> Manifest | None:
@@ -192,7 +194,9 @@ def _plan_deletion(resource: Manifest, observed: PoolObserved) -> Plan:
 
 
 def _nodes_left(observed: PoolObserved) -> bool:
-    return any(pod.labels.get(names.COMPONENT) == names.CACHE_NODE for pod in observed.pods)
+    """Those on machines that are gone are not waited for."""
+    nodes = [pod for pod in observed.pods if pod.labels.get(names.COMPONENT) == names.CACHE_NODE]
+    return any(not rollout.is_lost(pod, observed.now) for pod in nodes)
 
 
 def _first_to_go(observed: PoolObserved) -> tuple[Ref, ...]:

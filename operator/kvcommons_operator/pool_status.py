@@ -137,7 +137,8 @@ def _whole(view: View) -> list[Condition]:
                 "the index is not ready: engines still serve, but find no hits of others",
             )
         )
-    missing = view.desired - len(view.up)
+    lost = view.roll.lost if view.roll is not None else ()
+    missing = view.desired - len(view.up) - len(lost)
     rolling = (
         1 if view.roll is not None and (view.roll.outdated or view.roll.waiting_for) and not view.roll.stuck else 0
     )
@@ -151,7 +152,8 @@ def _whole(view: View) -> list[Condition]:
                 ": ".join([message, *([conditions.listed(problems)] if problems else [])]),
             )
         )
-    found.append(yes(conditions.AVAILABLE, "Ready", f"{len(view.up)} cache nodes serve"))
+    gone = f"; not waited for, since their machines are gone: {', '.join(lost[:3])}" if lost else ""
+    found.append(yes(conditions.AVAILABLE, "Ready", f"{len(view.up)} cache nodes serve{gone}"))
     return found
 
 

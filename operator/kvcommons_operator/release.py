@@ -1,4 +1,4 @@
-"""Taking our finalizers off everything, once: so that removing the operator first leaves no resource stuck.
+"""Taking our finalizers and our mark off everything, once: so that removing the operator first leaves no resource stuck.
 
 Under the operator's Lease: an operator that still ran would put them back at once.
 """
@@ -32,6 +32,8 @@ async def release(settings: OperatorSection) -> int:
     client = KubeClient(connect.client_of(configuration))
     failed = 0
     own = settings.namespace or connect.own_namespace(NAMESPACE_DEFAULT)
+    # Of a certain operator's namespace: another operator's resources are not ours to release. By hand: whatever there is.
+    identity = f"{own}/{settings.lease_name}" if settings.namespace else ""
     election = Election(client, own, settings.lease_name, f"release-{socket.gethostname()}")
     try:
         if not await _nobody_leads(client, election, settings, own):
@@ -39,7 +41,7 @@ async def release(settings: OperatorSection) -> int:
         for kind in (DEPLOYMENT_OWN, POOL):
             for namespace in settings.namespaces or (None,):
                 for item in await _items(client, kind, namespace):
-                    failed += not await _released(client, kind, item)
+                    failed += not await _released(client, kind, item, identity)
     except KubeError as error:
         logger.error("not everything is released: %s", error)
         failed += 1
@@ -77,13 +79,26 @@ async def _items(client: KubeClient, kind: Kind, namespace: str | None) -> list[
         return []  # no CRD, nothing to release
 
 
-async def _released(client: KubeClient, kind: Kind, item: Document) -> bool:
+async def _released(client: KubeClient, kind: Kind, item: Document, identity: str) -> bool:
+    """The mark goes with the finalizers: the next operator may take it over.
+
+    :param identity: of the operator whose resources these are to be; empty for all."""
     metadata = item["metadata"]
     for _ in range(CONFLICTS_MAX):
-        kept = [name for name in metadata.get("finalizers") or [] if name not in OURS]
-        if kept == (metadata.get("finalizers") or []):
+        mark = (metadata.get("annotations") or {}).get(names.OPERATOR)
+        if identity and mark not in (None, identity):
+            logger.info("%s %s/%s is left to %s", kind.name, metadata["namespace"], metadata["name"], mark)
             return True
-        change = {"metadata": {"resourceVersion": metadata["resourceVersion"], "finalizers": kept}}
+        kept = [name for name in metadata.get("finalizers") or [] if name not in OURS]
+        if mark is None and kept == (metadata.get("finalizers") or []):
+            return True
+        change = {
+            "metadata": {
+                "resourceVersion": metadata["resourceVersion"],
+                "finalizers": kept,
+                "annotations": {names.OPERATOR: None},
+            }
+        }
         try:
             await client.merge(kind, metadata["namespace"], metadata["name"], change)
             logger.info("released %s %s/%s", kind.name, metadata["namespace"], metadata["name"])

@@ -1,13 +1,14 @@
 """How changes reach cache nodes, one at a time, and which engine goes first when there are to be fewer. Pure.
 
 A node goes: fence (nothing it published is believed any more, and it publishes nothing new), flush (what it has in memory alone
-is written down), delete its pod, wait until the new one is ready and a member again; then the next. What does not come back stops
-the roll."""
+is written down, for as long as that may take), delete its pod, wait until the new one is ready and a member again; then the next. What does
+not come back stops the roll, but for a machine that is gone with its pod. A node that is held and need not go any more is let back in."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Final
 
 from kvcommons_operator import names
@@ -16,6 +17,15 @@ from kvcommons_operator.observed import NodeState, Pod
 from kvcommons_operator.outcome import ActionKind, PodAction
 
 WAIT_SECONDS: Final = 2.0
+FLUSH_SECONDS_MAX: Final = 30.0
+"""How long a fenced node may take to write down what it has in memory alone, where the pool does not say."""
+UNANSWERED_MIN: Final = 3
+UNANSWERED_SECONDS_MIN: Final = 10.0
+"""A node that the kubelet calls ready is given up after so many questions without an answer, over so long."""
+RELEASE_SECONDS_MAX: Final = 30.0
+"""One that is held, need not be and can't be let back in (an older version) is replaced after so long."""
+LOST_SECONDS: Final = 30.0
+"""A pod that is still there so long after its last second is on a machine that nobody hears of."""
 COST_MAX: Final = 2**31 - 1
 
 
@@ -30,6 +40,8 @@ class Roll:
     """What must come back before the next node goes."""
     stuck: str = ""
     """Why it does not come back by itself."""
+    lost: tuple[str, ...] = ()
+    """Cache nodes on machines that are gone: nobody waits for them."""
     requeue_seconds: float | None = None
 
     @property
@@ -38,64 +50,135 @@ class Roll:
         return not self.outdated and not self.waiting_for
 
 
-def roll_nodes(
-    pods: Sequence[Pod], template_hash: str, nodes: Mapping[str, NodeState], *, desired: int, rolling: bool = True
-) -> Roll:
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How a pool's nodes are rolled."""
+
+    desired: int
+    """How many nodes there should be."""
+    rolling: bool = True
+    """False (updateStrategy OnDelete, or a template that is not in force yet): only count."""
+    release_outdated: bool = False
+    """Outdated nodes are left to the user: none of them is to be held."""
+    flush_seconds_max: float = FLUSH_SECONDS_MAX
+    now: str = ""
+    """RFC 3339; empty where time plays no part."""
+
+
+def roll_nodes(pods: Sequence[Pod], template_hash: str, nodes: Mapping[str, NodeState], rules: Rules) -> Roll:
     """The next step of bringing all nodes to this template.
 
-    :param nodes: by pod uid. A pod that did not answer counts as away; nothing is begun before all that are ready were asked.
-    :param desired: how many nodes there should be.
-    :param rolling: False (updateStrategy OnDelete): only count."""
-    old = [pod for pod in pods if not pod.deleting and pod.annotations.get(names.TEMPLATE_HASH) != template_hash]
-    new = [pod for pod in pods if not pod.deleting and pod not in old]
-    away = _away(pods, new, nodes, desired)
-    roll = Roll(outdated=len(old), updated=len(new))
+    :param nodes: by pod uid. A pod that did not answer counts as away; nothing is begun before all that are ready were asked."""
+    lost = [pod for pod in pods if is_lost(pod, rules.now)]
+    alive = [pod for pod in pods if pod not in lost]
+    old = [pod for pod in alive if not pod.deleting and pod.annotations.get(names.TEMPLATE_HASH) != template_hash]
+    new = [pod for pod in alive if not pod.deleting and pod not in old]
+    roll = Roll(outdated=len(old), updated=len(new), lost=tuple(sorted(member(pod) for pod in lost)))
+    held = _held([*new, *old] if rules.release_outdated else new, nodes)
+    if held is not None:
+        waiting = f"cache node {member(held)}, which is fenced"
+        return replace(roll, actions=(_release(held, nodes),), waiting_for=waiting, requeue_seconds=WAIT_SECONDS)
+    away = _away(alive, new, rules.desired - len(lost))
     if away is not None:
         what, why = away
         return replace(roll, waiting_for=what, stuck=why, requeue_seconds=WAIT_SECONDS)
-    if not old or not rolling:
+    if not old or not rules.rolling:
         return roll
-    unasked = sum(pod.ready and pod.uid not in nodes for pod in pods)
-    if unasked:
-        # A leader that has just begun: one of them may be held already, and none may go without its fence.
-        return replace(roll, waiting_for=f"what {unasked} cache nodes say of themselves", requeue_seconds=WAIT_SECONDS)
+    apart = _apart(alive, new, nodes)
+    if apart is not None:
+        what, why = apart
+        return replace(roll, waiting_for=what, stuck=why, requeue_seconds=WAIT_SECONDS)
     begun = [pod for pod in old if (state := nodes.get(pod.uid)) is not None and state.fenced]
     broken = [pod for pod in old if not pod.ready]
     # One that was begun first, then one that serves nobody anyway, then by name: the order is the same in every look.
     chosen = min(begun or broken or old, key=lambda pod: pod.name)
-    step = next_step(chosen, nodes.get(chosen.uid))
-    return replace(roll, actions=(step,), waiting_for=f"cache node {member(chosen)}", requeue_seconds=WAIT_SECONDS)
+    step = next_step(chosen, nodes.get(chosen.uid), rules.flush_seconds_max)
+    doubt = ", which does not answer" if step is None else ""
+    actions = (step,) if step is not None else ()
+    return replace(
+        roll, actions=actions, waiting_for=f"cache node {member(chosen)}{doubt}", requeue_seconds=WAIT_SECONDS
+    )
 
 
-def _away(
-    pods: Sequence[Pod], new: Sequence[Pod], nodes: Mapping[str, NodeState], desired: int
-) -> tuple[str, str] | None:
+def is_lost(pod: Pod, now: str) -> bool:
+    """It should be gone for long: its machine is off, or cut off. Kubernetes keeps such a pod until a person removes the machine."""
+    if not (pod.deleting_since and now):
+        return False
+    return (datetime.fromisoformat(now) - datetime.fromisoformat(pod.deleting_since)).total_seconds() > LOST_SECONDS
+
+
+def _held(pods: Sequence[Pod], nodes: Mapping[str, NodeState]) -> Pod | None:
+    """One that is held though nothing is to become of it: its change was taken back."""
+    held = [pod for pod in pods if (state := nodes.get(pod.uid)) is not None and state.reachable and state.fenced]
+    return min(held, key=lambda pod: pod.name, default=None)
+
+
+def _release(pod: Pod, nodes: Mapping[str, NodeState]) -> PodAction:
+    late = nodes[pod.uid].fenced_seconds > RELEASE_SECONDS_MAX
+    return _action(ActionKind.DELETE_POD if late else ActionKind.UNFENCE, pod, "it need not be replaced any more")
+
+
+def _away(pods: Sequence[Pod], new: Sequence[Pod], desired: int) -> tuple[str, str] | None:
     """(what is not back, why it does not come back by itself) if any node that was touched is not back yet."""
     leaving = next((pod for pod in sorted(pods, key=lambda pod: pod.name) if pod.deleting), None)
     if leaving is not None:
         return f"pod {leaving.name}, which is going", ""
     for pod in sorted(new, key=lambda pod: pod.name):
-        state = nodes.get(pod.uid)
         if not pod.ready:
             problem = trouble(pod)
             return f"cache node {member(pod)}", problem.message if problem is not None and problem.stuck else ""
-        if state is not None and state.reachable and state.fenced:
-            return f"cache node {member(pod)}, which is fenced", ""
     if len(pods) < desired:
         return f"{desired - len(pods)} cache nodes that have no pod yet", ""
     return None
 
 
-def next_step(pod: Pod, state: NodeState | None) -> PodAction:
-    """Fence, then flush, then delete; a node that does not answer has nothing to flush."""
+def _apart(pods: Sequence[Pod], new: Sequence[Pod], nodes: Mapping[str, NodeState]) -> tuple[str, str] | None:
+    """The same for what nodes say of themselves: whether they are members again, before the next one goes."""
+    unasked = sum(pod.ready and pod.uid not in nodes for pod in pods)
+    if unasked:
+        # A leader that has just begun: one of them may be held already, and none may go without its fence.
+        return f"what {unasked} cache nodes say of themselves", ""
+    for pod in sorted(new, key=lambda pod: pod.name):
+        state = nodes[pod.uid]
+        if not state.reachable:
+            why = f"it does not answer the operator on port {names.CONTROL_PORT}: see its logs and the NetworkPolicies"
+            return f"cache node {member(pod)}, which does not answer", why if _given_up(state) else ""
+        if not state.joined:
+            return f"cache node {member(pod)}, which is no member of the index yet", ""
+    return None
+
+
+def _given_up(state: NodeState) -> bool:
+    return state.unanswered >= UNANSWERED_MIN and state.unanswered_seconds >= UNANSWERED_SECONDS_MIN
+
+
+def next_step(pod: Pod, state: NodeState | None, flush_seconds_max: float = FLUSH_SECONDS_MAX) -> PodAction | None:
+    """Fence, then flush, then delete. One that the kubelet does not call ready serves nobody; one that it does must have been asked in
+    vain for a while: a lost answer is no proof that it is dead. None: wait."""
     reason = "its pod is to be replaced"
-    if state is None or not state.reachable or not pod.ready:
+    if not pod.ready:
         return _action(ActionKind.DELETE_POD, pod, reason)
+    if state is None or not state.reachable:
+        return _action(ActionKind.DELETE_POD, pod, reason) if state is not None and _given_up(state) else None
     if not state.fenced:
         return _action(ActionKind.FENCE, pod, reason)
-    if not state.flushed:
+    if not state.flushed and state.fenced_seconds < flush_seconds_max:
         return _action(ActionKind.FLUSH, pod, reason)
     return _action(ActionKind.DELETE_POD, pod, reason)
+
+
+def followed(before: NodeState | None, state: NodeState, seconds: float) -> NodeState:
+    """What a node says now, with for how long it has been so.
+
+    :param seconds: since it was asked before."""
+    known = before if before is not None else NodeState(member=state.member)
+    if not state.reachable:
+        still = seconds if known.unanswered else 0.0
+        unanswered_seconds = known.unanswered_seconds + still
+        return replace(state, unanswered=known.unanswered + 1, unanswered_seconds=unanswered_seconds)
+    if state.fenced and known.fenced:
+        return replace(state, fenced_seconds=known.fenced_seconds + seconds)
+    return state
 
 
 def member(pod: Pod) -> str:

@@ -71,11 +71,16 @@ def test_a_namespace_that_the_pool_does_not_allow_is_told_so(
 
 
 def test_what_the_api_server_refuses_is_said_and_holds_nothing_else_up(operators: Operators, place: Place) -> None:
-    """A child whose immutable field somebody has taken is refused: the condition says which and why; its siblings are made."""
+    """A child of ours with another immutable field is refused: the condition says which and why; its siblings are made."""
+    labels = {
+        "app.kubernetes.io/managed-by": "kvcommons-operator",
+        "kvcommons.io/deployment": "chat",
+        "kvcommons.io/deployment-namespace": place.namespace,
+    }
     squatter = {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": {"name": "chat-engine"},
+        "metadata": {"name": "chat-engine", "labels": labels},
         "spec": {
             "selector": {"matchLabels": {"squatter": "yes"}},
             "template": {

@@ -68,6 +68,23 @@ async def test_a_held_node_leaves_at_once_and_publishes_nothing_more() -> None:
             await client.aclose()
 
 
+async def test_a_held_node_is_let_back_in_with_what_it_holds() -> None:
+    """A roll that was taken back leaves no node outside: it is a member again under another epoch, and what it holds is told anew."""
+    with redis_server.running() as server:
+        async with running(server.url) as node:
+            await until(node.connected)
+            before = (await alive(server.url))["node-a"]
+            await fence(node, hold=True)
+            assert "node-a" not in await alive(server.url)
+            status, answer = await fence(node, release=True, reason="taken back")
+            assert (status, answer["held"]) == (200, False)
+            await until(node.connected)
+            assert (await alive(server.url))["node-a"] != before
+            assert not (await node.ready())["index"]["held"]
+            again = await fence(node, release=True)
+            assert again[0] == 200
+
+
 async def test_only_the_node_itself_can_be_held() -> None:
     """Holding another node is refused with the remedy: that one has to be asked itself."""
     with redis_server.running() as server:

@@ -171,7 +171,6 @@ UNBUILT: tuple[tuple[str, Spec], ...] = (
     ("spec.transport", {"transport": {"socketsPerPeer": 8}}),
     ("spec.tenancy.quotas", {"tenancy": {"quotas": [{"tenant": "a", "memoryPercent": 10}]}}),
     ("spec.security.tls", {"security": {"tls": {"secretRef": {"name": "s"}}}}),
-    ("spec.updateStrategy.drainSeconds", {"updateStrategy": {"drainSeconds": 60}}),
     ("spec.engine.type", {"engine": {"type": "sglang"}}),
     (
         "spec.engine.nodesPerReplica",

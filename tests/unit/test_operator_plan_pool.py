@@ -272,3 +272,19 @@ def test_a_sidecar_pool_is_ready_with_its_index_and_waits_for_engines() -> None:
     assert statuses(found.status)["Available"] == ("True", "WaitingForEngines")
     assert statuses(found.status)["Ready"][0] == "True"
     assert "privileged" not in examples.condition(found.status, "Accepted")["message"]
+
+
+def test_a_machine_that_is_gone_is_told_and_waited_for_by_nobody() -> None:
+    """Its pod stays Terminating for ever: the pool is ready with the rest, says which node is missing, and may be deleted."""
+    pool = examples.pool()
+    world = running(pool)
+    dead = replace(world["pods"][1], ready=False, deleting=True, deleting_since="2026-11-23T05:50:00Z")
+    world["pods"] = (world["pods"][0], dead, *world["pods"][2:])
+    found = plan(pool, **world)
+    ready = examples.condition(found.status, "Ready")
+    assert (ready["status"], statuses(found.status)["Progressing"]) == ("True", ("False", "Complete"))
+    assert "node-1" in ready["message"]
+    pool["metadata"]["deletionTimestamp"] = examples.NOW
+    assert plan(pool, pods=(dead,)).finalizer == Finalizer.DROP
+    young = replace(dead, deleting_since=examples.NOW)
+    assert plan(pool, pods=(young,)).finalizer == Finalizer.KEEP

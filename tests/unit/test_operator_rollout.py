@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import operator_examples as examples
 from hypothesis import given
@@ -10,16 +11,16 @@ from hypothesis import strategies as st
 from kvcommons_operator import names
 from kvcommons_operator.observed import Container, NodeState, Pod
 from kvcommons_operator.outcome import ActionKind
-from kvcommons_operator.rollout import Roll, Warmth, deletion_costs, roll_nodes
+from kvcommons_operator.rollout import Roll, Rules, Warmth, deletion_costs, followed, roll_nodes
 
 OLD, NEW = "old", "new"
 NODES_MAX = 6
 STEPS_MAX = 400
 
 
-def look(pods: list[Pod], states: list[NodeState], *, desired: int | None = None, rolling: bool = True) -> Roll:
+def look(pods: list[Pod], states: list[NodeState], **rules: Any) -> Roll:
     nodes = {pod.uid: state for pod, state in zip(pods, states, strict=True)}
-    return roll_nodes(pods, NEW, nodes, desired=len(pods) if desired is None else desired, rolling=rolling)
+    return roll_nodes(pods, NEW, nodes, Rules(**{"desired": len(pods), **rules}))
 
 
 def kinds(roll: Roll) -> list[tuple[ActionKind, str]]:
@@ -45,7 +46,8 @@ def test_the_next_node_waits_until_the_last_is_back() -> None:
     assert look([going, outdated], states).actions == ()
     assert look([outdated], states[1:], desired=2).actions == ()
     assert look([replace(fresh, ready=False), outdated], states).actions == ()
-    assert look([fresh, outdated], [replace(states[0], fenced=True), states[1]]).actions == ()
+    held = look([fresh, outdated], [replace(states[0], fenced=True), states[1]])
+    assert kinds(held) == [(ActionKind.UNFENCE, "node-0")]
     assert kinds(look([fresh, outdated], states)) == [(ActionKind.FENCE, "node-1")]
 
 
@@ -67,11 +69,83 @@ def test_a_broken_node_goes_first_when_the_wish_has_changed_again() -> None:
     assert kinds(look(pods, states)) == [(ActionKind.DELETE_POD, "node-1")]
 
 
-def test_a_node_that_does_not_answer_is_replaced_without_being_asked() -> None:
-    """It can be neither fenced nor flushed by itself; others void what it published when its pod goes."""
+def test_a_node_that_does_not_answer_is_replaced_only_after_it_was_asked_in_vain_for_a_while() -> None:
+    """One lost answer is no proof: a ready node is given up after three in ten seconds. One that is not ready serves nobody anyway."""
     pods = [examples.node_pod(0, OLD)]
-    assert kinds(look(pods, [examples.node_state(0, reachable=False)])) == [(ActionKind.DELETE_POD, "node-0")]
-    assert kinds(roll_nodes([replace(pods[0], ready=False)], NEW, {}, desired=1)) == [(ActionKind.DELETE_POD, "node-0")]
+    silent = examples.node_state(0, reachable=False, unanswered=1)
+    roll = look(pods, [silent])
+    assert (roll.actions, roll.waiting_for) == ((), "cache node node-0, which does not answer")
+    assert look(pods, [replace(silent, unanswered=5, unanswered_seconds=9.0)]).actions == ()
+    assert look(pods, [replace(silent, unanswered=2, unanswered_seconds=60.0)]).actions == ()
+    given_up = replace(silent, unanswered=3, unanswered_seconds=10.0)
+    assert kinds(look(pods, [given_up])) == [(ActionKind.DELETE_POD, "node-0")]
+    dead = [replace(pods[0], ready=False)]
+    assert kinds(roll_nodes(dead, NEW, {}, Rules(desired=1))) == [(ActionKind.DELETE_POD, "node-0")]
+
+
+def test_answers_that_do_not_come_are_counted_with_their_time() -> None:
+    """From the first of them on; one that comes begins anew."""
+    well, silent = examples.node_state(0), examples.node_state(0, reachable=False)
+    first = followed(well, silent, 30.0)
+    assert (first.unanswered, first.unanswered_seconds) == (1, 0.0)
+    second = followed(first, silent, 2.0)
+    third = followed(second, silent, 4.0)
+    assert (third.unanswered, third.unanswered_seconds) == (3, 6.0)
+    assert followed(third, well, 8.0).unanswered == 0
+    assert followed(None, silent, 0.0).unanswered == 1
+
+
+def test_a_flush_has_an_end() -> None:
+    """A node whose memory can't be written down is replaced all the same, once it has had its time."""
+    pods = [examples.node_pod(0, OLD)]
+    state = examples.node_state(0, fenced=True, joined=False)
+    held = followed(followed(state, state, 9.0), state, 2.0)
+    assert held.fenced_seconds == 11.0
+    assert kinds(look(pods, [held], flush_seconds_max=12.0)) == [(ActionKind.FLUSH, "node-0")]
+    assert kinds(look(pods, [held], flush_seconds_max=11.0)) == [(ActionKind.DELETE_POD, "node-0")]
+
+
+def test_a_node_whose_change_is_taken_back_is_let_in_again() -> None:
+    """Held for a template that nobody wants any more, it would be out of the index for ever; nothing else happens before it is back.
+    One that can't be let in again, since it is too old to know how, is replaced."""
+    pods = [examples.node_pod(0, NEW), examples.node_pod(1, OLD)]
+    held = examples.node_state(0, fenced=True, joined=False)
+    assert kinds(look(pods, [held, examples.node_state(1)])) == [(ActionKind.UNFENCE, "node-0")]
+    late = replace(held, fenced_seconds=31.0)
+    assert kinds(look(pods, [late, examples.node_state(1)])) == [(ActionKind.DELETE_POD, "node-0")]
+    assert kinds(look(pods[:1], [held], rolling=False)) == [(ActionKind.UNFENCE, "node-0")]
+
+
+def test_a_node_that_is_left_to_the_user_is_not_held() -> None:
+    """With a strategy that became OnDelete in the middle of a roll, the node that was begun goes on serving as it is."""
+    pods, held = [examples.node_pod(0, OLD)], examples.node_state(0, fenced=True, joined=False)
+    assert look(pods, [held], rolling=False).actions == ()
+    roll = look(pods, [held], rolling=False, release_outdated=True)
+    assert kinds(roll) == [(ActionKind.UNFENCE, "node-0")]
+
+
+def test_the_next_node_waits_until_the_last_is_a_member_again() -> None:
+    """A pod that is ready and not yet in the index is not back; one that does not answer the operator stops the roll, with why."""
+    pods = [examples.node_pod(0, NEW), examples.node_pod(1, OLD)]
+    roll = look(pods, [examples.node_state(0, joined=False), examples.node_state(1)])
+    assert (roll.actions, roll.stuck) == ((), "")
+    assert "no member of the index yet" in roll.waiting_for
+    silent = examples.node_state(0, reachable=False, unanswered=3, unanswered_seconds=14.0)
+    roll = look(pods, [silent, examples.node_state(1)])
+    assert roll.actions == ()
+    assert "NetworkPolicies" in roll.stuck
+    assert look(pods[:1], [silent]).done
+
+
+def test_a_machine_that_is_gone_with_its_pod_holds_no_roll_up() -> None:
+    """Kubernetes keeps the pod of a dead machine for ever: past its time nobody waits for it, and the others are rolled."""
+    dead = replace(examples.node_pod(0, OLD), deleting=True, ready=False, deleting_since="2026-11-23T05:59:20Z")
+    pods, states = [dead, examples.node_pod(1, OLD)], [examples.node_state(0), examples.node_state(1)]
+    early = look(pods, states, now="2026-11-23T05:59:50Z")
+    assert (early.actions, early.lost) == ((), ())
+    late = look(pods, states, now=examples.NOW)
+    assert (kinds(late), late.lost) == ([(ActionKind.FENCE, "node-1")], ("node-0",))
+    assert look([dead, examples.node_pod(1, NEW)], states, now=examples.NOW).done
 
 
 def test_nothing_goes_before_all_nodes_were_asked() -> None:
@@ -79,11 +153,11 @@ def test_nothing_goes_before_all_nodes_were_asked() -> None:
     unfenced at that."""
     pods = [examples.node_pod(number, OLD) for number in range(2)]
     states = {pods[1].uid: examples.node_state(1, fenced=True, flushed=True)}
-    roll = roll_nodes(pods, NEW, states, desired=2)
+    roll = roll_nodes(pods, NEW, states, Rules(desired=2))
     assert (roll.actions, roll.done) == ((), False)
     assert roll.requeue_seconds is not None
     asked = states | {pods[0].uid: examples.node_state(0)}
-    assert kinds(roll_nodes(pods, NEW, asked, desired=2)) == [(ActionKind.DELETE_POD, "node-1")]
+    assert kinds(roll_nodes(pods, NEW, asked, Rules(desired=2))) == [(ActionKind.DELETE_POD, "node-1")]
 
 
 def test_a_node_that_was_begun_is_finished_first() -> None:
@@ -121,7 +195,7 @@ class Cluster:
 
     def look(self) -> Roll:
         nodes = {pod.uid: self.states[number] for number, pod in self.pods.items()}
-        return roll_nodes(list(self.pods.values()), NEW, nodes, desired=len(self.states))
+        return roll_nodes(list(self.pods.values()), NEW, nodes, Rules(desired=len(self.states)))
 
     def obey(self, roll: Roll) -> None:
         for action in roll.actions:

@@ -12,6 +12,7 @@ from kvcommons_operator.observed import Manifest
 from kvcommons_operator.outcome import Plan
 from kvcommons_operator.reconcile.act import Executor, Refused
 from kvcommons_operator.reconcile.controller import Controller
+from kvcommons_operator.reconcile.marks import Marks
 from kvcommons_operator.reconcile.queue import WorkQueue
 from kvcommons_operator.reconcile.resources import Id, Resources
 
@@ -24,6 +25,7 @@ class Gone:
 
     def __init__(self) -> None:
         self.forgotten: list[Id] = []
+        self.marks = Marks(cast(Any, None), Resources(), "")
 
     def forget(self, key: Id) -> None:
         self.forgotten.append(key)

@@ -50,6 +50,7 @@ class NodeIndex:
         self._settings = settings
         self._inventory = inventory
         self._clock = clock
+        self._info = info
         self._keeper_connection = IndexConnection(settings)
         self._stream_connection = IndexConnection(settings)
         self.keeper = MembershipKeeper(self._keeper_connection, settings, clock=clock)
@@ -57,7 +58,7 @@ class NodeIndex:
         self.stream = OpStream(self._stream_connection, settings, guard=self._guard, on_loss=self.fence, clock=clock)
         self.republished = 0
         self.held = False
-        """Left on request: nothing is published until a new start."""
+        """Left on request: nothing is published until `release`, or a new start."""
         self._tell_all = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -92,11 +93,17 @@ class NodeIndex:
         await self._stream_connection.close()
 
     async def hold(self) -> None:
-        """Leaves at once, for good: what was published is void, and nothing follows. Redis being away is no error: the lease runs out."""
+        """Leaves at once, until `release`: what was published is void, and nothing follows. Redis being away is no error: the lease runs out."""
         self.held = True
         self.stream.clear()
         if self.member in self.keeper.members:
             await self.keeper.remove(self.member, leave=True)
+
+    def release(self) -> None:
+        """Joins again after a hold, under a new epoch, and tells what is there. Without a hold it changes nothing."""
+        if self.held:
+            self.held = False
+            self.member = self.keeper.add(self._info, on_epoch=self._new_epoch)
 
     def publish(self, token_key: bytes, text_keys: Iterable[int], tier: Tier = Tier.MEMORY) -> None:
         """A chunk is there (or moved to another tier)."""

@@ -94,7 +94,10 @@ class FenceRequest(Model):
     reason: str = Field(default="asked for", max_length=200, description="For logs and counters.")
     hold: bool = Field(
         default=False,
-        description="This node itself leaves the index: it goes on serving its engines and publishes nothing until it is restarted.",
+        description="This node itself leaves the index: it goes on serving its engines and publishes nothing until it is restarted or let back in.",
+    )
+    release: bool = Field(
+        default=False, description="This node takes its place in the index again after a hold. `hold` beside it wins."
     )
 
 
@@ -103,7 +106,7 @@ class FenceAnswer(Model):
 
     fenced: list[str] = Field(description="Everything that these published is void.")
     unknown: list[str] = Field(description="Of these the index knows nothing: nothing had to be done.")
-    held: bool = Field(description="Whether this node is out of the index until it is restarted.")
+    held: bool = Field(description="Whether this node is out of the index until it is restarted or let back in.")
 
 
 class IndexStatus(Model):

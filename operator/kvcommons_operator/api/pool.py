@@ -134,7 +134,7 @@ class UpdateStrategy(Model):
     max_unavailable: Literal[1] = 1
     """How many cache nodes may be away at one time. It is always 1."""
     drain_seconds: Annotated[Seconds, Field(le=3_600)] = 30
-    """How long a cache node may take to give back what engines hold, before it is restarted."""
+    """How long a cache node that is to be replaced may take to write down what it has in memory alone, once it is fenced."""
 
 
 class KVCachePoolSpec(Model):

@@ -89,12 +89,6 @@ POOL_GAPS: Final = (
         lambda spec: spec.security.tls is not None,
         "TLS between cache nodes is not built yet; leave it out: the pool's NetworkPolicy and tokens keep others out",
     ),
-    Gap(
-        "spec.updateStrategy.drainSeconds",
-        lambda spec: spec.update_strategy.drain_seconds != 30,
-        "no limit is set to a drain yet; a cache node is restarted as soon as it has flushed",
-        Verdict.IGNORED,
-    ),
 )
 
 DEPLOYMENT_GAPS: Final = (

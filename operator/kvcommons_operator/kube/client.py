@@ -96,6 +96,21 @@ class KubeClient:
             "PATCH", kind.path(namespace, name), kind=kind, query=query, body=change, content_type=MERGE
         )
 
+    async def metadata(self, kind: Kind, namespace: str | None, name: str) -> Document:
+        """An object's metadata by the right to patch it: an empty patch that is only tried, answered without the object's content.
+        :raises NotFoundError: if there is none."""
+        query = {"fieldManager": FIELD_MANAGER, "dryRun": "All"}
+        answer = await self.request(
+            "PATCH",
+            kind.path(namespace, name),
+            kind=kind,
+            query=query,
+            body={"metadata": {}},
+            content_type=MERGE,
+            accept=METADATA_ONLY,
+        )
+        return dict(answer["metadata"])
+
     async def create(self, kind: Kind, namespace: str | None, body: Mapping[str, Any]) -> Document:
         """:raises ConflictError: if there is one already."""
         query = {"fieldManager": FIELD_MANAGER}

@@ -1,4 +1,4 @@
-"""Carries a plan out: finalizer, manifests, steps on pods, deletions, status, Events, finalizer. What changes nothing is not sent."""
+"""Carries a plan out: finalizer, manifests, steps on pods, deletions, status, Events. What changes nothing is not sent."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from kvcommons_operator.metrics import OperatorMetrics
 from kvcommons_operator.observed import Manifest, Ref
 from kvcommons_operator.outcome import ActionKind, Finalizer, Plan, PodAction
 from kvcommons_operator.reconcile.inventory import Inventory, wish_digest
+from kvcommons_operator.reconcile.marks import Marks
+from kvcommons_operator.reconcile.ownership import NameTakenError, is_ours, taken
 from kvcommons_operator.reconcile.resources import Id, Resources
 from kvcommons_operator.reconcile.world import World
 
 UNWATCHED_SECONDS: Final = 600.0
 """What is not watched (Secrets) is written again this often, which puts drift back."""
-CONFLICTS_MAX: Final = 3
+NAME_TAKEN: Final = "NameTaken"
 OWN: Final = {kind.name: kind for kind in OWN_KINDS}
-FINALIZERS: Final = {names.POOL_KIND: names.POOL_FINALIZER, names.DEPLOYMENT_KIND: names.DEPLOYMENT_FINALIZER}
 
 FenceStep = Callable[[Id, PodAction], Awaitable[None]]
 
@@ -37,14 +38,19 @@ class Applied:
     wish: bytes
     digest: bytes
     at: float
+    uid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A manifest that the API server does not take: only a change of the resource, or of a role, helps."""
+    """A manifest that the API server does not take, or whose name somebody else has: only a person can help."""
 
     ref: Ref
     error: KubeError
+
+    @property
+    def reason(self) -> str:
+        return NAME_TAKEN if isinstance(self.error, NameTakenError) else "ApplyRefused"
 
 
 class Executor:
@@ -60,8 +66,11 @@ class Executor:
         metrics: OperatorMetrics,
         fence: FenceStep,
         *,
+        identity: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """:param identity: of this operator among others; empty for the only one."""
+        self.marks = Marks(client, resources, identity)
         self._client = client
         self._world = world
         self._inventory = inventory
@@ -78,17 +87,17 @@ class Executor:
         self._told.pop(key, None)
 
     async def carry_out(self, key: Id, resource: Manifest, plan: Plan) -> list[Refused]:
-        """Everything but dropping the finalizer, which `drop_finalizer` does when the caller is sure.
+        """Everything but dropping the finalizer, which `marks` does when the caller is sure.
 
         :raises KubeError: where only time or a new look helps; what the server refuses for good is in the answer."""
         if plan.finalizer is Finalizer.KEEP:
-            await self._keep_finalizer(key, resource)
+            await self.marks.keep_finalizer(key, resource)
         refused: list[Refused] = []
-        memory = self._applied.setdefault(key, {})
+        memory, uid = self._applied.setdefault(key, {}), str(resource["metadata"].get("uid") or "")
         for manifest in plan.apply:
             try:
-                await self._apply(memory, manifest)
-            except (RejectedError, ForbiddenError) as error:
+                await self._apply(key, uid, memory, manifest)
+            except (NameTakenError, RejectedError, ForbiddenError) as error:
                 refused.append(Refused(Ref.of(manifest), error))
         for action in plan.actions:
             await self._step(key, action)
@@ -113,16 +122,25 @@ class Executor:
             await self._recorder.tell(resource, event.type, event.reason, event.message)
         for one in refused:
             note = f"{one.ref.kind} {one.ref.namespace}/{one.ref.name}: {one.error.message}"
-            await self._recorder.tell(resource, "Warning", "ApplyRefused", note)
+            await self._recorder.tell(resource, "Warning", one.reason, note)
+
+    async def leave(self, resource: Manifest, other: str) -> None:
+        """Another operator looks after it: two would undo each other's work for ever."""
+        note = (
+            f"operator {other} looks after this {resource['kind']}, and {self.marks.identity} leaves it alone. Install one operator for a "
+            f"namespace. If {other} is no more: kubectl annotate {resource['kind'].lower()} {resource['metadata']['name']} {names.OPERATOR}-"
+        )
+        await self._recorder.tell(resource, "Warning", "OtherOperator", note)
 
     # manifests --------------------------------------------------------------------------------------------------------
 
-    async def _apply(self, memory: dict[Ref, Applied], manifest: Manifest) -> None:
+    async def _apply(self, key: Id, uid: str, memory: dict[Ref, Applied], manifest: Manifest) -> None:
         ref, wish = Ref.of(manifest), _wish(manifest)
         kind, known = kind_of(manifest), memory.get(ref)
         if known is not None and known.wish == wish and self._unchanged(kind, ref, known):
             self._metrics.applied.labels("skipped").inc()
             return
+        await self._see_that_it_is_ours(key, uid, kind, ref, known)
         status = manifest.get("status") if kind in OWN_KINDS else None
         try:
             answer = await self._client.apply(
@@ -137,8 +155,24 @@ class Executor:
         child, digest = self._inventory.child(ref), wish_digest({**answer, **_head_kind(kind)})
         drifted = known is not None and known.wish == wish and (child is None or child.digest != digest)
         self._metrics.applied.labels("repaired" if drifted else "applied").inc()
-        memory[ref] = Applied(wish, digest, self._clock())
+        memory[ref] = Applied(wish, digest, self._clock(), str(answer["metadata"].get("uid") or ""))
         self._offer(kind, answer)
+
+    async def _see_that_it_is_ours(self, key: Id, uid: str, kind: Kind, ref: Ref, known: Applied | None) -> None:
+        """:raises NameTakenError: if there is an object of this name that is not."""
+        if kind in OWN_KINDS:
+            live = self._resources.get(Id(ref.kind, ref.namespace, ref.name))
+            metadata = live["metadata"] if live is not None else None
+        else:
+            child = self._inventory.child(ref)
+            metadata = child.manifest["metadata"] if child is not None else None
+        if metadata is None:
+            try:
+                metadata = await self._client.metadata(kind, ref.namespace, ref.name)
+            except NotFoundError:
+                return
+        if not is_ours(metadata, key, uid, known.uid if known is not None else ""):
+            raise taken(ref, metadata, key)
 
     def _unchanged(self, kind: Kind, ref: Ref, known: Applied) -> bool:
         """Nobody has touched the object since we wrote it, as far as can be seen."""
@@ -168,7 +202,7 @@ class Executor:
 
     async def _step(self, key: Id, action: PodAction) -> None:
         match action.kind:
-            case ActionKind.FENCE | ActionKind.FLUSH:
+            case ActionKind.FENCE | ActionKind.FLUSH | ActionKind.UNFENCE:
                 await self._fence(key, action)
             case ActionKind.DELETE_POD:
                 try:
@@ -181,50 +215,6 @@ class Executor:
                     await self._client.merge(POD, action.namespace, action.pod, change)
                 except (NotFoundError, ConflictError):
                     return
-
-    # finalizers -------------------------------------------------------------------------------------------------------
-
-    async def _keep_finalizer(self, key: Id, resource: Manifest) -> None:
-        metadata, wanted = resource["metadata"], FINALIZERS.get(key.kind)
-        if wanted is None or "deletionTimestamp" in metadata or wanted in (metadata.get("finalizers") or []):
-            return
-        await self._set_finalizers(key, resource, lambda found: [*found, wanted] if wanted not in found else found)
-
-    async def drop_finalizer(self, key: Id, resource: Manifest) -> None:
-        unwanted = FINALIZERS.get(key.kind)
-        if unwanted is None or unwanted not in (resource["metadata"].get("finalizers") or []):
-            return
-        try:
-            await self._set_finalizers(key, resource, lambda found: [name for name in found if name != unwanted])
-        except NotFoundError:
-            return
-
-    async def _set_finalizers(self, key: Id, resource: Manifest, change: Callable[[list[str]], list[str]]) -> None:
-        """A merge patch on one version: whoever put the finalizer there, and whatever others add meanwhile."""
-        kind, live = OWN[key.kind], resource
-        for attempt in range(CONFLICTS_MAX):
-            metadata = live["metadata"]
-            found = list(metadata.get("finalizers") or [])
-            if change(found) == found:
-                return
-            patch = {
-                "metadata": {
-                    "uid": metadata["uid"],
-                    "resourceVersion": metadata["resourceVersion"],
-                    "finalizers": change(found),
-                }
-            }
-            try:
-                answer = await self._client.merge(kind, key.namespace, key.name, patch)
-            except ConflictError:
-                if attempt + 1 == CONFLICTS_MAX:
-                    raise
-                live = await self._client.get(kind, key.namespace, key.name)
-                if live["metadata"]["uid"] != resource["metadata"]["uid"]:
-                    return
-                continue
-            self._resources.put(key.kind, answer)
-            return
 
 
 def _wish(manifest: Mapping[str, Any]) -> bytes:

@@ -19,7 +19,7 @@ from kvcommons_operator.metrics import OperatorMetrics
 from kvcommons_operator.observed import Manifest
 from kvcommons_operator.outcome import Finalizer, Plan
 from kvcommons_operator.plan import plan_deployment, plan_pool
-from kvcommons_operator.reconcile.act import Executor, Refused
+from kvcommons_operator.reconcile.act import NAME_TAKEN, Executor, Refused
 from kvcommons_operator.reconcile.observe import Observer, now
 from kvcommons_operator.reconcile.owners import Owner
 from kvcommons_operator.reconcile.queue import WorkQueue
@@ -157,6 +157,15 @@ class Controller:
             self._executor.forget(key)
             self._queue.forget(key)
             return None
+        try:
+            other = await self._executor.marks.claim(key, resource)
+        except NotFoundError:
+            self._vanished(key, resource)
+            return None
+        if other:
+            await self._executor.leave(resource, other)
+            return self._slow()
+        resource = self._resources.get(key) or resource
         plan = await self._plan(key, resource)
         refused = await self._executor.carry_out(key, resource, plan)
         status = with_refusals(plan.status, refused, resource)
@@ -167,11 +176,14 @@ class Controller:
             return None
         await self._executor.events(resource, without_hopes(plan) if refused else plan, refused)
         if plan.finalizer is Finalizer.DROP and await self._still_to_drop(key):
-            await self._executor.drop_finalizer(key, self._resources.get(key) or resource)
+            await self._executor.marks.drop_finalizer(key, self._resources.get(key) or resource)
         if refused:
             return REFUSED_SECONDS
-        slow = self._resync_seconds * (1 + RESYNC_JITTER * (2 * random.random() - 1))
+        slow = self._slow()
         return min(plan.requeue_seconds, slow) if plan.requeue_seconds is not None else slow
+
+    def _slow(self) -> float:
+        return self._resync_seconds * (1 + RESYNC_JITTER * (2 * random.random() - 1))
 
     def _vanished(self, key: Id, resource: Manifest) -> None:
         """It was deleted while nobody watched (kopf tells of no deletion that falls between two of its lists). Without this its children
@@ -214,9 +226,10 @@ def with_refusals(status: dict[str, Any], refused: list[Refused], resource: Mani
     """The status, with the truth about what the API server did not take: not progressing, and why."""
     if not refused or not status:
         return status
-    first = refused[0]
+    first = min(refused, key=lambda one: one.reason != NAME_TAKEN)
     more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
-    message = f"{first.ref.kind} {first.ref.namespace}/{first.ref.name} is refused: {first.error.message}{more}"
+    says = "has a name that is taken" if first.reason == NAME_TAKEN else "is refused"
+    message = f"{first.ref.kind} {first.ref.namespace}/{first.ref.name} {says}: {first.error.message}{more}"
     found = [dict(condition) for condition in status.get("conditions") or []]
     before = previous(resource)
     for condition in found:
@@ -226,7 +239,7 @@ def with_refusals(status: dict[str, Any], refused: list[Refused], resource: Mani
             condition |= {
                 "status": "False",
                 "lastTransitionTime": since or now(),
-                "reason": "ApplyRefused",
+                "reason": first.reason,
                 "message": message[:1024],
                 "observedGeneration": resource["metadata"].get("generation", 0),
             }

@@ -84,6 +84,10 @@ class NodeClient:
         body = {"members": list(members), "reason": reason[:200], "hold": hold}
         return await self._call("POST", address, "/v1/fence", body)
 
+    async def unfence(self, address: Address, reason: str) -> Answer:
+        """Lets the node back into the index, after a hold that has no reason any more."""
+        return await self._call("POST", address, "/v1/fence", {"members": [], "reason": reason[:200], "release": True})
+
     async def _call(self, method: str, address: Address, path: str, body: Mapping[str, Any] | None) -> Answer:
         if self._session is None:
             limits = aiohttp.ClientTimeout(total=self._seconds_max)

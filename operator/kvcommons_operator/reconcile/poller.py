@@ -37,6 +37,8 @@ class Book(Generic[S]):
     pause: float = INTERVAL_SECONDS_MIN
     asked: bool = False
     state: S | None = None
+    at: float = 0.0
+    """When it was."""
 
 
 @dataclass(slots=True)
@@ -49,6 +51,10 @@ class Poller(Generic[S]):
     """What of a state a plan acts on: counters move all the time."""
     on_change: Callable[[Id], None]
     per_second_max: int
+    follow: Callable[[S | None, S, float], S] = lambda before, state, seconds: state
+    """What is made of an answer, given the one before it and the time since then."""
+    first_seconds: float = 0.0
+    """A pod is first asked so long after it became a target."""
     clock: Callable[[], float] = time.monotonic
     _books: dict[str, Book[S]] = field(default_factory=dict)
 
@@ -73,7 +79,7 @@ class Poller(Generic[S]):
             del self._books[uid]
         for uid in targets:
             if uid not in self._books:
-                self._books[uid] = Book(now)
+                self._books[uid] = Book(now + self.first_seconds)
         per_tick = max(1, int(self.per_second_max * TICK_SECONDS))
         due = sorted((book.due, uid) for uid, book in self._books.items() if book.due <= now)[:per_tick]
         await self._ask([targets[uid] for _, uid in due])
@@ -81,12 +87,13 @@ class Poller(Generic[S]):
     async def _ask(self, targets: Sequence[Target]) -> None:
         states = await asyncio.gather(*(self.ask(target) for target in targets))
         now = self.clock()
-        for target, state in zip(targets, states, strict=True):
+        for target, answer in zip(targets, states, strict=True):
             book = self._books.get(target.pod.uid)
             if book is None:
                 continue
+            state = self.follow(book.state, answer, now - book.at if book.asked else 0.0)
             changed = not book.asked or book.state is None or self.shape(book.state) != self.shape(state)
-            book.state, book.asked = state, True
+            book.state, book.asked, book.at = state, True, now
             book.pause = INTERVAL_SECONDS_MIN if changed else min(INTERVAL_SECONDS, book.pause * 2)
             book.due = now + book.pause
             if changed:
@@ -94,4 +101,5 @@ class Poller(Generic[S]):
 
 
 def node_shape(state: NodeState) -> NodeState:
-    return replace(state, chunks=0, hits=0, asked=0, used_bytes=0, index_missing=0, index_stale=0)
+    counted = replace(state, chunks=0, hits=0, asked=0, used_bytes=0, index_missing=0, index_stale=0)
+    return replace(counted, unanswered=0, unanswered_seconds=0.0, fenced_seconds=0.0)
