@@ -5,7 +5,13 @@ Two loads: questions about documents that come again and again (rag), and chats 
 clients take turns between the engines, as a plain service does; with us they ask the router. Everything else is the same: model,
 seeds, prompts, order, clients. `reuse_possible` is the share of prompt tokens that somebody had computed before.
 
-    python -m bench.throughput [--clients 4] [--rag-requests 48] [--chat-sessions 24] [--only rag|chat] [--peers]
+The ceiling is what a perfect cache would reach: the same engines without us, with KV space for everything, and clients that keep to
+the engine that knows their chat or document, so that nothing is computed twice, fetched or looked up. `engine` says what the machine
+takes for a request of one token, a token of a prompt and a token of an answer, on which it depends how much any cache can give.
+
+    python -m bench.throughput [--model random|smollm2|DIR] [--only rag|chat] [--clients 4] [--peers]
+        [--rag-requests 48] [--document-tokens 2048] [--chat-sessions 24] [--system-tokens 512] [--turn-tokens 352] [--turns 9]
+        [--answer-tokens 8] [--kv-tokens 12288]
 
 --peers measures LMCache's multi-process server beside us, with clients that take turns; --peer-python names the interpreter of an
 environment that has vLLM and lmcache, where that is not this one.
@@ -16,120 +22,59 @@ from __future__ import annotations
 import argparse
 import json
 import queue
-import random
 import statistics
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from kvcommons_cli import engines, talk
 from kvcommons_cli.engines import MODEL_NAME, EngineSpec
-from kvcommons_cli.model import make_random_llama
+from kvcommons_cli.model import make_random_llama, make_smollm2
 from kvcommons_cli.processes import Guarded, spawn, stop_all
 from kvcommons_cli.progress import Progress, wait_ready
 from kvcommons_cli.stack import ENGINE_SECONDS_MAX, Stack, StackOptions
 from kvcommons_core.redis_server import free_port
 
-from bench import peers
+from bench import common, peers
+from bench.loads import BLOCK_TOKENS, FIRST_WORD, Chats, Load, Question, chat_load, rag_load, reuse_possible, sent_to
+from bench.processor_time import grown_ms, processor_seconds
 
 LIMITS = {"rag_over_vllm": 3.0, "chat_over_vllm": 2.0}
-VOCABULARY = 4_096
-FIRST_WORD = 16
-BLOCK_TOKENS = 128
-KV_BLOCKS = 64
 ARENA_BYTES = 2 << 30
-ANSWER_TOKENS = 8
-DOCUMENTS = 16
-DOCUMENT_TOKENS = 2_048
-QUESTION_TOKENS = 64
-SYSTEM_TOKENS = 512
-TURN_TOKENS = 288
-TURNS = 6
-WARM_TURNS = 2
+COST_ROUNDS = 5
+COST_PROMPT_TOKENS = 1_920
+COST_ANSWER_TOKENS = 33
+OURS = ("lookup", "load", "store")
 SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
 
-Prompt = list[int]
 Act = Callable[[Sequence[str], Sequence[EngineSpec]], None]
+Command = Callable[[EngineSpec, bool], list[str]]
 
 
-@dataclass(frozen=True)
-class Load:
-    """What is asked: rounds of prompts; the next round begins when the one before is answered."""
-
-    name: str
-    warm_up: list[Prompt]
-    rounds: list[list[Prompt]]
-
-    @property
-    def prompts(self) -> list[Prompt]:
-        return [prompt for several in self.rounds for prompt in several]
+def ask(url: str, ids: Sequence[int], answer_tokens: int) -> talk.Completion:
+    """One streamed answer, greedy and of exactly so many tokens."""
+    body = {"model": MODEL_NAME, "prompt": list(ids), "max_tokens": answer_tokens, "temperature": 0}
+    return talk.complete(url, "/v1/completions", body | {"ignore_eos": True, "seed": 0})
 
 
-def words(choose: random.Random, count: int) -> Prompt:
-    return [choose.randrange(FIRST_WORD, VOCABULARY) for _ in range(count)]
-
-
-def rag_load(requests: int) -> Load:
-    """Each document is asked once before; then questions come in no order."""
-    choose = random.Random(3)
-    documents = [words(choose, DOCUMENT_TOKENS) for _ in range(DOCUMENTS)]
-    asked = [choose.choice(documents) + words(choose, QUESTION_TOKENS) for _ in range(requests)]
-    return Load("rag", [document + words(choose, QUESTION_TOKENS) for document in documents], [asked])
-
-
-def chat_load(sessions: int) -> Load:
-    """All sessions take their turns side by side, so that each has been forgotten by an engine when its next turn comes.
-
-    The first turns are not timed: their histories still fit into the engines, and chats of a service stand at all lengths.
-    """
-    choose = random.Random(4)
-    system = words(choose, SYSTEM_TOKENS)
-    histories = [list(system) for _ in range(sessions)]
-    rounds = []
-    for _turn in range(TURNS):
-        histories = [history + words(choose, TURN_TOKENS) for history in histories]
-        rounds.append(choose.sample(histories, sessions))
-    warm_up = [prompt for several in rounds[:WARM_TURNS] for prompt in several]
-    return Load("chat", warm_up, rounds[WARM_TURNS:])
-
-
-def reuse_possible(load: Load) -> float:
-    """Share of the timed prompts' blocks that stand in an earlier prompt at the same place, after the same blocks."""
-    known: set[int] = set()
-    total = found = 0
-    for timed, prompts in ((False, load.warm_up), (True, load.prompts)):
-        for prompt in prompts:
-            name = 0
-            for begin in range(0, len(prompt) // BLOCK_TOKENS * BLOCK_TOKENS, BLOCK_TOKENS):
-                name = hash((name, tuple(prompt[begin : begin + BLOCK_TOKENS])))
-                found += timed and name in known
-                known.add(name)
-            total += len(prompt) if timed else 0
-    return round(found * BLOCK_TOKENS / total, 3)
-
-
-def ask_all(prompts: Sequence[Prompt], urls: Sequence[str], clients: int) -> list[float]:
-    """Each client takes the next prompt as soon as it has its answer; times to first token in seconds."""
-    waiting: queue.SimpleQueue[tuple[Prompt, str]] = queue.SimpleQueue()
-    for prompt, url in zip(prompts, cycle(urls)):
-        waiting.put((prompt, url))
+def ask_all(questions: Sequence[Question], urls: Sequence[str], clients: int, answer_tokens: int) -> list[float]:
+    """Each client takes the next question, which has its url, as soon as it has its answer; times to first token in seconds."""
+    waiting: queue.SimpleQueue[tuple[Question, str]] = queue.SimpleQueue()
+    for question, url in zip(questions, urls, strict=True):
+        waiting.put((question, url))
     times: list[float] = []
     failures: list[Exception] = []
 
     def client() -> None:
         try:
             while True:
-                prompt, url = waiting.get_nowait()
-                body = {"model": MODEL_NAME, "prompt": prompt, "max_tokens": ANSWER_TOKENS, "temperature": 0}
-                body |= {"ignore_eos": True, "seed": 0}
-                times.append(talk.complete(url, "/v1/completions", body).ttft_seconds)
+                question, url = waiting.get_nowait()
+                times.append(ask(url, question.ids, answer_tokens).ttft_seconds)
         except queue.Empty:
             return
         except talk.TalkError as error:
@@ -155,44 +100,75 @@ def sources(specs: Sequence[EngineSpec]) -> dict[str, float]:
     return totals
 
 
-def measure(load: Load, urls: Sequence[str], specs: Sequence[EngineSpec], clients: int) -> dict[str, Any]:
+def ours_ms(specs: Sequence[EngineSpec]) -> dict[str, float]:
+    """Milliseconds that the connector has spent: in lookups, and in copies beside the forward; zeros without it."""
+    totals = dict.fromkeys(OURS, 0.0)
+    for spec in specs:
+        counted = talk.counters(spec.url + "/metrics")
+        for name in OURS:
+            totals[name] += 1e3 * counted.get(f"kvcommons_connector_{name}_seconds_total", 0.0)
+    return totals
+
+
+def measure(
+    load: Load, urls: Sequence[str], specs: Sequence[EngineSpec], options: argparse.Namespace, by_place: bool = False
+) -> dict[str, Any]:
     """One load on running engines."""
-    ask_all(load.warm_up, urls, clients)
-    before = sources(specs)
+
+    def answered(questions: Sequence[Question]) -> list[float]:
+        return ask_all(questions, sent_to(questions, urls, by_place), options.clients, options.answer_tokens)
+
+    answered(load.warm_up)
+    before, ours_before, processors_before = sources(specs), ours_ms(specs), processor_seconds()
     started = time.monotonic()
-    times: list[float] = []
-    for prompts in load.rounds:
-        times += ask_all(prompts, urls, clients)
-    seconds = time.monotonic() - started
+    times = [seconds for questions in load.rounds for seconds in answered(questions)]
+    took = time.monotonic() - started
+    processors = grown_ms(processors_before, processor_seconds(), len(times))
     grown = {name: value - before[name] for name, value in sources(specs).items()}
     everything = sum(grown.values()) or 1.0
+    ours = {name: (value - ours_before[name]) / len(times) for name, value in ours_ms(specs).items()}
     return {
-        "requests_s": round(len(times) / seconds, 3),
+        "requests_s": round(len(times) / took, 3),
         "ttft_p50_s": round(statistics.median(times), 3),
-        "ttft_p99_s": round(sorted(times)[max(0, round(len(times) * 0.99) - 1)], 3),
+        "ttft_p99_s": round(common.percentile(times, 99), 3),
         "own_cache": round(grown["local_cache_hit"] / everything, 3),
         "commons": round(grown["external_kv_transfer"] / everything, 3),
+        "cpu_ms_request": processors,
+        "ours_ms_request": {name: round(value, 2) for name, value in ours.items() if value},
     }
 
 
-def command(spec: EngineSpec, gpu: bool) -> list[str]:
-    """The demo's engine, in bfloat16 and with little KV space: the last of two equal flags holds."""
-    more = ["--dtype", "bfloat16", "--num-gpu-blocks-override", str(KV_BLOCKS), "--max-model-len", "4096"]
-    return [*engines.command(spec, gpu), *more]
+def costs(url: str) -> dict[str, float]:
+    """What one idle engine takes: milliseconds of a request of one token, of a prompt's token, of an answer's. Nothing is reused."""
+    found: dict[str, list[float]] = {"request_ms": [], "prompt_token_ms": [], "answer_token_ms": []}
+    for number in range(COST_ROUNDS):
+        short = ask(url, [FIRST_WORD + number] * 16, 1).total_seconds * 1e3
+        cold = ask(url, [FIRST_WORD + number, *range(FIRST_WORD, FIRST_WORD + COST_PROMPT_TOKENS)], COST_ANSWER_TOKENS)
+        found["request_ms"].append(short)
+        found["prompt_token_ms"].append((cold.ttft_seconds * 1e3 - short) / COST_PROMPT_TOKENS)
+        found["answer_token_ms"].append((cold.total_seconds - cold.ttft_seconds) * 1e3 / (COST_ANSWER_TOKENS - 1))
+    return {name: round(statistics.median(values), 3) for name, values in found.items()}
 
 
-def two_engines(
-    home: Path, progress: Progress, model: Path, name: str, variant: Callable[[list[str]], list[str]], act: Act
-) -> None:
-    """Two engines without us, by a variant of the same command line, and clients that take turns."""
+def small(load_tokens_max: int, answer_tokens: int, kv_tokens: int | None) -> Command:
+    """The demo's engine in bfloat16, with so much KV space, else 1 GiB: the last of two equal flags holds."""
+    length = (load_tokens_max + answer_tokens) // 1_024 * 1_024 + 1_024
+    more = ["--dtype", "bfloat16", "--max-model-len", str(length)]
+    if kv_tokens is not None:
+        more += ["--num-gpu-blocks-override", str(kv_tokens // BLOCK_TOKENS)]
+    return lambda spec, gpu: [*engines.command(spec, gpu), *more]
+
+
+def two_engines(home: Path, progress: Progress, model: Path, name: str, command: Command, act: Act) -> None:
+    """Two engines without us, and clients that ask them directly."""
     specs = [EngineSpec(f"{name}-{index}", index, free_port(), model, None) for index in range(2)]
     gpu = engines.has_gpu()
     running: list[Guarded] = []
     try:
         for spec in specs:
-            words = variant(command(spec, gpu))
             log = home / "logs" / f"{spec.name}.log"
-            running.append(spawn(spec.name, words, log, {**peers.ENVIRONMENT, **engines.environment(spec, gpu)}))
+            variables = {**peers.ENVIRONMENT, **engines.environment(spec, gpu)}
+            running.append(spawn(spec.name, command(spec, gpu), log, variables))
         health = {
             spec.name: (process, partial(talk.answers, spec.url + "/health"))
             for spec, process in zip(specs, running, strict=True)
@@ -203,17 +179,17 @@ def two_engines(
         stop_all(running)
 
 
-def with_lmcache(home: Path, progress: Progress, model: Path, python: Path, act: Act) -> None:
+def with_lmcache(home: Path, progress: Progress, model: Path, python: Path, command: Command, act: Act) -> None:
     """The same with LMCache's server between them."""
     with peers.lmcache_server(home, progress, python, ARENA_BYTES) as transfer:
 
-        def variant(command: list[str]) -> list[str]:
-            return [str(python), *command[1:], "--kv-transfer-config", json.dumps(transfer)]
+        def theirs(spec: EngineSpec, gpu: bool) -> list[str]:
+            return [str(python), *command(spec, gpu)[1:], "--kv-transfer-config", json.dumps(transfer)]
 
-        two_engines(home, progress, model, "lmcache", variant, act)
+        two_engines(home, progress, model, "lmcache", theirs, act)
 
 
-def with_us(home: Path, progress: Progress, model: Path, act: Act) -> None:
+def with_us(home: Path, progress: Progress, model: Path, command: Command, act: Act) -> None:
     """The same engines with the connector, a node and the router."""
     options = StackOptions(home=home, arena_bytes=ARENA_BYTES, model=model, engine_command=command)
     with Stack(options, progress) as stack:
@@ -223,44 +199,74 @@ def with_us(home: Path, progress: Progress, model: Path, act: Act) -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.throughput", description=__doc__)
+    parser.add_argument("--model", default="random", help='"random": a small random Llama; "smollm2"; or a folder')
+    parser.add_argument("--only", choices=["rag", "chat"])
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--rag-requests", type=int, default=48)
+    parser.add_argument("--document-tokens", type=int, default=2_048)
     parser.add_argument("--chat-sessions", type=int, default=24)
-    parser.add_argument("--only", choices=["rag", "chat"])
+    parser.add_argument("--system-tokens", type=int, default=512)
+    parser.add_argument("--turn-tokens", type=int, default=352)
+    parser.add_argument("--turns", type=int, default=9, help="of which the last four are timed")
+    parser.add_argument("--answer-tokens", type=int, default=8)
+    parser.add_argument("--kv-tokens", type=int, default=12_288, help="KV space of an engine")
     parser.add_argument("--peers", action="store_true", help="also LMCache")
     parser.add_argument("--peer-python", type=Path, default=Path(sys.executable), help="interpreter that has it")
     return parser.parse_args()
 
 
+def loads_of(options: argparse.Namespace) -> list[Load]:
+    """What was asked for."""
+    chats = Chats(options.chat_sessions, options.system_tokens, options.turn_tokens, options.turns)
+    loads = [rag_load(options.rag_requests, options.document_tokens), chat_load(chats)]
+    return [load for load in loads if options.only in (None, load.name)]
+
+
+def ratios_of(figures: dict[str, Any], loads: Sequence[Load]) -> dict[str, float]:
+    """Requests a second of us over everybody's; what a perfect cache would have over vLLM alone."""
+    ratios: dict[str, float] = {}
+    for load in loads:
+        rates = {who: found["requests_s"] for who, found in figures[load.name].items() if isinstance(found, dict)}
+        for peer in sorted(rates.keys() - {"kvcommons", "ceiling"}):
+            ratios[f"{load.name}_over_{peer}"] = round(rates["kvcommons"] / rates[peer], 2)
+        ratios[f"{load.name}_of_ceiling"] = round(rates["kvcommons"] / rates["ceiling"], 2)
+        ratios[f"{load.name}_ceiling_over_vllm"] = round(rates["ceiling"] / rates["vllm"], 2)
+    return ratios
+
+
 def main() -> int:
     options = arguments()
     progress = Progress()
-    model = make_random_llama()
-    loads = [rag_load(options.rag_requests), chat_load(options.chat_sessions)]
-    loads = [load for load in loads if options.only in (None, load.name)]
+    made = {"random": make_random_llama, "smollm2": make_smollm2}.get(options.model)
+    model = made() if made is not None else Path(options.model)
+    loads = loads_of(options)
     figures: dict[str, Any] = {
-        load.name: {"reuse_possible": reuse_possible(load), "prompts": len(load.prompts)} for load in loads
+        load.name: {"reuse_possible": reuse_possible(load), "prompts": len(load.questions)} for load in loads
     }
+    figures["model"] = options.model
 
     def measured(who: str) -> Act:
         def act(urls: Sequence[str], specs: Sequence[EngineSpec]) -> None:
+            if who == "ceiling":
+                figures["engine"] = costs(urls[0])
+                progress.say(f"an idle engine: {figures['engine']}")
             for load in loads:
-                figures[load.name][who] = measure(load, urls, specs, options.clients)
+                figures[load.name][who] = measure(load, urls, specs, options, by_place=who == "ceiling")
                 progress.say(f"{load.name}, {who}: {figures[load.name][who]}")
 
         return act
 
+    longest = max(load.tokens_max for load in loads)
+    command = small(longest, options.answer_tokens, options.kv_tokens)
+    roomy = small(longest, options.answer_tokens, None)
     with tempfile.TemporaryDirectory(prefix="kvc-throughput-") as folder:
         home = Path(folder)
-        two_engines(home, progress, model, "alone", list, measured("vllm"))
-        with_us(home / "stack", progress, model, measured("kvcommons"))
+        two_engines(home, progress, model, "alone", command, measured("vllm"))
+        two_engines(home, progress, model, "ceiling", roomy, measured("ceiling"))
+        with_us(home / "stack", progress, model, command, measured("kvcommons"))
         if options.peers:
-            with_lmcache(home, progress, model, options.peer_python, measured("lmcache"))
-    ratios = {}
-    for load in loads:
-        rates = {who: found["requests_s"] for who, found in figures[load.name].items() if isinstance(found, dict)}
-        for peer in rates.keys() - {"kvcommons"}:
-            ratios[f"{load.name}_over_{peer}"] = round(rates["kvcommons"] / rates[peer], 2)
+            with_lmcache(home, progress, model, options.peer_python, command, measured("lmcache"))
+    ratios = ratios_of(figures, loads)
     limits = {name: limit for name, limit in LIMITS.items() if name in ratios}
     print(json.dumps({"name": "throughput", "figures": figures, "limits": limits, "ratios": ratios}))
     return 0
