@@ -40,7 +40,8 @@ def start_room(module: str, arguments: Sequence[str]) -> NoReturn:
 
 def unknown(name: str, known: Iterable[str]) -> str:
     """What is said to a command that is none."""
-    near = difflib.get_close_matches(name, list(known), n=1)
+    near = difflib.get_close_matches(name, list(known), n=3)
+    near.sort(key=lambda one: sorted(one) != sorted(name))  # two letters that changed places are the commonest slip
     hint = f"did you mean `kvcommons {near[0]}`?" if near else "`kvcommons` alone lists them"
     return f"kvcommons: there is no command {name!r}; {hint}\n"
 

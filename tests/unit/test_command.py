@@ -26,6 +26,7 @@ def test_help_lists_each_command_with_the_first_line_of_its_module(tmp_path: Pat
 @pytest.mark.parametrize(
     ("typed", "told"),
     [
+        ("stauts", "did you mean `kvcommons status`?"),
         ("nodde", "there is no command 'nodde'; did you mean `kvcommons node`?"),
         ("state", "did you mean `kvcommons stat"),
         ("xyzzy", "`kvcommons` alone lists them"),
