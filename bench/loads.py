@@ -13,7 +13,7 @@ from dataclasses import dataclass
 VOCABULARY = 4_096
 FIRST_WORD = 16
 BLOCK_TOKENS = 128
-DOCUMENTS = 16
+DOCUMENTS = 24
 QUESTION_TOKENS = 64
 
 

@@ -223,14 +223,18 @@ def loads_of(options: argparse.Namespace) -> list[Load]:
 
 
 def ratios_of(figures: dict[str, Any], loads: Sequence[Load]) -> dict[str, float]:
-    """Requests a second of us over everybody's; what a perfect cache would have over vLLM alone."""
+    """Requests a second of us over everybody's; what a perfect cache would have over vLLM alone; both by processor time too."""
     ratios: dict[str, float] = {}
     for load in loads:
-        rates = {who: found["requests_s"] for who, found in figures[load.name].items() if isinstance(found, dict)}
+        arms = {who: found for who, found in figures[load.name].items() if isinstance(found, dict)}
+        rates = {who: found["requests_s"] for who, found in arms.items()}
+        cpu_ms = {who: found["cpu_ms_request"]["all"] for who, found in arms.items()}
         for peer in sorted(rates.keys() - {"kvcommons", "ceiling"}):
             ratios[f"{load.name}_over_{peer}"] = round(rates["kvcommons"] / rates[peer], 2)
         ratios[f"{load.name}_of_ceiling"] = round(rates["kvcommons"] / rates["ceiling"], 2)
         ratios[f"{load.name}_ceiling_over_vllm"] = round(rates["ceiling"] / rates["vllm"], 2)
+        ratios[f"{load.name}_over_vllm_by_cpu"] = round(cpu_ms["vllm"] / cpu_ms["kvcommons"], 2)
+        ratios[f"{load.name}_ceiling_over_vllm_by_cpu"] = round(cpu_ms["vllm"] / cpu_ms["ceiling"], 2)
     return ratios
 
 

@@ -71,12 +71,17 @@ def test_an_engine_that_fails_ends_the_measurement() -> None:
 def test_ratios_compare_with_everybody_and_with_the_ceiling() -> None:
     """What a perfect cache would have reached stands beside what we reached, both over vLLM alone."""
     rates = {"vllm": 2.0, "ceiling": 5.0, "kvcommons": 4.0, "lmcache": 3.2}
-    figures = {"chat": {"prompts": 9} | {who: {"requests_s": rate} for who, rate in rates.items()}}
+    figures = {
+        "chat": {"prompts": 9}
+        | {who: {"requests_s": rate, "cpu_ms_request": {"all": 900 / rate}} for who, rate in rates.items()}
+    }
     assert ratios_of(figures, [Load("chat", [], [])]) == {
         "chat_over_vllm": 2.0,
         "chat_over_lmcache": 1.25,
         "chat_of_ceiling": 0.8,
         "chat_ceiling_over_vllm": 2.5,
+        "chat_over_vllm_by_cpu": 2.0,
+        "chat_ceiling_over_vllm_by_cpu": 2.5,
     }
 
 
