@@ -11,9 +11,7 @@ try:
 except ImportError:  # a pure installation: what follows serves
     HAVE_NATIVE = False
 else:
-    HAVE_NATIVE = hasattr(_native, "StreamRelay") and hasattr(
-        _native.StreamRelay, "account"
-    )  # a tree's build may be older than its Python
+    HAVE_NATIVE = True
 
 SPACE: Final = bytearray(64 * 1024)
 """What any engine sends is read into here, and taken out before anything else is read."""
