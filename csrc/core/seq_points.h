@@ -1,4 +1,4 @@
-// Named points in the store where a test can stop one thread until another has passed. Without a hook a point is one
+// Named points in the core where a test can stop one thread until another has passed. Without a hook a point is one
 // relaxed load. Order in tests comes from here, never from sleeping.
 #pragma once
 
@@ -19,6 +19,15 @@ enum class SeqPoint : std::uint8_t {
   ReservePlaced,  // the child is in the index without a slot
   CommitClaimed,  // the session gave up its claim on the slot, the slot is not sealed yet
   ClearFenced,    // the fingerprint's epoch has moved, no shard was swept yet
+
+  DiskPutBegun,       // an extent has its place, nothing of it is written
+  DiskPutWritten,     // it is written, the index does not know it yet
+  DiskFooterBegun,    // a segment is full and written, its table is not
+  DiskFooterWritten,  // the table is written, nothing is synced
+  DiskSealed,         // the segment is synced
+  DiskReuseChosen,    // the index forgot the oldest segment, its old header still stands
+  DiskReuseBegun,     // the new header is written, the first extent is not
+  DiskRecovering,     // a part of the segments was read back
 };
 
 using SeqHook = void (*)(SeqPoint);

@@ -87,6 +87,7 @@ struct TierStats {
   std::uint64_t evicted = 0, reinserted = 0, corrupt = 0, failed = 0, refused_busy = 0, refused_full = 0;
   std::uint64_t queued_puts = 0, queued_gets = 0;
   std::uint64_t recovered = 0, recovery_us = 0;
+  std::uint64_t metadata_bytes = 0;  // of memory, for all that is known of its shards
 };
 
 class Tier {
