@@ -11,7 +11,7 @@ from pathlib import Path
 import kube_chart
 import kube_cluster
 import kube_external
-import kube_product
+import kube_kept
 import kube_reaper
 import pytest
 from kube_apiserver import ApiServer
@@ -21,7 +21,7 @@ from kube_cluster import Cluster
 from kube_external import External
 from kube_process import Process
 from kube_served import Served
-from operator_process import Operators, install_crds
+from operator_process import Operators, Place, install_crds
 
 FOLDERS = Path(tempfile.gettempdir())
 PREFIX = "kvcommons-kube-"
@@ -131,6 +131,12 @@ def own_apis(apiserver: ApiServer) -> ApiServer:
 
 
 @pytest.fixture
+def place(own_apis: ApiServer, namespace: str) -> Place:
+    """This test's namespace, as one looks at it."""
+    return Place(own_apis, namespace)
+
+
+@pytest.fixture
 def operators(own_apis: ApiServer, namespace: str, tmp_path: Path) -> Iterator[Operators]:
     """Starts operators of this test's namespace alone; what they said is shown if the test fails."""
     made = Operators(own_apis, namespace, tmp_path)
@@ -148,10 +154,7 @@ def helm(cluster: Cluster, kube_binaries: Binaries) -> Helm:
 @pytest.fixture(scope="session")
 def images(cluster: Cluster) -> None:
     """Our images, and stand-ins of engine and Redis, on both nodes."""
-    for archive in kube_product.images(cluster.folder):
-        cluster.import_image(archive)
-    cluster.import_image(kube_product.engine_archive(cluster.folder / "engine.tar"))
-    cluster.import_image(kube_product.redis_archive(cluster.folder / "redis.tar"))
+    kube_kept.load(cluster, None)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from kube_apiserver import ApiServer
 from kube_process import wait_for
 from operator_process import (
     DAEMON_SETS,
@@ -43,11 +42,6 @@ OF_DEPLOYMENT = {
     ("networking.k8s.io/v1/networkpolicies", "chat-engines"),
     ("policy/v1/poddisruptionbudgets", "chat-engine"),
 }
-
-
-@pytest.fixture
-def place(own_apis: ApiServer, namespace: str) -> Place:
-    return Place(own_apis, namespace)
 
 
 def container(workload: Manifest, name: str) -> Manifest:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pytest
-from kube_apiserver import ApiServer
 from kube_process import Process, wait_for
 from operator_process import (
     DAEMON_SETS,
@@ -23,11 +21,6 @@ from operator_process import (
 )
 
 IN_USE = "kvcommons.io/pool-in-use"
-
-
-@pytest.fixture
-def place(own_apis: ApiServer, namespace: str) -> Place:
-    return Place(own_apis, namespace)
 
 
 def finalizers(place: Place, name: str = "pool") -> list[str]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from control_stand_in import ControlStandIn
-from kube_apiserver import ApiServer
 from kube_process import wait_for
 from operator_process import DAEMON_SETS, DEPLOYMENTS, POOLS, SECONDS_MAX, Operators, Place, deployment, pool
 
@@ -17,11 +16,6 @@ FENCE_SECONDS_MAX = 2.0
 MANAGED = {"app.kubernetes.io/managed-by": "kvcommons-operator"}
 TEMPLATE_HASH = "kvcommons.io/template-hash"
 SETTLE_SECONDS = 8
-
-
-@pytest.fixture
-def place(own_apis: ApiServer, namespace: str) -> Place:
-    return Place(own_apis, namespace)
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 
-import pytest
-from kube_apiserver import ApiServer
 from kube_process import wait_for
 from operator_process import DEPLOYMENTS, SECONDS_MAX, Operator, Operators, Place, deployment, pool
 
@@ -13,11 +11,6 @@ LEASES = "coordination.k8s.io/v1/leases"
 LEASE = "kvcommons-operator"
 LEASE_SECONDS = 4
 LOST_STATUS = 3
-
-
-@pytest.fixture
-def place(own_apis: ApiServer, namespace: str) -> Place:
-    return Place(own_apis, namespace)
 
 
 def holder(place: Place) -> str:

@@ -23,11 +23,6 @@ FOREIGN = "kvcommons.io/foreign-children"
 
 
 @pytest.fixture
-def place(own_apis: ApiServer, namespace: str) -> Place:
-    return Place(own_apis, namespace)
-
-
-@pytest.fixture
 def elsewhere(own_apis: ApiServer, namespace: str) -> Place:
     """Another namespace than the pool's."""
     name = f"{namespace}-users"

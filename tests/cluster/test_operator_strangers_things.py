@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-from kube_apiserver import ApiServer
 from kube_process import wait_for
 from operator_process import (
     DAEMON_SETS,
@@ -21,11 +19,6 @@ from operator_process import (
 )
 
 MARK = "kvcommons.io/operator"
-
-
-@pytest.fixture
-def place(own_apis: ApiServer, namespace: str) -> Place:
-    return Place(own_apis, namespace)
 
 
 def told(place: Place, reason: str) -> list[str]:

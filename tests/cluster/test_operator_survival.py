@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-from kube_apiserver import ApiServer
 from operator_process import DAEMON_SETS, DEPLOYMENTS, DEPLOYMENTS_OWN, Operators, Place, deployment, pool
 
 NEXT_VERSION = """\
@@ -15,11 +13,6 @@ import importlib.metadata
 _version = importlib.metadata.version
 importlib.metadata.version = lambda name: "99.0.0" if name == "kvcommons" else _version(name)
 """
-
-
-@pytest.fixture
-def place(own_apis: ApiServer, namespace: str) -> Place:
-    return Place(own_apis, namespace)
 
 
 def shrink_grace(place: Place) -> None:
