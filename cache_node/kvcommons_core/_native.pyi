@@ -93,10 +93,11 @@ class NodeCore:
         populate: bool = ...,
         huge_pages: bool = ...,
         allowed_uids: Sequence[int] = ...,
+        allowed_gids: Sequence[int] = ...,
         socket_mode: int = ...,
     ) -> None:
-        """allowed_uids: empty means this process' user and root. socket_mode: 0 means 0600, or 0660 where other users are
-        allowed. slab_bytes: 0 means the default. holder_socket: "" means that the arena ends with this process."""
+        """allowed_uids: empty means this process' user and root; allowed_gids: whoever is in one of these groups as well.
+        socket_mode: 0 means 0600, or 0660 where others are allowed. slab_bytes: 0 means the default. holder_socket: "" means that the arena ends with this process."""
     def start(self) -> None:
         """Gets the arena from the holder or makes one, adopts or formats it, binds the socket and serves.
         Raises ValueError/OSError with the remedy: socket in use, directory not writable, capacity over the machine's memory."""

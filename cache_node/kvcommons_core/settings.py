@@ -127,7 +127,9 @@ class NodeSection(Section):
     huge_pages: bool = False
     """Asks for huge pages; ordinary ones, and a note in the log, where the machine has none."""
     allowed_uids: Numbers = ()
-    """Who may connect besides the node's own user."""
+    """Who may connect: these users; the node's own and root when empty."""
+    allowed_gids: Numbers = ()
+    """And whoever is in one of these groups."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least that is logged."""
     log_json: bool = False

@@ -83,6 +83,7 @@ def make_plan(settings: NodeSettings, version: str, memory_bytes: int | None = N
             "populate": node.populate,
             "huge_pages": node.huge_pages,
             "allowed_uids": list(node.allowed_uids),
+            "allowed_gids": list(node.allowed_gids),
         },
         address=node.address,
         zone=node.zone,

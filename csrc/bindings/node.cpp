@@ -174,7 +174,8 @@ void init_node(Node* self, const std::string& socket_path, std::uint64_t arena_b
                const nb::bytes& namespace_secret, std::uint64_t slab_bytes, const std::string& holder_socket,
                bool multi_tenant, std::uint32_t lease_pending_ms_max, std::uint32_t sessions_max,
                std::uint32_t leases_max, std::uint32_t events_max, std::uint32_t verify_one_in, bool populate,
-               bool huge_pages, const std::vector<std::uint32_t>& allowed_uids, std::uint32_t socket_mode) {
+               bool huge_pages, const std::vector<std::uint32_t>& allowed_uids,
+               const std::vector<std::uint32_t>& allowed_gids, std::uint32_t socket_mode) {
   NodeConfig config;
   config.socket_path = socket_path;
   config.node_id = node_id;
@@ -184,6 +185,7 @@ void init_node(Node* self, const std::string& socket_path, std::uint64_t arena_b
   config.populate = populate;
   config.huge_pages = huge_pages;
   config.allowed_uids.assign(allowed_uids.begin(), allowed_uids.end());
+  config.allowed_gids.assign(allowed_gids.begin(), allowed_gids.end());
   config.socket_mode = socket_mode;
   config.store.arena_bytes = arena_bytes;
   if (slab_bytes != 0) config.store.slab_bytes = slab_bytes;
@@ -207,7 +209,8 @@ void bind_node(nb::module_& module) {
            "lease_pending_ms_max"_a = defaults.lease_pending_ms_max, "sessions_max"_a = defaults.sessions_max,
            "leases_max"_a = defaults.leases_max, "events_max"_a = defaults.events_max,
            "verify_one_in"_a = defaults.verify_one_in, "populate"_a = true, "huge_pages"_a = false,
-           "allowed_uids"_a = std::vector<std::uint32_t>{}, "socket_mode"_a = 0)
+           "allowed_uids"_a = std::vector<std::uint32_t>{}, "allowed_gids"_a = std::vector<std::uint32_t>{},
+           "socket_mode"_a = 0)
       .def("start", &Node::start)
       .def("stop", &Node::stop)
       .def_prop_ro("adopted", [](Node& node) { return node.with([](auto& core) { return core.adopted(); }); })

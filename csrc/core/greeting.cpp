@@ -13,6 +13,21 @@ std::string versions_refused(const wire::HelloRequest& hello) {
          std::to_string(wire::kVersionMax);
 }
 
+bool among(const std::vector<gid_t>& allowed, gid_t group) {
+  return std::find(allowed.begin(), allowed.end(), group) != allowed.end();
+}
+
+// By its user, by its group, or by one of its further groups, for which the kernel is asked only then.
+bool is_allowed(const ServerConfig& config, const Connection& connection) {
+  const PeerCredentials& peer = connection.peer();
+  const auto& users = config.allowed_uids;
+  if (std::find(users.begin(), users.end(), peer.uid) != users.end()) return true;
+  if (config.allowed_gids.empty()) return false;
+  if (among(config.allowed_gids, peer.gid)) return true;
+  const std::vector<gid_t> groups = peer_groups(connection.fd());
+  return std::any_of(groups.begin(), groups.end(), [&](gid_t group) { return among(config.allowed_gids, group); });
+}
+
 }  // namespace
 
 bool Greeting::refuse(Connection* connection, const wire::Frame& frame, Status status, std::string_view why) {
@@ -21,10 +36,11 @@ bool Greeting::refuse(Connection* connection, const wire::Frame& frame, Status s
 }
 
 bool Greeting::greet(Connection* connection, const wire::Frame& frame) {
-  const auto& allowed = config_->allowed_uids;
-  if (std::find(allowed.begin(), allowed.end(), connection->peer().uid) == allowed.end()) {
-    return refuse(connection, frame, Status::Denied,
-                  "user " + std::to_string(connection->peer().uid) + " is not among this node's allowed users");
+  if (!is_allowed(*config_, *connection)) {
+    const char* groups = config_->allowed_gids.empty() ? "" : ", and in none of its groups";
+    return refuse(
+        connection, frame, Status::Denied,
+        "user " + std::to_string(connection->peer().uid) + " is not among this node's allowed users" + groups);
   }
   if (frame.type() != wire::Type::Hello) return refuse(connection, frame, Status::BadFrame, "HELLO must come first");
   wire::HelloRequest hello;

@@ -55,7 +55,8 @@ NodeCore::NodeCore(NodeConfig config) : config_(std::move(config)), holder_(conf
   const auto other = [](uid_t uid) { return uid != ::geteuid() && uid != 0; };
   if (config_.socket_mode == 0) {
     const auto& uids = config_.allowed_uids;
-    config_.socket_mode = std::any_of(uids.begin(), uids.end(), other) ? 0660 : 0600;
+    const bool others = std::any_of(uids.begin(), uids.end(), other) || !config_.allowed_gids.empty();
+    config_.socket_mode = others ? 0660 : 0600;
   }
   event_fd_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!event_fd_) throw_errno("eventfd");
@@ -179,6 +180,7 @@ void NodeCore::start_server(std::unique_ptr<UnixListener> listener, std::vector<
   std::erase_if(held, [](const HeldFd& entry) { return !SessionLedger::is_proof(entry.name); });
   ServerConfig server;
   server.allowed_uids = config_.allowed_uids;
+  server.allowed_gids = config_.allowed_gids;
   server.node_id = config_.node_id;
   server.namespace_secret = config_.namespace_secret;
   server.multi_tenant = config_.multi_tenant;

@@ -17,6 +17,7 @@ struct NodeConfig {
   std::string socket_path;
   mode_t socket_mode = 0;           // 0: 0600, or 0660 where other users are allowed
   std::vector<uid_t> allowed_uids;  // empty: this process' user and root
+  std::vector<gid_t> allowed_gids;  // and whoever is in one of these groups
   std::string holder_socket;        // empty: the arena ends with this process
   std::string node_id;
   Key namespace_secret;

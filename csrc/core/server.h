@@ -18,6 +18,7 @@ namespace kvcommons {
 
 struct ServerConfig {
   std::vector<uid_t> allowed_uids;  // checked against SO_PEERCRED
+  std::vector<gid_t> allowed_gids;  // or this one, or SO_PEERGROUPS: whoever is in one of them is let in as well
   std::string node_id;
   Key namespace_secret;
   bool multi_tenant = false;

@@ -158,6 +158,16 @@ PeerCredentials peer_credentials(int socket) {
   return {peer.pid, peer.uid, peer.gid};
 }
 
+std::vector<gid_t> peer_groups(int socket) {
+  socklen_t length = 0;  // asked without room, the kernel says how much it takes
+  if (::getsockopt(socket, SOL_SOCKET, SO_PEERGROUPS, nullptr, &length) == 0 || errno != ERANGE) return {};
+  std::vector<gid_t> groups(std::min(length / sizeof(gid_t), kPeerGroupsMax));
+  length = static_cast<socklen_t>(groups.size() * sizeof(gid_t));
+  if (::getsockopt(socket, SOL_SOCKET, SO_PEERGROUPS, groups.data(), &length) != 0) return {};
+  groups.resize(length / sizeof(gid_t));
+  return groups;
+}
+
 ssize_t send_with_fd(int socket, std::span<const std::byte> bytes, int fd, int flags) {
   iovec piece{const_cast<std::byte*>(bytes.data()), bytes.size()};
   alignas(cmsghdr) std::array<std::byte, CMSG_SPACE(sizeof(int))> control{};

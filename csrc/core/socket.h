@@ -8,6 +8,7 @@
 #include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace kvcommons {
 
@@ -64,6 +65,11 @@ class UnixListener {
 UniqueFd unix_connect(const std::string& path, int type);
 UniqueFd unix_accept(int listener);
 PeerCredentials peer_credentials(int socket);
+
+inline constexpr std::size_t kPeerGroupsMax = 65'536;  // as many as Linux gives a process
+
+// The peer's supplementary groups at the time when it connected; none where the kernel does not tell (SO_PEERGROUPS).
+std::vector<gid_t> peer_groups(int socket);
 
 inline constexpr std::size_t kFdsPerMessageMax = 4;
 

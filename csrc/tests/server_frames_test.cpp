@@ -1,4 +1,8 @@
 // The node's socket against clients that are foreign, broken, slow or hostile: only they are refused.
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <fstream>
 #include <iterator>
 #include <random>
@@ -64,6 +68,45 @@ TEST(a_user_who_is_not_allowed_is_told_so) {
   CHECK(!client.ensure_connected());
   CHECK(client.last_error().find("allowed users") != std::string::npos);
   CHECK_EQ(served.store->stats().sessions, 0u);
+}
+
+// This thread's alone, where it may (root); what it was given back at the end.
+class FurtherGroup {
+ public:
+  explicit FurtherGroup(gid_t group) : before_(static_cast<std::size_t>(std::max(::getgroups(0, nullptr), 0))) {
+    before_.resize(
+        static_cast<std::size_t>(std::max(::getgroups(static_cast<int>(before_.size()), before_.data()), 0)));
+    std::vector<gid_t> more = before_;
+    more.push_back(group);
+    given_ = ::syscall(SYS_setgroups, more.size(), more.data()) == 0;
+  }
+  ~FurtherGroup() {
+    if (given_) ::syscall(SYS_setgroups, before_.size(), before_.data());
+  }
+  FurtherGroup(const FurtherGroup&) = delete;  // would give the groups back twice
+  [[nodiscard]] bool given() const { return given_; }
+
+ private:
+  std::vector<gid_t> before_;
+  bool given_ = false;
+};
+
+TEST(a_user_who_is_not_allowed_is_let_in_by_a_group) {
+  const auto reached = [](gid_t group) {
+    ServerConfig config;
+    config.allowed_uids = {::geteuid() + 12'345};
+    config.allowed_gids = {group};
+    Served served(config);
+    Client client(client_config(served.path));
+    const bool connected = client.ensure_connected();
+    if (!connected) CHECK(client.last_error().find("none of its groups") != std::string::npos);
+    return connected;
+  };
+  CHECK(reached(::getegid()));
+  const gid_t further = ::getegid() + 12'345;
+  CHECK(!reached(further));
+  const FurtherGroup group(further);
+  CHECK_EQ(reached(further), group.given());
 }
 
 TEST(a_protocol_of_the_future_is_told_which_versions_are_served) {

@@ -197,8 +197,6 @@ class User:
     uid: str = ""
     deleting: bool = False
     models: tuple[str, ...] = ()
-    engine_users: tuple[int, ...] = ()
-    """User ids that its pods' template names: its engines must be let in at the socket."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,13 +38,7 @@ def plan(resource: Manifest, observed: PoolObserved) -> Plan:
 
 def pool_of(resource: Manifest, parsed: KVCachePool, observed: PoolObserved) -> Pool:
     """The pool as builders see it."""
-    users = {user for one in observed.users for user in one.engine_users}
-    return Pool(
-        owner=Owner.of(resource),
-        spec=parsed.spec,
-        install=observed.install,
-        engine_users=tuple(sorted(users)),
-    )
+    return Pool(owner=Owner.of(resource), spec=parsed.spec, install=observed.install)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 from kvcommons_core.settings import NodeSettings, load_settings
 from kvcommons_node.preflight import MEMORY_LEFT_BYTES_MIN
 from kvcommons_operator.api import parse_quantity
-from kvcommons_operator.observed import Install, Manifest, User
+from kvcommons_operator.observed import Install, Manifest
 from kvcommons_operator.plan import plan_deployment, plan_pool
 
 
@@ -130,18 +130,17 @@ def test_the_holder_outlives_the_daemon_and_engines_never_see_its_socket() -> No
     assert environment(node)["KVCOMMONS_NODE__SOCKET_PATH"].rpartition("/")[0] in mounted
 
 
-def test_engines_of_other_users_are_let_in_by_user_and_group() -> None:
-    """A user id that a deployment's template names may attach, and its pods are in the group that owns the socket."""
-    users = (User(namespace="llm", name="chat", engine_users=(4321,)),)
-    node = container(pod_of(examples.pool(), users=users), "cache-node")
-    settings = load_settings(NodeSettings, environ=environment(node))
-    assert {0, 4321, 65532} <= set(settings.node.allowed_uids)
+def test_engines_of_other_users_are_let_in_by_their_group() -> None:
+    """Whoever is in the group that owns the socket may attach, and engines' pods are, as whichever user they run."""
+    settings = load_settings(NodeSettings, environ=environment(container(pod_of(examples.pool()), "cache-node")))
+    assert (settings.node.allowed_uids, settings.node.allowed_gids) == ((0, 65532), (65532,))
     ifd = examples.deployment(podTemplate={"securityContext": {"runAsUser": 4321}})
     children = plan_deployment(ifd, examples.world()).apply
     security = examples.named(children, "Deployment", "chat-engine")["spec"]["template"]["spec"]["securityContext"]
     assert (security["runAsUser"], security["supplementalGroups"]) == (4321, [65532])
     owned = examples.pool(podTemplate={"securityContext": {"runAsUser": 7, "runAsGroup": 8}})
     assert "7:8" in container(pod_of(owned), "prepare")["command"]
+    assert environment(container(pod_of(owned), "cache-node"))["KVCOMMONS_NODE__ALLOWED_GIDS"] == "8"
     (engine,) = engine_pods(owned)
     assert engine["securityContext"]["supplementalGroups"] == [8]
 

@@ -141,16 +141,11 @@ def test_an_older_version_is_no_news() -> None:
 
 
 def test_users_of_a_pool_are_those_that_name_it() -> None:
-    """In the same namespace unless another is named, with the user ids that their pods run under."""
+    """In the same namespace unless another is named."""
     resources = Resources()
-    spec = {
-        "poolRef": {"name": "commons"},
-        "model": {"name": "m"},
-        "podTemplate": {"securityContext": {"runAsUser": 1000}},
-    }
-    resources.put(names.DEPLOYMENT_KIND, deployment(1, **spec))
+    resources.put(names.DEPLOYMENT_KIND, deployment(1, poolRef={"name": "commons"}, model={"name": "m"}))
     users = resources.users_of(Id(names.POOL_KIND, "llm", "commons"))
-    assert [(user.name, user.models, user.engine_users) for user in users] == [("chat", ("m",), (1000,))]
+    assert [(user.name, user.models) for user in users] == [("chat", ("m",))]
     elsewhere = deployment(2, poolRef={"name": "commons", "namespace": "other"})
     resources.put(names.DEPLOYMENT_KIND, elsewhere)
     assert resources.users_of(Id(names.POOL_KIND, "llm", "commons")) == ()

@@ -235,11 +235,6 @@ def _users(group: Group) -> list[int]:
     return [found.run_as_user for found in contexts if found is not None and found.run_as_user is not None]
 
 
-def users(deployment: Deployment) -> tuple[int, ...]:
-    """The same for all groups."""
-    return tuple(sorted({user for group in deployment.groups for user in _users(group)}))
-
-
 def _probe(own: Probe, *, period: int, failures: int, timeout: int) -> dict[str, Any]:
     probe = pods.http_probe(
         own.path or "/health",

@@ -36,8 +36,7 @@ OVERHEAD_ARENA_PART: Final = 32
 """And for what it writes down about the arena: a 32nd of it."""
 HOLDER_IDLE_SECONDS: Final = 86_400
 HOLDER_MEMORY: Final = "128Mi"
-COMMON_USERS: Final = (0, 1000, 1001, 2000, 65534)
-"""Who engines run as in images that are about; the socket's group decides beside."""
+ROOT: Final = 0
 
 # Directories that the daemon takes sockets in: its own user's, and nobody else may put something there.
 PREPARE_SIDECAR: Final = "import os, sys; [os.makedirs(p, 0o750, exist_ok=True) for p in sys.argv[1:]]"
@@ -150,7 +149,7 @@ def sidecars(pool: Pool, *, engine_users: Iterable[int] = ()) -> NodeParts:
 
 def daemon_set(pool: Pool) -> Manifest:
     """One cache node on every Kubernetes node that is meant. OnDelete: the operator rolls it, one node at a time."""
-    found = parts(pool, engine_users=pool.engine_users)
+    found = parts(pool)
     spec = pool.spec
     template_spec: dict[str, Any] = {
         "automountServiceAccountToken": False,
@@ -200,7 +199,7 @@ def _container(pool: Pool, name: str, command: list[str]) -> dict[str, Any]:
 
 def _env(pool: Pool, socket: str, holder_socket: str, engine_users: Iterable[int]) -> list[dict[str, Any]]:
     spec = pool.spec
-    users = sorted({*COMMON_USERS, names.USER, *engine_users})
+    users = sorted({ROOT, names.USER, *engine_users})
     values: dict[str, object] = {
         "ADDRESS": f"$(KVCOMMONS_POD_IP):{names.CONTROL_PORT}",
         "SOCKET_PATH": socket,
@@ -214,6 +213,7 @@ def _env(pool: Pool, socket: str, holder_socket: str, engine_users: Iterable[int
         "CONTROL_TOKEN_FILE": f"{KEYS_PATH}/{secrets.CONTROL_TOKEN}",
         "MULTI_TENANT": spec.security.multi_tenant,
         "ALLOWED_UIDS": ",".join(str(user) for user in users),
+        "ALLOWED_GIDS": identity(pool)[1],
         "LOG_LEVEL": spec.log_level.value,
         "LOG_JSON": True,
     }

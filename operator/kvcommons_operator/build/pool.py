@@ -25,8 +25,6 @@ class Pool:
     owner: Owner
     spec: KVCachePoolSpec
     install: Install
-    engine_users: tuple[int, ...] = ()
-    """User ids of engines that may attach, besides root and the operator's default."""
 
     @property
     def per_node(self) -> bool:

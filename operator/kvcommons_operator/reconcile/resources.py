@@ -9,7 +9,6 @@ from kvcommons_operator import names
 from kvcommons_operator.observed import Manifest, Ref, User
 from kvcommons_operator.reconcile.owners import Owner, deployment_of, owner_of
 
-ENGINE_USERS_MAX: Final = 64
 GONE_MAX: Final = 1_024
 
 
@@ -135,21 +134,7 @@ def user_of(deployment: Manifest) -> User:
         uid=metadata.get("uid", ""),
         deleting="deletionTimestamp" in metadata,
         models=(str(model["name"]),) if model.get("name") else (),
-        engine_users=tuple(sorted(set(_users_in(spec)))[:ENGINE_USERS_MAX]),
     )
-
-
-def _users_in(part: object) -> Iterator[int]:
-    """Every runAsUser, wherever in a spec it stands."""
-    if isinstance(part, Mapping):
-        user = part.get("runAsUser")
-        if isinstance(user, int):
-            yield user
-        for inner in part.values():
-            yield from _users_in(inner)
-    elif isinstance(part, list):
-        for inner in part:
-            yield from _users_in(inner)
 
 
 def wish_changed(old: Manifest | None, new: Manifest) -> bool:
