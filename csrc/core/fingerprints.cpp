@@ -32,6 +32,30 @@ std::optional<std::uint32_t> Fingerprints::find(const Key& fingerprint) const {
   return find_locked(fingerprint);
 }
 
+std::optional<std::uint16_t> Fingerprints::find_rect(std::uint32_t row, const Rect& rect) const {
+  const std::lock_guard lock(mutex_);
+  const auto& rects = rows_[row].rects;
+  const auto it = std::find_if(rects.begin(), rects.end(), [&](const ShardSpec& s) { return s.rect == rect; });
+  if (it == rects.end()) {
+    return std::nullopt;
+  }
+  return static_cast<std::uint16_t>(it - rects.begin());
+}
+
+std::uint32_t Fingerprints::chunk_tokens(std::uint32_t row) const {
+  const std::lock_guard lock(mutex_);
+  return rows_[row].chunk_tokens;
+}
+
+std::vector<ShardSpec> Fingerprints::specs(std::uint32_t row, const std::vector<std::uint16_t>& rects) const {
+  const std::lock_guard lock(mutex_);
+  std::vector<ShardSpec> out;
+  for (const std::uint16_t rect : rects) {
+    out.push_back(rows_[row].rects[rect]);
+  }
+  return out;
+}
+
 Key Fingerprints::key(std::uint32_t row) const {
   const std::lock_guard lock(mutex_);
   return rows_[row].key;

@@ -33,6 +33,10 @@ class Fingerprints {
     return rows_[row].sessions.load(std::memory_order_relaxed) == 0;
   }
   [[nodiscard]] std::optional<std::uint32_t> find(const Key& fingerprint) const;
+  // nullopt where nobody declared such a rectangle.
+  [[nodiscard]] std::optional<std::uint16_t> find_rect(std::uint32_t row, const Rect& rect) const;
+  [[nodiscard]] std::uint32_t chunk_tokens(std::uint32_t row) const;
+  [[nodiscard]] std::vector<ShardSpec> specs(std::uint32_t row, const std::vector<std::uint16_t>& rects) const;
   [[nodiscard]] Key key(std::uint32_t row) const;
   [[nodiscard]] std::uint64_t in_use() const;
   // Moves with each clear(): what was reserved under an older epoch is never placed.

@@ -56,7 +56,7 @@ struct SessionRecord {
   std::atomic<std::uint32_t> pid;      // for whoever asks which engines are there; proofs of death are the ledger's
   std::atomic<std::uint32_t> reading;  // slots it copies from: never less than the truth
   std::atomic<std::uint32_t> filling;  // slots granted to it: never less than the truth
-  std::uint32_t reserved;
+  std::uint32_t internal;              // 1: the daemon's own, so it ended with the daemon
 };
 static_assert(sizeof(SessionRecord) == 32);
 

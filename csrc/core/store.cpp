@@ -71,7 +71,7 @@ bool Store::adopted() const noexcept { return impl_->adopted(); }
 
 Status Store::open_session(const SessionSpec& spec, SessionId* out) {
   const NotifyAtEnd notify(impl_->events());
-  return impl_->open_session(spec, out);
+  return impl_->open_session(spec, false, out);
 }
 void Store::close_session(SessionId session) {
   const NotifyAtEnd notify(impl_->events());
@@ -118,6 +118,24 @@ std::uint32_t Store::pin(std::span<const Key> keys, bool pinned) { return impl_-
 std::uint64_t Store::clear(const Key* fingerprint) {
   const NotifyAtEnd notify(impl_->events());
   return impl_->clear(fingerprint);
+}
+
+void Store::set_sealed_hook(std::function<void(std::span<const SealedShard>)> on_sealed) {
+  impl_->set_sealed_hook(std::move(on_sealed));
+}
+bool Store::session_spec(SessionId session, SessionSpec* out) const { return impl_->session_spec(session, out); }
+std::vector<std::uint8_t> Store::sealed_shards(SessionId session, std::span<const Key> keys) const {
+  return impl_->sealed_shards(session, keys);
+}
+bool Store::borrow(const Key& fingerprint, const Key& key, const Rect& rect, Borrowed* out) {
+  return impl_->borrow(fingerprint, key, rect, out);
+}
+void Store::give_back(const Borrowed& borrowed) { impl_->give_back(borrowed); }
+Status Store::open_internal(const SessionSpec& spec, SessionId* out) { return impl_->open_session(spec, true, out); }
+void Store::close_internal(SessionId session) { impl_->resolve_session(session); }
+void Store::resolve_former_internal() {
+  const NotifyAtEnd notify(impl_->events());
+  impl_->resolve_former_internal();
 }
 
 void Store::expire_leases() { impl_->expire_leases(); }

@@ -83,6 +83,25 @@ struct InventoryItem {
   std::vector<std::uint64_t> text_keys;
 };
 
+// One shard in memory, readable while it is borrowed: neither evicted nor reused, whatever else happens to its chunk.
+struct Borrowed {
+  Key fingerprint, key;
+  SlotRef slot;
+  Key parent;
+  std::uint64_t tenant = 0, payload_bytes = 0, checksum = 0;
+  std::uint32_t chunk_tokens = 0;
+  std::vector<std::uint64_t> text_keys;
+  std::uint64_t entry_id = 0;  // the store's own
+  std::uint32_t slot_id = 0;
+};
+
+// One shard that was just committed.
+struct SealedShard {
+  Key fingerprint, key;
+  Rect rect;
+  std::uint64_t payload_bytes = 0;
+};
+
 struct FingerprintInfo {
   Key key;
   std::uint64_t chunks = 0;         // that can be hit
@@ -147,6 +166,22 @@ class Store {
   std::uint32_t pin(std::span<const Key> keys, bool pinned);                          // returns how many were found
   std::uint64_t clear(
       const Key* fingerprint);  // nullptr = all; chunks being copied become DRAINING; returns chunks removed
+
+  // For the node itself: what moves chunks between memory and the tiers behind it. store_borrow.cpp.
+  // Called with what each commit of an engine has sealed (not with what internal sessions have), on the committer's
+  // thread, while that session waits: it must be quick. Set before anybody else uses the store.
+  void set_sealed_hook(std::function<void(std::span<const SealedShard>)> on_sealed);
+  bool session_spec(SessionId session, SessionSpec* out) const;
+  // Whether each shard of the session's layout is sealed, for each key: keys.size() x shards, or empty for a session
+  // that is gone.
+  std::vector<std::uint8_t> sealed_shards(SessionId session, std::span<const Key> keys) const;
+  bool borrow(const Key& fingerprint, const Key& key, const Rect& rect, Borrowed* out);
+  void give_back(const Borrowed& borrowed);  // exactly once
+  // A session of the node's own: no process, no event. It must hold nothing when it is closed.
+  Status open_internal(const SessionSpec& spec, SessionId* out);
+  void close_internal(SessionId session);
+  // Those of a former life, once nothing that it had begun can still write into the arena.
+  void resolve_former_internal();
 
   void expire_leases();  // called on a timer
   // Up to max events, in order; *gap is set once after an overflow.

@@ -27,7 +27,7 @@ void Store::Impl::adopt() {
     const bool holds =
         record.reading.load(std::memory_order_relaxed) != 0 || record.filling.load(std::memory_order_relaxed) != 0;
     if (id != 0 && holds) {
-      former_[id] = Former{row, {}};
+      former_[id] = Former{row, {}, record.internal != 0};
     } else {
       drop_row(row);
     }

@@ -12,6 +12,7 @@
 #include <shared_mutex>
 #include <span>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "events.h"
@@ -40,7 +41,8 @@ struct Session {
   std::optional<std::uint16_t> own_rect;
   ShardSpec own;
   std::uint32_t readers_per_shard = 1;
-  std::mutex mutex;  // held through each call in its name; guards what follows
+  bool of_node = false;  // internal: no event tells of it
+  std::mutex mutex;      // held through each call in its name; guards what follows
   bool closed = false;
   std::unordered_map<std::uint64_t, Filling> filling;  // by offset: the right to seal or to give up a slot
   std::vector<std::uint32_t> quarantined;
@@ -77,7 +79,7 @@ class Store::Impl {
   Impl& operator=(const Impl&) = delete;
 
   // store_sessions.cpp
-  Status open_session(const SessionSpec& spec, SessionId* out);
+  Status open_session(const SessionSpec& spec, bool of_node, SessionId* out);
   void close_session(SessionId id);
   void resolve_session(SessionId id);
   std::vector<SessionId> unresolved_sessions() const;
@@ -97,6 +99,13 @@ class Store::Impl {
   // store_admin.cpp
   std::uint32_t pin(std::span<const Key> keys, bool pinned);
   std::uint64_t clear(const Key* fingerprint);
+  // store_borrow.cpp
+  void set_sealed_hook(std::function<void(std::span<const SealedShard>)> hook) { on_sealed_ = std::move(hook); }
+  bool session_spec(SessionId id, SessionSpec* out) const;
+  std::vector<std::uint8_t> sealed_shards(SessionId id, std::span<const Key> keys) const;
+  bool borrow(const Key& fingerprint, const Key& key, const Rect& rect, Borrowed* out);
+  void give_back(const Borrowed& borrowed);
+  void resolve_former_internal();
   // store_view.cpp
   std::uint32_t lookup_any(const Key& fingerprint, std::span<const Key> keys) const;
   std::vector<InventoryItem> inventory(std::uint64_t* cursor, std::size_t max) const;
@@ -121,6 +130,7 @@ class Store::Impl {
   struct Former {
     std::uint32_t row = 0;
     std::vector<std::uint32_t> filling;
+    bool of_node = false;
   };
   struct FormerRead {
     std::uint32_t slot = 0;
@@ -198,10 +208,11 @@ class Store::Impl {
   std::atomic<std::uint64_t> next_entry_id_{1};
   std::atomic<std::uint64_t> sample_{0};
   const std::byte* arena_ = nullptr;
+  std::function<void(std::span<const SealedShard>)> on_sealed_;
 
   mutable std::shared_mutex sessions_mutex_;
   std::unordered_map<SessionId, SessionPtr> sessions_;  // open, or closed and not resolved
-  std::uint32_t open_sessions_ = 0;
+  std::uint32_t open_sessions_ = 0, internal_sessions_ = 0;
   std::vector<std::uint32_t> free_rows_;
   std::unordered_map<SessionId, Former> former_;
   std::vector<FormerRead> former_reads_;

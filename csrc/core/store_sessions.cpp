@@ -80,7 +80,7 @@ Event session_event(Event::Kind kind, const Key& fingerprint) {
 
 using internal::Filling;
 
-Status Store::Impl::open_session(const SessionSpec& spec, SessionId* out) {
+Status Store::Impl::open_session(const SessionSpec& spec, bool of_node, SessionId* out) {
   if (const Status status = check(spec, slabs_); status != Status::Ok) {
     return status;
   }
@@ -100,13 +100,15 @@ Status Store::Impl::open_session(const SessionSpec& spec, SessionId* out) {
       s->own = spec.shards[*spec.own_shard];
     }
     s->readers_per_shard = std::max<std::uint32_t>(1, spec.readers_per_shard);
+    s->of_node = of_node;
     do {
       s->id = internal::random_id();
     } while (sessions_.contains(s->id) || former_.contains(s->id));
     s->row = free_rows_.back();
     free_rows_.pop_back();
-    ++open_sessions_;
+    ++(of_node ? internal_sessions_ : open_sessions_);
     internal::SessionRecord& row = records_.session(s->row);
+    row.internal = of_node ? 1 : 0;
     row.pid.store(0, std::memory_order_relaxed);
     row.reading.store(0, std::memory_order_relaxed);
     row.filling.store(0, std::memory_order_relaxed);
@@ -114,7 +116,7 @@ Status Store::Impl::open_session(const SessionSpec& spec, SessionId* out) {
     sessions_.emplace(s->id, s);
   }
   *out = s->id;
-  events_.push(session_event(Event::Kind::SessionOpened, spec.fingerprint));
+  if (!of_node) events_.push(session_event(Event::Kind::SessionOpened, spec.fingerprint));
   return Status::Ok;
 }
 
@@ -154,9 +156,9 @@ void Store::Impl::close_locked(Session& s) {
   fingerprints_.close(s.fingerprint);
   {
     const std::unique_lock lock(sessions_mutex_);
-    --open_sessions_;
+    --(s.of_node ? internal_sessions_ : open_sessions_);
   }
-  events_.push(session_event(Event::Kind::SessionClosed, fingerprints_.key(s.fingerprint)));
+  if (!s.of_node) events_.push(session_event(Event::Kind::SessionClosed, fingerprints_.key(s.fingerprint)));
 }
 
 void Store::Impl::close_session(SessionId id) {
@@ -249,7 +251,9 @@ std::vector<SessionId> Store::Impl::unresolved_sessions() const {
   const std::shared_lock lock(sessions_mutex_);
   std::vector<SessionId> out;
   for (const auto& [id, former] : former_) {
-    out.push_back(id);
+    if (!former.of_node) {
+      out.push_back(id);
+    }
   }
   return out;
 }

@@ -256,6 +256,9 @@ Status Store::Impl::commit(SessionId id, std::span<const CommitItem> items, std:
   if (s->closed) {
     return Status::Gone;
   }
+  std::vector<SealedShard> told;
+  const bool tell = on_sealed_ && !s->of_node;
+  const Key fingerprint = tell ? fingerprints_.key(s->fingerprint) : Key{};
   for (const CommitItem& item : items) {
     const auto filling = take_filling(*s, item.slot);
     if (!filling) {
@@ -265,7 +268,13 @@ Status Store::Impl::commit(SessionId id, std::span<const CommitItem> items, std:
     if (seal(*s, *filling, item)) {
       ++*accepted;
       internal::add(counters_.committed);
+      if (tell) {
+        told.push_back({fingerprint, filling->key, s->own.rect, s->own.slot_bytes});
+      }
     }
+  }
+  if (!told.empty()) {
+    on_sealed_(told);
   }
   return Status::Ok;
 }
