@@ -26,7 +26,8 @@ RELEASE_SECONDS_MAX: Final = 30.0
 """One that is held, need not be and can't be let back in (an older version) is replaced after so long."""
 LOST_SECONDS: Final = 30.0
 """A pod that is still there so long after its last second is on a machine that nobody hears of."""
-COST_MAX: Final = 2**31 - 1
+MAGNITUDES: Final = 64
+"""As many orders of magnitude are told apart, by powers of two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,21 +205,17 @@ class Warmth:
 
 
 def deletion_costs(pods: Iterable[Pod], warmth: Mapping[str, Warmth]) -> tuple[PodAction, ...]:
-    """Annotations that make the ReplicaSet remove the coldest engine first: a rank, 0 the coldest. Only changes are written.
+    """Annotations that make the ReplicaSet remove the coldest engine first. Only changes are written.
 
     :param warmth: by pod name.
 
-    Ranks of orders of magnitude, not counts: counts change all the time, and each write costs a request."""
-    alive = [pod for pod in pods if not pod.deleting]
-
-    def key(pod: Pod) -> tuple[bool, int, int, int, str]:
-        found = warmth.get(pod.name, Warmth())
-        return (pod.ready, found.hits.bit_length(), found.chunks.bit_length(), _cost(pod), pod.name)
-
+    Orders of magnitude, not counts: counts change all the time, and each write costs a request. Not ranks either: one pod more
+    would change those of all others. A pod that is not ready has no cost: the ReplicaSet takes it first whatever it says."""
+    ready = [pod for pod in pods if pod.ready and not pod.deleting]
     actions = []
-    for rank, pod in enumerate(sorted(alive, key=key)):
-        wanted = str(min(rank, COST_MAX))
-        if len(alive) > 1 and pod.annotations.get(names.DELETION_COST) != wanted:
+    for pod in ready if len(ready) > 1 else ():
+        wanted = str(_cost(warmth.get(pod.name, Warmth())))
+        if pod.annotations.get(names.DELETION_COST) != wanted:
             actions.append(
                 PodAction(
                     kind=ActionKind.ANNOTATE_POD,
@@ -232,6 +229,7 @@ def deletion_costs(pods: Iterable[Pod], warmth: Mapping[str, Warmth]) -> tuple[P
     return tuple(actions)
 
 
-def _cost(pod: Pod) -> int:
-    text = pod.annotations.get(names.DELETION_COST, "0")
-    return int(text) if text.lstrip("-").isdigit() else 0
+def _cost(found: Warmth) -> int:
+    """What was reused counts before what is there."""
+    hits, chunks = (min(count.bit_length(), MAGNITUDES - 1) for count in (found.hits, found.chunks))
+    return hits * MAGNITUDES + chunks

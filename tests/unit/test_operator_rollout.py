@@ -242,26 +242,35 @@ def test_whatever_is_late_never_two_nodes_are_away_and_all_are_rolled(size: int,
     assert cluster.steps == [(kind, f"node-{number}") for number in range(size) for kind in order]
 
 
+def costs_of(pods: list[Pod], warmth: dict[str, Warmth]) -> dict[str, int]:
+    """What is written on pods, by name."""
+    return {action.pod: int(dict(action.annotations)[names.DELETION_COST]) for action in deletion_costs(pods, warmth)}
+
+
 def test_the_coldest_engine_is_the_first_to_go() -> None:
-    """The cost of deletion ranks engines: one that is not ready first, then by what would be lost with its cache."""
-    pods = [examples.engine_pod(0), examples.engine_pod(1), examples.engine_pod(2, ready=False)]
+    """The cost of deletion tells what would be lost with a cache: what was reused before what is there."""
+    pods = [examples.engine_pod(n) for n in range(4)]
     warmth = {
         "chat-engine-0": Warmth(hits=1000, chunks=10),
-        "chat-engine-1": Warmth(hits=2, chunks=90),
-        "chat-engine-2": Warmth(hits=9999),
+        "chat-engine-1": Warmth(hits=2, chunks=2**40),
+        "chat-engine-2": Warmth(hits=2),
     }
-    costs = {action.pod: dict(action.annotations)[names.DELETION_COST] for action in deletion_costs(pods, warmth)}
-    assert costs == {"chat-engine-2": "0", "chat-engine-1": "1", "chat-engine-0": "2"}
+    costs = costs_of(pods, warmth)
+    assert sorted(costs, key=costs.__getitem__) == [f"chat-engine-{n}" for n in (3, 2, 1, 0)]
+    assert 0 <= min(costs.values()) < max(costs.values()) < 2**31
 
 
-def test_costs_are_written_only_when_the_order_changes() -> None:
-    """Counts that grow a little cost no request: the rank stays, and so does the annotation."""
-    pods = [examples.engine_pod(n, annotations={names.DELETION_COST: str(n)}) for n in range(3)]
-    warmth = {pod.name: Warmth(hits=100 * 4**number) for number, pod in enumerate(pods)}
-    assert deletion_costs(pods, warmth) == ()
-    close = {pod.name: Warmth(hits=100 + 5 * (3 - number)) for number, pod in enumerate(pods)}
-    assert deletion_costs(pods, close) == ()
-    assert len(deletion_costs(pods, {"chat-engine-0": Warmth(hits=10**6)})) == 3
+def test_costs_are_written_only_when_their_magnitude_changes() -> None:
+    """Counts that grow a little cost no request, and neither does what happens to other engines."""
+    costs = costs_of(pods := [examples.engine_pod(n) for n in range(3)], {pod.name: Warmth(hits=70) for pod in pods})
+    marked = [
+        examples.engine_pod(n, annotations={names.DELETION_COST: str(costs[f"chat-engine-{n}"])}) for n in range(3)
+    ]
+    assert costs_of(marked, {pod.name: Warmth(hits=70 + 20 * n) for n, pod in enumerate(marked)}) == {}
+    more = [examples.engine_pod(9, ready=False), *marked, examples.engine_pod(8)]
+    warmth = {pod.name: Warmth(hits=70) for pod in marked}
+    assert costs_of(more, warmth) == {"chat-engine-8": 0}
+    assert list(costs_of(marked, {**warmth, "chat-engine-0": Warmth(hits=10**6)})) == ["chat-engine-0"]
 
 
 def test_a_single_engine_has_no_cost() -> None:
