@@ -12,6 +12,7 @@ from operator_process import (
     DEPLOYMENTS,
     DEPLOYMENTS_OWN,
     POOLS,
+    ROLES_OWN,
     STATEFUL_SETS,
     Operators,
     Place,
@@ -206,9 +207,11 @@ def test_with_autoscaling_the_operator_leaves_replicas_to_the_autoscaler(operato
 
 
 def test_what_is_not_built_yet_is_said_and_makes_nothing(operators: Operators, place: Place) -> None:
-    """A resource that asks for more than this version does is not accepted, with a reason, and has no children."""
+    """A resource that asks for more than this version does is not accepted, with a reason, and has no children: no engines, and no
+    object of a role, whose scale would change nothing."""
     operators.start().ready()
     place.apply(pool(), deployment(roles={"prefill": {"replicas": 1}, "decode": {"replicas": 2}}))
     seen = place.reason(DEPLOYMENTS_OWN, "chat", "Accepted", "NotBuiltYet")
+    assert "roles" in condition(seen, "Accepted")["message"]
     assert condition(seen, "Ready")["status"] == "False"
-    assert place.list(DEPLOYMENTS) == []
+    assert place.list(DEPLOYMENTS) == place.list(ROLES_OWN) == []

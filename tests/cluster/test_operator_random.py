@@ -118,7 +118,8 @@ def grown(before: dict[str, float], now: dict[str, float]) -> dict[str, float]:
 
 def restless(operator: Operator) -> dict[str, float]:
     """What the operator goes on asking; empty as soon as so many looks have seen no request."""
-    seen, looks, asked = requests(operator), 0, {}
+    seen, looks = requests(operator), 0
+    asked: dict[str, float] = {}
 
     def quiet() -> bool:
         nonlocal seen, looks, asked
