@@ -28,6 +28,15 @@ def sha256(data: object) -> bytes: ...
 def xxh3_64(data: object, seed: int = ...) -> int: ...
 def cpu_features() -> dict[str, bool]: ...
 
+# eviction -------------------------------------------------------------------------------------------------------------
+def eviction_replay(policy: str, lengths: object, keys: object, capacity_chunks: int) -> tuple[int, int, int]:
+    """A recorded stream of requests through a cache of so many chunks, by the store's own policies.
+
+    policy: lru, s3fifo, cost, auto, or belady (knows the future: no policy hits more). lengths: a buffer of u32, the
+    chunks of each request. keys: a buffer of u64, those of all requests one after the other; equal keys have equal
+    prefixes. Returns (chunks found, chunks evicted, changes of policy).
+    Raises ValueError naming the argument, its value and the remedy."""
+
 # text of requests (kvcommons_core.textkeys is the reference) -----------------------------------------------------------
 def read_request(body: bytes, refused: frozenset[str]) -> tuple[str, bool, bytes] | None:
     """Reads the JSON of chats of roles and texts, and of prompts that are texts: (model, whether a stream is asked for,

@@ -9,6 +9,7 @@ void bind_client(nb::module_& module);
 void bind_transfer(nb::module_& module);
 void bind_text(nb::module_& module);
 void bind_relay(nb::module_& module);
+void bind_eviction(nb::module_& module);
 
 NB_MODULE(_native, module) {
   bind_hash(module);
@@ -17,4 +18,5 @@ NB_MODULE(_native, module) {
   bind_transfer(module);
   bind_text(module);
   bind_relay(module);
+  bind_eviction(module);
 }
