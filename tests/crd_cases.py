@@ -35,17 +35,9 @@ CHANGES: Final = (
     ),
     Change(
         "poolRef.namespace can't be changed",
-        {"poolRef": {"name": "p"}},
         {"poolRef": {"name": "p", "namespace": "n"}},
+        {"poolRef": {"name": "p", "namespace": "m"}},
         {"poolRef": {"name": "q"}},
-        "spec.poolRef",
-        InferenceDeployment,
-    ),
-    Change(
-        "poolRef.namespace can't be changed",
-        {"poolRef": {"name": "p", "namespace": "n"}},
-        {"poolRef": None},
-        {"poolRef": {"name": "q", "namespace": "n"}},
         "spec.poolRef",
         InferenceDeployment,
     ),

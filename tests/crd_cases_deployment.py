@@ -48,6 +48,12 @@ DEPLOYMENT_CASES: Final = tuple(
         ),
         (
             "revision must name weights that never change",
+            {"model": {"revision": "main"}},
+            {"model": {"revision": "sha256:abc"}},
+            "spec.model.revision",
+        ),
+        (
+            "revision must name weights that never change",
             {"model": {"revision": "default"}},
             {"model": {"revision": "sha256:abc"}},
             "spec.model.revision",

@@ -161,6 +161,18 @@ POOL_CASES: Final = (
         "spec.index.external.urlSecretRef",
     ),
     Case(
+        "write url as redis://HOST:PORT/DB",
+        _external(url="redis://user:secret@r"),
+        _external(url="redis://r:6379/1"),
+        "spec.index.external.url",
+    ),
+    Case(
+        "must be a size from 64Mi to 64Ti",
+        {"tiers": {"memory": {"capacity": "64 GB"}}},
+        {"tiers": {"memory": {"capacity": "64Gi"}}},
+        "spec.tiers.memory.capacity",
+    ),
+    Case(
         "with tls write the url as rediss://",
         _external(url="redis://r", tls={}),
         _external(url="rediss://r", tls={}),

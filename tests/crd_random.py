@@ -112,10 +112,10 @@ class Maker:
     def _text(self, schema: Schema) -> str:
         least, most = schema.get("minLength", 0), schema.get("maxLength", 64)
         for _ in range(TRIES_MAX):
-            text = text_like(schema.get("pattern", r"^[a-z.-]{1,12}$"), self._random)
+            text = text_like(_pattern(schema), self._random)
             if least <= len(text) <= most:
                 return text
-        raise NoneFoundError(f"no text of {least} to {most} characters like {schema['pattern']}")
+        raise NoneFoundError(f"no text of {least} to {most} characters like {_pattern(schema)}")
 
     def _anew(self, schema: Schema, spec: Spec, path: Path) -> Spec:
         """The spec with the part at fault made anew or, where it may be, left out; now and then the part around it."""
@@ -139,7 +139,7 @@ class Maker:
             faults.append((schema["minimum"] - 1, "too small"))
         if "maxLength" in schema and "enum" not in schema:
             faults.append(("a" * (schema["maxLength"] + 1), "too long"))
-        if "pattern" in schema:
+        if "pattern" in schema or _spelling(schema):
             faults.append(("\n", "not like the pattern"))
         if isinstance(value, list) and value:
             faults.append((value * (schema["maxItems"] // len(value) + 1), "too many"))
@@ -227,6 +227,17 @@ def _without(spec: Spec, path: Path) -> Spec:
 
 def _shown(path: Path) -> str:
     return "spec" + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
+
+
+def _pattern(schema: Schema) -> str:
+    return str(schema.get("pattern")) if "pattern" in schema else _spelling(schema) or r"^[a-z.-]{1,12}$"
+
+
+def _spelling(schema: Schema) -> str:
+    """The pattern that stands in a text's own rule; empty where none does."""
+    rules = schema.get("x-kubernetes-validations", ()) if schema.get("type") == "string" else ()
+    found = [re.search(r"self\.matches\(r'(.*?)'\)", rule["rule"]) for rule in rules]
+    return next((one[1] for one in found if one is not None), "")
 
 
 def _key_pattern(schema: Schema) -> str:

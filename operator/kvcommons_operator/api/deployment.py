@@ -161,11 +161,12 @@ class InferenceDeploymentSpec(Model):
     )
     TRANSITIONS = (
         Transition(
-            cel="(has(self.poolRef) && has(self.poolRef.__namespace__) ? self.poolRef.__namespace__ : '')"
-            " == (has(oldSelf.poolRef) && has(oldSelf.poolRef.__namespace__) ? oldSelf.poolRef.__namespace__ : '')",
+            # One that is left out means this resource's own, which no rule can know: the operator judges those.
+            cel="!has(self.poolRef) || !has(self.poolRef.__namespace__) || !has(oldSelf.poolRef)"
+            " || !has(oldSelf.poolRef.__namespace__) || self.poolRef.__namespace__ == oldSelf.poolRef.__namespace__",
             message="poolRef.namespace can't be changed, since the router's Service lives there; create another InferenceDeployment "
             "beside this one and move clients to it",
-            holds=lambda old, new: _pool_namespace(old) == _pool_namespace(new),
+            holds=lambda old, new: "" in (was := _pool_namespace(old), now := _pool_namespace(new)) or was == now,
             field=".poolRef",
         ),
         Transition(

@@ -9,9 +9,18 @@ from pydantic import Field
 from kvcommons_operator.api.base import Model, Rule, Transition
 from kvcommons_operator.api.common import EMPTY, Image, Labels, ListType, LocalRef, SecretKeyRef, StrictInt
 from kvcommons_operator.api.pods import Resources, Tolerations
-from kvcommons_operator.api.quantities import Size
+from kvcommons_operator.api.quantities import Size, Spelt
 
 HostPort = Annotated[str, Field(min_length=3, max_length=259, pattern=r"^[A-Za-z0-9._-]+:[0-9]{1,5}$")]
+
+Url = Annotated[
+    str,
+    Spelt(
+        r"^rediss?://[A-Za-z0-9._-]+(:[0-9]{1,5})?(/[0-9]{1,4})?$",
+        "write url as redis://HOST:PORT/DB, or rediss:// for TLS; user and password go to username and passwordSecretRef",
+        512,
+    ),
+]
 
 
 class ManagedIndex(Model):
@@ -64,9 +73,7 @@ class IndexTls(Model):
 class ExternalIndex(Model):
     """A Redis or Valkey (6.2 or newer) that you run. Exactly one of url, urlSecretRef, sentinel and cluster says where."""
 
-    url: (
-        Annotated[str, Field(max_length=512, pattern=r"^rediss?://[A-Za-z0-9._-]+(:[0-9]{1,5})?(/[0-9]{1,4})?$")] | None
-    ) = None
+    url: Url | None = None
     """One server: redis://HOST:PORT/DB, or rediss:// for TLS. It holds no password; use passwordSecretRef."""
     url_secret_ref: SecretKeyRef | None = None
     """Key of a Secret whose value is the URL, with user and password in it if you like."""

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
 from kvcommons_operator.api.base import Model, Rule
 from kvcommons_operator.api.common import AbsolutePath, Image, ObjectName, RelativePath, SecretKeyRef
+from kvcommons_operator.api.quantities import Spelt
 from kvcommons_operator.api.volumes import PullPolicy
 
 ModelName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$")]
 Repository = Annotated[
     str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)?$")
 ]
+
+NEVER_CHANGE: Final = (
+    "revision must name weights that never change: a commit or a digest (7 characters or more), not a branch or a tag"
+)
+Revision = Annotated[str, Spelt(r"^[A-Za-z0-9][A-Za-z0-9._:+-]{6,127}$", NEVER_CHANGE, 128)]
 
 
 class ClaimSource(Model):
@@ -84,9 +90,7 @@ class ServedModel(Model):
 
     name: ModelName
     """Name that clients ask for."""
-    revision: Annotated[str, Field(min_length=7, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+-]*$")] | None = (
-        None
-    )
+    revision: Revision | None = None
     """What never stands for other weights: a commit (40 hex digits, needed for hub) or a digest. A branch such as main is none. When left
     out, engines take a digest of every weight file when they start. KV is shared only between equal revisions; a new one restarts the
     engines."""
@@ -102,9 +106,9 @@ class ServedModel(Model):
             field=".revision",
         ),
         Rule(
-            cel="!has(self.revision) || !(self.revision in ['latest', 'default', 'develop', 'release'])",
-            message="revision must name weights that never change: a commit or a digest, not a branch or a tag",
-            holds=lambda it: it.revision not in ("latest", "default", "develop", "release"),
+            cel="!has(self.revision) || !(self.revision in ['default', 'develop', 'release'])",
+            message=NEVER_CHANGE,
+            holds=lambda it: it.revision not in ("default", "develop", "release"),
             field=".revision",
         ),
     )

@@ -21,6 +21,7 @@ _SUFFIXES: Final = {
 }
 QUANTITY_PATTERN: Final = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?(1[0-8]|[0-9]))?$"
 SIZE_PATTERN: Final = r"^[0-9]{1,15}(\.[0-9]{1,3})?([KMGTP]i|[kMGTP])?$"
+_SIZE: Final = re.compile(SIZE_PATTERN.removesuffix("$"))
 
 
 def parse_quantity(text: str) -> Decimal:
@@ -58,22 +59,50 @@ class Size:
         return f"must be a size from {self.at_least} to {self.at_most}, with a suffix such as Mi or Gi"
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Text with a quantity's spelling, then within bounds."""
-        text = core_schema.str_schema(pattern=SIZE_PATTERN, max_length=24)
+        """Text, then a quantity's spelling within bounds."""
+        text = core_schema.str_schema(max_length=24)
         return core_schema.no_info_after_validator_function(self._within, text)
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """The same for the API server."""
+        """The same for the API server: in one rule, since a pattern of its own would be told as a pattern, before any rule."""
         cel = (
-            f"isQuantity(self) && quantity(self).compareTo(quantity('{self.at_least}')) >= 0"
+            f"self.matches(r'{SIZE_PATTERN}') && quantity(self).compareTo(quantity('{self.at_least}')) >= 0"
             f" && quantity(self).compareTo(quantity('{self.at_most}')) <= 0"
         )
         rule = {"rule": cel, "message": self.message, "reason": "FieldValueInvalid"}
-        return {"type": "string", "maxLength": 24, "pattern": SIZE_PATTERN, "x-kubernetes-validations": [rule]}
+        return {"type": "string", "maxLength": 24, "x-kubernetes-validations": [rule]}
 
     def _within(self, text: str) -> str:
-        if not parse_quantity(self.at_least) <= parse_quantity(text) <= parse_quantity(self.at_most):
+        spelt = _SIZE.fullmatch(text) is not None
+        if not spelt or not parse_quantity(self.at_least) <= parse_quantity(text) <= parse_quantity(self.at_most):
             raise PydanticCustomError("size", "{message}", {"message": self.message})
+        return text
+
+
+@dataclass(frozen=True)
+class Spelt:
+    """Makes `Annotated[str, Spelt(...)]` a text of a certain spelling, whose refusal is a sentence and not a regular expression."""
+
+    pattern: str
+    """Between ^ and $, in what Python and RE2 both read."""
+    message: str
+    """What to write instead."""
+    length_max: int
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Text, then its spelling."""
+        return core_schema.no_info_after_validator_function(
+            self._spelt, core_schema.str_schema(max_length=self.length_max)
+        )
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """The same for the API server."""
+        rule = {"rule": f"self.matches(r'{self.pattern}')", "message": self.message, "reason": "FieldValueInvalid"}
+        return {"type": "string", "maxLength": self.length_max, "x-kubernetes-validations": [rule]}
+
+    def _spelt(self, text: str) -> str:
+        if re.fullmatch(self.pattern.removesuffix("$"), text) is None:
+            raise PydanticCustomError("spelling", "{message}", {"message": self.message})
         return text
 
 

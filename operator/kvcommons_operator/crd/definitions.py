@@ -11,7 +11,7 @@ from kvcommons_operator.crd.schema import Schema, structural
 
 CATEGORY: Final = "kvcommons"
 KUBERNETES_MINOR_MIN: Final = 29
-"""The oldest Kubernetes, 1.29: `isQuantity` and `quantity` came to CEL in it."""
+"""The oldest Kubernetes, 1.29: `quantity` came to CEL in it."""
 PATH_READY: Final = '.status.conditions[?(@.type=="Ready")]'
 
 

@@ -1,6 +1,6 @@
 """pydantic's JSON schema of a model as the structural schema that Kubernetes takes: no references, no unions, everything bounded.
 
-Kubernetes 1.29 is the oldest that takes it: `isQuantity` and `quantity` came to CEL there, as did `fieldPath` and `reason` of rules to
+Kubernetes 1.29 is the oldest that takes it: `quantity` came to CEL there, as did `fieldPath` and `reason` of rules to
 general use.
 """
 
