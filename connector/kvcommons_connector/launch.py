@@ -214,9 +214,27 @@ def tell(report: dict[str, object], path: str) -> None:
         return
     try:
         with open(path, "w", encoding="utf-8") as file:
-            file.write(line[:REPORT_BYTES_MAX])
+            file.write(fitting(report, REPORT_BYTES_MAX))
     except OSError as error:
         sys.stderr.write(f"kvcommons: no report in {path}: {error}\n")
+
+
+def fitting(report: dict[str, object], bytes_max: int) -> str:
+    """The report as JSON of so many bytes at most: its longest texts are cut, never the JSON."""
+    kept = dict(report)
+    line = json.dumps(kept)
+    while len(line) > bytes_max:
+        longest = max(
+            (key for key, value in kept.items() if isinstance(value, str)),
+            key=lambda key: len(json.dumps(kept[key])),
+            default="",
+        )
+        text = kept.get(longest)
+        if not isinstance(text, str) or len(text) < 2:
+            return json.dumps({"loaded": bool(report.get("loaded")), "reason": "ReportTooLong", "message": ""})
+        kept[longest] = text[: len(text) * 3 // 4]
+        line = json.dumps(kept)
+    return line
 
 
 def start(command: list[str], environment: dict[str, str], report: dict[str, object], strict: bool) -> int:

@@ -154,6 +154,18 @@ def test_the_report_is_one_line_where_it_is_wanted(tmp_path: Path) -> None:
     assert len(report.read_bytes()) <= launch.REPORT_BYTES_MAX
 
 
+def test_a_report_that_is_too_long_stays_json() -> None:
+    """A termination message holds so many bytes: texts are cut, and what is left says the same."""
+    long = launch.verdict("NotLoadable", "\N{SNOWMAN}" * 2_000, {"glibc": "2" * 3_000}, {"version": "1"})
+    line = launch.fitting(long, launch.REPORT_BYTES_MAX)
+    assert len(line.encode()) <= launch.REPORT_BYTES_MAX
+    told = json.loads(line)
+    assert (told["loaded"], told["reason"], told["payload"]) == (False, "NotLoadable", "1")
+    assert told["message"].startswith("\N{SNOWMAN}" * 100)
+    short = launch.verdict("Loaded", "", {}, {})
+    assert json.loads(launch.fitting(short, launch.REPORT_BYTES_MAX)) == short
+
+
 def test_strict_refuses_to_start_without(tmp_path: Path) -> None:
     """Who asks for strictness gets no engine that quietly serves without."""
     place = copy_of(tmp_path / "payload")
