@@ -103,8 +103,7 @@ def _resources(api: ClusterApi, namespace: str) -> Iterator[Finding]:
         yield note("resources", "there is no KVCachePool and no InferenceDeployment", "see docs/examples")
     for one in (*world.pools, *world.deployments):
         yield from doctor_rules.conditions(one)
-    for each in world.pods:
-        yield from doctor_rules.pod(each)
+    yield from doctor_rules.pods(world.pods)
     yield from _cache_nodes(world)
     yield from _security(api, world)
 

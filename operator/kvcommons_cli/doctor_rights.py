@@ -33,6 +33,7 @@ OPERATOR: Sequence[Right] = (
     ("patch", "policy", "poddisruptionbudgets"),
     ("patch", "networking.k8s.io", "networkpolicies"),
     ("create", "events.k8s.io", "events"),
+    ("list", "events.k8s.io", "events"),
 )
 
 

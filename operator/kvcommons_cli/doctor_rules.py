@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -125,9 +126,16 @@ def conditions(one: Resource) -> Iterator[Finding]:
 
 
 def _causes(bad: Sequence[Condition]) -> list[Condition]:
-    """Ready and Available say nothing new where another condition says why."""
-    deeper = [one for one in bad if one.type not in ("Ready", "Available")]
-    return deeper or list(bad[-1:])
+    """One cause is one finding. What is refused or missing is the cause of all else; what is not known while nothing serves follows from
+    that; Ready and Available say nothing new where another condition says why."""
+    first = [one for one in bad if one.type in ("Accepted", "ResolvedRefs") and one.status == "False"]
+    if first:
+        return first
+    available = [one for one in bad if one.type == "Available" and one.status == "False"]
+    deeper = [
+        one for one in bad if one.type not in ("Ready", "Available") and not (available and one.status == "Unknown")
+    ]
+    return deeper or available or list(bad[-1:])
 
 
 def _told(condition: Condition) -> str:
@@ -154,6 +162,18 @@ def pod(one: Pod) -> Iterator[Finding]:
                 f"{container.name} has been restarted {container.restarts} times{why}",
                 "kubectl logs -n {namespace} {pod} -c {container} --previous".format(**where),
             )
+
+
+def pods(found: Sequence[Pod]) -> Iterator[Finding]:
+    """Of all pods: what several of one workload say alike is one finding."""
+    alike: dict[tuple[object, ...], list[Finding]] = {}
+    for one in found:
+        of = (one.namespace, one.component, one.deployment, one.pool)
+        for finding in pod(one):
+            alike.setdefault((*of, finding.level, finding.message), []).append(finding)
+    for same in alike.values():
+        more = f" and {len(same) - 1} more like it" if len(same) > 1 else ""
+        yield replace(same[0], about=same[0].about + more)
 
 
 def cache_node(one: Pod, report: NodeReport) -> Iterator[Finding]:

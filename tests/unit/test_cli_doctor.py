@@ -206,6 +206,27 @@ def test_ready_is_not_told_where_another_condition_says_why(cluster: FakeCluster
     assert "SecretMissing" in found.message
 
 
+def test_what_follows_from_a_cause_is_not_told_beside_it(cluster: FakeCluster, tmp_path: Path) -> None:
+    """A missing Secret, the pods that wait for it and what nobody can know meanwhile are two lines: the cause, and the pods in one."""
+    waits = crashing("CreateContainerConfigError", message='secret "redis" not found')
+    cluster.lists["/api/v1/pods"] += [pod(f"engine-{n}", "engine", "chat", engine=waits) for n in range(4)]
+    cluster.lists[f"{BASE}/kvcachepools"] = [
+        pool(
+            "shared",
+            condition("ResolvedRefs", "False", "SecretNotFound", "create it"),
+            condition("Available", "False", "NoNodeReady"),
+            condition("Ready", "False", "SecretNotFound"),
+            condition("IndexConsistent", "Unknown", "NoAnswer"),
+        )
+    ]
+    told = [one.message for one in bad(examined(cluster, tmp_path))]
+    assert told == [
+        "ResolvedRefs does not hold: SecretNotFound: create it",
+        'engine: CreateContainerConfigError: secret "redis" not found',
+    ]
+    assert any(one.about == "pod chat/engine-0 and 3 more like it" for one in examined(cluster, tmp_path))
+
+
 def test_a_node_that_left_its_index_before_a_restart_is_no_problem(cluster: FakeCluster, tmp_path: Path) -> None:
     """While nodes roll one is out of the index on purpose."""
     cluster.node("node-1", index="disconnected", held=True)
