@@ -44,6 +44,8 @@ class FakeApi:
     failures: deque[Failure] = field(default_factory=deque)
     asked: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     bodies: list[Document] = field(default_factory=list)
+    forbidden: tuple[str, ...] = ()
+    """Paths that end in one of these are always answered 403."""
     silent: bool = False
     """Streams are opened and say nothing, not even that they end."""
     _streams: list[tuple[str, asyncio.Queue[Document | None]]] = field(default_factory=list)
@@ -87,6 +89,8 @@ class FakeApi:
         self.asked.append((request.method, request.path, query))
         if request.can_read_body:
             self.bodies.append(json.loads(await request.read()))
+        if request.path.endswith(self.forbidden):
+            return _status(403, "Forbidden")
         failure = self._failure(request.method, "watch" in query)
         if failure is not None:
             if not failure.status:

@@ -121,7 +121,12 @@ def operator_of(server: ApiServer, manifests: list[dict[str, Any]], **changes: A
     kubeconfig = kubeconfig_of(server, "kvcommons-operator")
     given = {name.partition("__")[2].lower(): value for name, value in environment_of(manifests, "Deployment").items()}
     given = {name: value for name, value in given.items() if name not in ("http_port", "log_json")}
-    return Operator(server, server.folder, kubeconfig=kubeconfig, **{**given, "lease_seconds": 4, **changes})
+    return Operator(
+        server,
+        server.folder,
+        kubeconfig=kubeconfig,
+        **{**given, "lease_seconds": 4, "events_after_seconds": 1, **changes},
+    )
 
 
 def kubeconfig_of(server: ApiServer, account: str) -> Path:
@@ -198,6 +203,22 @@ class Life:
         for name in ("chat-a", "chat-b"):
             self.home.until("pods", name, lambda it: cost in it["metadata"].get("annotations", {}), "is ranked")
 
+    def a_pod_that_hangs_is_explained(self) -> None:
+        """By its Events, which are read for such pods alone."""
+        labels = self.home.have(DEPLOYMENTS, "chat-engine")["spec"]["template"]["metadata"]["labels"]
+        made = self.home.create("pods", pod("chat-hangs", labels, {}))
+        about = {"kind": "Pod", "namespace": self.home.namespace, "name": "chat-hangs", "uid": made["metadata"]["uid"]}
+        since = made["metadata"]["creationTimestamp"]
+        said = {
+            "type": "Warning",
+            "reason": "FailedMount",
+            "message": 'secret "none" not found',
+            "lastTimestamp": since,
+        }
+        self.home.create("events", {"metadata": {"generateName": "test-"}, "involvedObject": about, **said})
+        self.home.reason(DEPLOYMENTS_OWN, "chat", "ResolvedRefs", "SecretNotFound")
+        self.home.delete("pods", "chat-hangs")
+
     def what_is_not_wanted_goes(self) -> None:
         """What a change makes superfluous is deleted by the operator itself; so is what stands in another namespace."""
         less = {"autoscaling": None, "gateway": None, "monitoring": None, "disruption": {"enabled": False}}
@@ -242,6 +263,7 @@ def judge(server: ApiServer, manifests: list[dict[str, Any]], guests: dict[str, 
     try:
         life.everything_is_made(guests)
         life.pods_are_replaced_and_marked()
+        life.a_pod_that_hangs_is_explained()
         life.what_is_not_wanted_goes()
         life.a_pool_goes_after_its_users()
     finally:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from kvcommons_operator.observed import Container, Manifest, Pod
+from kvcommons_operator.observed import Manifest, Pod
 from kvcommons_operator.outcome import Event
+from kvcommons_operator.troubles import Trouble
 
 MESSAGE_CHARACTERS_MAX: Final = 1_024
 LISTED_MAX: Final = 3
-LAST_WORDS_CHARACTERS_MAX: Final = 200
 """Of things that are not well, so many are named in a message."""
 
 ACCEPTED: Final = "Accepted"
@@ -25,14 +24,7 @@ READY: Final = "Ready"
 INDEX_CONSISTENT: Final = "IndexConsistent"
 CONNECTOR_LOADED: Final = "ConnectorLoaded"
 
-REFERENCE_REASONS: Final = frozenset({"CreateContainerConfigError", "InvalidImageName"})
-IMAGE_REASONS: Final = frozenset({"ImagePullBackOff", "ErrImagePull", "ErrImageNeverPull", "InvalidImageName"})
-BAD_REASONS: Final = (
-    REFERENCE_REASONS | IMAGE_REASONS | {"CrashLoopBackOff", "CreateContainerError", "RunContainerError"}
-)
 STUCK_REASONS: Final = frozenset({"RolloutStuck", "PoolInUse"})
-MISSING_CLAIM: Final = re.compile(r"persistentvolumeclaim \S+ not found")
-MOUNT_WORDS: Final = ("MountVolume.SetUp failed", "FailedMount", "not found")
 
 
 class Verdict(StrEnum):
@@ -135,79 +127,17 @@ def listed(items: Sequence[str]) -> str:
     return shown if len(items) <= LISTED_MAX else f"{shown}; and {len(items) - LISTED_MAX} more"
 
 
-# What is wrong with a pod ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trouble:
-    """Why a pod is not well."""
-
-    reason: str
-    message: str
-    stuck: bool = False
-    """Waiting does not help."""
-    reference: bool = False
-    """Something that it refers to is not there."""
-
-
-def trouble(pod: Pod) -> Trouble | None:
-    """What is wrong with a pod, or None: it is well, or simply not there yet for no bad reason."""
-    if pod.ready or pod.deleting:
-        return None
-    missing = next((warning for warning in pod.warnings if any(word in warning for word in MOUNT_WORDS)), None)
-    if missing is not None:
-        return Trouble(reason="MountFailed", message=f"pod {pod.name}: {missing}", stuck=True, reference=True)
-    if pod.unschedulable:
-        # The scheduler is the one that misses a claim: pods wait for it before they have a node.
-        claim = MISSING_CLAIM.search(pod.unschedulable) is not None
-        message = f"pod {pod.name}: {pod.unschedulable}"
-        return Trouble(reason="Unschedulable", message=message, stuck=True, reference=claim)
-    for container in pod.containers:
-        found = _container_trouble(pod, container)
-        if found is not None:
-            return found
-    if pod.phase == "Failed":
-        return Trouble(reason="PodFailed", message=f"pod {pod.name} has failed", stuck=True)
-    return None
-
-
-def _container_trouble(pod: Pod, container: Container) -> Trouble | None:
-    where = f"pod {pod.name}, container {container.name}"
-    if container.waiting_reason in BAD_REASONS:
-        last = (
-            f" (it ended with status {container.exit_code}{_last_words(container)})"
-            if container.exit_code is not None
-            else ""
-        )
-        why = container.waiting_message or container.waiting_reason
-        return Trouble(
-            reason=container.waiting_reason,
-            message=f"{where}: {why}{last}",
-            stuck=True,
-            reference=container.waiting_reason in REFERENCE_REASONS,
-        )
-    return None
-
-
-def _last_words(container: Container) -> str:
-    """The last line that it wrote, where its status has it."""
-    lines = [line.strip() for line in container.termination_message.splitlines() if line.strip()]
-    return f": {lines[-1][:LAST_WORDS_CHARACTERS_MAX]}" if lines else ""
-
-
-def troubles(pods: Iterable[Pod]) -> list[tuple[Pod, Trouble]]:
-    """Those of these pods that are not well, by name."""
-    found = [(pod, problem) for pod in pods if (problem := trouble(pod)) is not None]
-    return sorted(found, key=lambda one: one[0].name)
-
-
-def resolved_refs(pods: Iterable[Pod]) -> Condition:
+def resolved_refs(problems: Iterable[Trouble]) -> Condition:
     """Whether what pods refer to is there. The operator reads no Secret: it learns from the pods that one is missing."""
-    missing = [problem for _, problem in troubles(pods) if problem.reference]
+    missing = [problem for problem in problems if problem.reference]
     if missing:
-        message = f"{listed([problem.message for problem in missing])}. Create what is named, or correct the reference."
-        return no(RESOLVED_REFS, missing[0].reason, message)
+        return no(RESOLVED_REFS, missing[0].reason, listed(unique(problem.message for problem in missing)))
     return yes(RESOLVED_REFS, "ResolvedRefs", "everything that is referred to is there")
+
+
+def unique(messages: Iterable[str]) -> list[str]:
+    """Each once, in order."""
+    return list(dict.fromkeys(messages))
 
 
 # The connector --------------------------------------------------------------------------------------------------------

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 from kvcommons_operator import conditions, names
 from kvcommons_operator.build import payload
 from kvcommons_operator.build.deployment import AGGREGATED, Deployment
 from kvcommons_operator.conditions import Condition, no, unknown, yes
+from kvcommons_operator.naming import NO_NAMING, Naming
 from kvcommons_operator.observed import DeploymentObserved, Manifest, Pod
+from kvcommons_operator.troubles import Puzzle, Trouble, puzzles, refused_pods, troubles
 
 UNHEALTHY_MAX: Final = 16
 WORKLOADS: Final = frozenset({"Deployment", "LeaderWorkerSet"})
@@ -24,6 +27,10 @@ class View:
     observed: DeploymentObserved
     notes: tuple[str, ...] = ()
     """What was asked for and is passed over."""
+    naming: Naming = NO_NAMING
+    """Fields that name what its pods need."""
+    blocked: bool = False
+    """Nothing is made and nothing is changed, for a reference that is not there or not permitted."""
 
     @property
     def engines(self) -> list[Pod]:
@@ -34,6 +41,21 @@ class View:
     def routers(self) -> list[Pod]:
         """Router pods that are not going."""
         return [pod for pod in of_component(self.observed, names.ROUTER) if not pod.deleting]
+
+    @cached_property
+    def troubles(self) -> list[tuple[Pod, Trouble]]:
+        """Of engines and routers, what is not well."""
+        return troubles([*self.engines, *self.routers], self.naming)
+
+    def refused(self, *components: str) -> list[Trouble]:
+        """Why workloads may not make their pods."""
+        found = [refused_pods(live, (), self.naming) for one in components for live in self.workloads(one)]
+        return [problem for problem in found if problem is not None]
+
+    @property
+    def puzzles(self) -> tuple[Puzzle, ...]:
+        """What its Events may explain."""
+        return puzzles([*self.engines, *self.routers])
 
     def workloads(self, component: str) -> list[Manifest]:
         """Live workloads of engines or of routers."""
@@ -57,9 +79,12 @@ def ready(pods: Sequence[Pod]) -> list[Pod]:
 def judge(view: View, problem: Condition | None) -> list[Condition]:
     """All conditions of a deployment. `problem`: what it refers to and can't have, if so."""
     accepted = yes(conditions.ACCEPTED, "Accepted", ". ".join(view.notes) or "everything that is asked for is built")
-    found = problem if problem is not None else conditions.resolved_refs([*view.engines, *view.routers])
+    found = problem
+    if found is None:
+        told = [trouble for _, trouble in view.troubles]
+        found = conditions.resolved_refs([*told, *view.refused(names.ENGINE, names.ROUTER)])
     available = _available(view)
-    result = [accepted, found, _progressing(view), available, conditions.ready([accepted, found, available])]
+    result = [accepted, found, _progressing(view, problem), available, conditions.ready([accepted, found, available])]
     if view.deployment.spec.pool_ref is not None:
         result.append(conditions.connector_loaded(view.engines, payload.CHECK_CONTAINER)[0])
     return result
@@ -75,11 +100,11 @@ def _available(view: View) -> Condition:
         if not ready(mates):
             if group.replicas == 0 and not mates:
                 return no(kind, "ScaledToZero", f"{who} has no replicas: scale it up to be served")
-            return no(kind, "NoEngineReady", _none_ready(f"no {who} is ready", mates))
+            return no(kind, "NoEngineReady", _none_ready(view, f"no {who} is ready", mates, names.ENGINE))
     if not routers:
         if view.deployment.spec.routing.replicas == 0:
             return no(kind, "ScaledToZero", "routing.replicas is 0: nobody takes requests")
-        return no(kind, "NoRouterReady", _none_ready("no router is ready", view.routers))
+        return no(kind, "NoRouterReady", _none_ready(view, "no router is ready", view.routers, names.ROUTER))
     if view.observed.routable == 0:
         return no(
             kind,
@@ -90,27 +115,37 @@ def _available(view: View) -> Condition:
     return yes(kind, "Serving", told)
 
 
-def _none_ready(what: str, pods: Sequence[Pod]) -> str:
-    problems = [problem.message for _, problem in conditions.troubles(pods)]
+def _none_ready(view: View, what: str, pods: Sequence[Pod], component: str) -> str:
+    problems = [problem.message for _, problem in troubles(pods, view.naming)]
+    problems += [problem.message for problem in view.refused(component)]
     if problems:
-        return f"{what}: {conditions.listed(problems)}"
-    return f"{what} yet: pods that are starting: {len(pods)}" if pods else f"{what}: there is no pod yet"
+        return f"{what}: {conditions.listed(conditions.unique(problems))}"
+    if pods:
+        return f"{what} yet: pods that are starting: {len(pods)}"
+    return f"{what}: none is made, see ResolvedRefs" if view.blocked else f"{what}: there is no pod yet"
 
 
-def _progressing(view: View) -> Condition:
+def _progressing(view: View, problem: Condition | None) -> Condition:
     kind = conditions.PROGRESSING
     engines = view.workloads(names.ENGINE)
+    if problem is not None and not engines:
+        return no(kind, problem.reason, f"no engine is made before this is well: {problem.message}")
+    if problem is not None and view.blocked:
+        return no(
+            kind, problem.reason, f"what runs goes on, and nothing is changed before this is well: {problem.message}"
+        )
     if not engines:
         return yes(kind, "Creating", "the engines are being made")
-    for live in [*engines, *view.workloads(names.ROUTER)]:
+    workloads = [*engines, *view.workloads(names.ROUTER)]
+    for live in workloads:
         name, status = live["metadata"]["name"], live.get("status") or {}
         told = {one["type"]: one for one in status.get("conditions") or ()}
         if told.get("Progressing", {}).get("reason") == "ProgressDeadlineExceeded":
             return no(kind, "RolloutStuck", f"{name}: {told['Progressing'].get('message', '')}")
-    stuck = [problem for _, problem in conditions.troubles([*view.engines, *view.routers]) if problem.stuck]
-    waiting = [text for live in [*engines, *view.workloads(names.ROUTER)] if (text := _behind(live))]
+    stuck = [problem for _, problem in view.troubles if problem.stuck] + view.refused(names.ENGINE, names.ROUTER)
+    waiting = [text for live in workloads if (text := _behind(live))]
     if waiting and stuck:
-        return no(kind, "RolloutStuck", conditions.listed([problem.message for problem in stuck]))
+        return no(kind, "RolloutStuck", conditions.listed(conditions.unique(problem.message for problem in stuck)))
     if waiting:
         return yes(kind, "RollingOut", conditions.listed(waiting))
     return no(kind, "Complete", "every pod is as the deployment says")
@@ -135,7 +170,7 @@ def _behind(live: Manifest) -> str:
 def status(view: View, found: list[Condition], resource: Manifest) -> dict[str, Any]:
     """The whole status of a deployment that is accepted."""
     deployment, engines = view.deployment, view.engines
-    unhealthy = conditions.troubles([*engines, *view.routers])
+    unhealthy = view.troubles
     updated = sum((live.get("status") or {}).get("updatedReplicas", 0) for live in view.workloads(names.ENGINE))
     told: dict[str, Any] = {
         **bare(found, resource, view.observed),

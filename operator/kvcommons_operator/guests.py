@@ -10,7 +10,7 @@ from typing import Final
 
 from kvcommons_operator.api.deployment import InferenceDeploymentSpec
 from kvcommons_operator.api.pods import PodOverrides
-from kvcommons_operator.api.routing import HttpRoute, ServiceSpec, ServiceType
+from kvcommons_operator.api.routing import HttpRoute, ServiceSpec
 from kvcommons_operator.api.tenancy import AllowedNamespaces
 
 ELSE: Final = "leave it out, or create this InferenceDeployment beside the pool"
@@ -24,9 +24,7 @@ def refusal(spec: InferenceDeploymentSpec, named: str, allowed: AllowedNamespace
     if spec.routing.image is not None or spec.routing.pod_template != PodOverrides():
         what = "routing.image and routing.podTemplate are not for you to choose there"
         return "RouterOverrideNotPermitted", f"{there}: {what}; {ELSE}"
-    own = spec.service
-    chosen = ServiceSpec(port=own.port)
-    if own.type != ServiceType.CLUSTER_IP or own != chosen:
+    if spec.service != ServiceSpec(port=spec.service.port):
         what = "its Service is of type ClusterIP, and service.annotations are not for you to choose there"
         return (
             "ServiceNotPermitted",

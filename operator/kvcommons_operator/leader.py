@@ -30,6 +30,7 @@ from kvcommons_operator.reconcile.ownership import other_operator
 from kvcommons_operator.reconcile.poller import Poller, Target, node_shape
 from kvcommons_operator.reconcile.queue import WorkQueue
 from kvcommons_operator.reconcile.resources import Id, Resources
+from kvcommons_operator.reconcile.warnings import Warnings
 from kvcommons_operator.reconcile.world import World
 from kvcommons_operator.rollout import followed
 from kvcommons_operator.settings import OperatorSection
@@ -81,8 +82,16 @@ class Leader:
             self._queue.add,
             settings.node_polls_per_second_max,
         )
+        self._warnings = Warnings(client, self._queue.add, after_seconds=settings.events_after_seconds)
         observer = Observer(
-            client, install, self._world, self._inventory, self._resources, self._nodes.state, self._routers.state
+            client,
+            install,
+            self._world,
+            self._inventory,
+            self._resources,
+            self._nodes.state,
+            self._routers.state,
+            self._warnings.of,
         )
         recorder = Recorder(client, identity)
         executor = Executor(
@@ -102,6 +111,7 @@ class Leader:
             executor,
             self._queue,
             metrics,
+            self._warnings,
             namespaces=self._world.namespaces,
             workers=settings.workers,
             resync_seconds=settings.resync_seconds,
@@ -117,6 +127,7 @@ class Leader:
             self._controller.run(),
             self._nodes.run(),
             self._routers.run(),
+            self._warnings.run(),
             self._watch_parts(),
         ]
         await self._world.start()

@@ -55,7 +55,7 @@ logger = logging.getLogger("kvcommons_operator")
 def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if "--help" in words or "-h" in words:
-        sys.stdout.write(USAGE + describe(OperatorSettings, SECTION) + "\n")
+        sys.stdout.write(USAGE + settings_help() + "\n")
         return 0
     try:
         only_release = "--release" in words
@@ -67,6 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigurationError, StartRefusedError) as error:
         sys.stderr.write(f"kvcommons operator: {error}\n")
         return REFUSED_STATUS
+
+
+def settings_help() -> str:
+    """The flags of the settings, without those whose names mean something else on this command line."""
+    lines = describe(OperatorSettings, SECTION).splitlines()
+    return "\n".join(line for line in lines if line.split()[0] != "--namespace")
 
 
 def read_settings(words: Sequence[str]) -> OperatorSettings:
@@ -159,14 +165,18 @@ class Process:
         return 0
 
     async def _lead(self, client: KubeClient, configuration: Configuration) -> None:
-        secret = await self._root_secret(client)
-        install = install_of(self._settings, self._namespace, secret)
+        asked = asyncio.create_task(self._root_secret(client), name="root secret")
+        if not await self._unless_stopped(asked):
+            return
+        install = install_of(self._settings, self._namespace, asked.result())
         leader = Leader(client, configuration, self._settings, install, self._identity, self._metrics)
         self._leader = leader
         # kopf takes the signals for itself when it starts: they are ours, so that the lease is released in time.
         work = asyncio.create_task(leader.run(self._stopping, self._take_signals), name="work")
         if not await self._unless_stopped(asyncio.shield(work)):
-            with contextlib.suppress(TimeoutError):
+            if not leader.ready.is_set():
+                work.cancel()  # it has done nothing that would need an end
+            with contextlib.suppress(TimeoutError, asyncio.CancelledError):
                 await asyncio.wait_for(work, STOP_SECONDS_MAX)
         elif work.done():
             await work

@@ -74,6 +74,8 @@ USER: Final = 65532
 NAME_CHARACTERS_MAX: Final = 63
 WORKLOAD_CHARACTERS_MAX: Final = 52
 """A StatefulSet puts its name and a hash of 10 into a label of 63."""
+LEADER_WORKER_SET_CHARACTERS_MAX: Final = 46
+"""Each replica of a LeaderWorkerSet is a StatefulSet with its number behind the name (-99999 at most)."""
 _HASH_CHARACTERS: Final = 8
 _DNS_LABEL: Final = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 

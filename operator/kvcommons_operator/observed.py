@@ -47,6 +47,7 @@ class Container:
 
     name: str
     init: bool = False
+    image: str = ""
     ready: bool = False
     running: bool = False
     restarts: int = 0
@@ -79,7 +80,7 @@ class Pod:
     annotations: Mapping[str, str] = field(default_factory=dict)
     containers: tuple[Container, ...] = ()
     warnings: tuple[str, ...] = ()
-    """Messages of the pod's latest Warning events, where somebody read them."""
+    """The pod's latest Warning events as "Reason: note", the newest first, where somebody read them."""
 
     @classmethod
     def parse(cls, manifest: Mapping[str, Any], warnings: Iterable[str] = ()) -> Pod:
@@ -120,6 +121,7 @@ def _container(status: Mapping[str, Any], *, init: bool) -> Container:
     return Container(
         name=status["name"],
         init=init,
+        image=status.get("image", ""),
         ready=bool(status.get("ready")),
         running="running" in state,
         restarts=status.get("restartCount", 0),
@@ -217,6 +219,8 @@ class PoolObserved:
     """Of the optional APIs, those that are served here."""
     index_reachable: bool | None = None
     """What the nodes say of Redis; None where no node has answered."""
+    warnings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By uid of a workload that lacks pods: its latest Warning events as "Reason: note", the newest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,8 +237,8 @@ class DeploymentObserved:
     """Cache nodes of the pool, by member name: for the order of scaling down."""
     pool: Manifest | None = None
     """The pool that poolRef names, as the API server has it; None where there is none, or none is named."""
-    namespace_labels: Mapping[str, str] = field(default_factory=dict)
-    """Of the deployment's namespace: for the pool's `allowedNamespaces` by selector."""
+    namespace_labels: Mapping[str, str] | None = field(default_factory=dict)
+    """Of the deployment's namespace: for the pool's `allowedNamespaces` by selector. None where the operator may not read them."""
     apis: frozenset[Api] = frozenset()
     routable: int | None = None
     """Instances that the routers say they send to; None where no router has answered."""

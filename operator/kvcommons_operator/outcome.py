@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from kvcommons_operator.observed import Manifest, Ref
+from kvcommons_operator.troubles import Puzzle
 
 
 class Finalizer(StrEnum):
@@ -72,5 +73,9 @@ class Plan:
     """The whole status, applied server-side to the status subresource; empty for none."""
     events: tuple[Event, ...] = ()
     finalizer: Finalizer = Finalizer.KEEP
+    puzzles: tuple[Puzzle, ...] = ()
+    """What does not come forward and does not say why: its Events are read, if that lasts."""
+    renew: tuple[Ref, ...] = ()
+    """Of `apply`, what somebody was seen to miss: written even where nothing seems to have changed, since it is not watched."""
     requeue_seconds: float | None = None
     """Look again after so long even if nothing happens; None for the slow timer alone."""

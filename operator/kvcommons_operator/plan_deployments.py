@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from kvcommons_operator import conditions, deployment_status, names, references, rollout
 from kvcommons_operator.api import InferenceDeployment, InvalidResourceError, parse_deployment, refused, unbuilt
-from kvcommons_operator.build import engine, gateway, monitoring, pinning, policies, router, scaling, services
+from kvcommons_operator.build import engine, gateway, monitoring, pinning, policies, router, scaling, secrets, services
 from kvcommons_operator.build.deployment import AGGREGATED, Deployment, Group
 from kvcommons_operator.build.meta import Owner
+from kvcommons_operator.naming import Naming
 from kvcommons_operator.observed import Api, DeploymentObserved, Manifest, Ref
 from kvcommons_operator.outcome import Finalizer, Plan, PodAction
 from kvcommons_operator.plan_pools import missing_api, missing_text, unwanted
@@ -51,20 +52,32 @@ def _plan_wanted(
 ) -> Plan:
     deployment = Deployment(owner=Owner.of(resource), spec=parsed.spec, install=observed.install)
     reference = references.resolve(deployment.owner, parsed.spec.pool_ref, observed, parsed.spec)
+    moved = _moved(replace(deployment, pool=reference.pool), observed) if reference.problem is None else ""
+    if moved:
+        return _refused(resource, observed, "PoolNamespaceChanged", moved, keep)
     notes = [f"{gap.field}: {gap.message}" for gap in unbuilt(parsed.spec)]
     if reference.problem is not None:
         # Nothing is changed: what runs goes on, and nothing is begun without the pool that it should use.
-        view = deployment_status.View(deployment=deployment, observed=observed, notes=tuple(notes))
+        view = deployment_status.View(
+            deployment=deployment,
+            observed=observed,
+            notes=tuple(notes),
+            naming=_naming(resource, observed, deployment),
+            blocked=True,
+        )
         found = deployment_status.judge(view, reference.problem)
         return Plan(
             status=deployment_status.status(view, found, resource),
             events=tuple(conditions.events(found, resource)),
             finalizer=keep,
+            puzzles=view.puzzles,
         )
     deployment = replace(deployment, pool=reference.pool, role_replicas=_role_replicas(resource, observed))
     wanted = children(deployment, observed)
     notes += [missing_text(api) for api in wanted.missing]
-    view = deployment_status.View(deployment=deployment, observed=observed, notes=tuple(notes))
+    view = deployment_status.View(
+        deployment=deployment, observed=observed, notes=tuple(notes), naming=_naming(resource, observed, deployment)
+    )
     needed = [api for api in wanted.missing if api.kind in NEEDED_KINDS]
     problem = conditions.no(conditions.RESOLVED_REFS, "ApiMissing", missing_text(needed[0])) if needed else None
     found = deployment_status.judge(view, problem)
@@ -75,6 +88,38 @@ def _plan_wanted(
         status=deployment_status.status(view, found, resource),
         events=(*conditions.events(found, resource), *(missing_api(api) for api in wanted.missing)),
         finalizer=Finalizer.KEEP if deployment.is_foreign else keep,
+        puzzles=view.puzzles,
+    )
+
+
+def _naming(resource: Manifest, observed: DeploymentObserved, deployment: Deployment) -> Naming:
+    """Its own fields, and those of its pool, whose Secrets routers and sidecars mount."""
+    found: list[tuple[str, Mapping[str, Any]]] = [("", resource.get("spec") or {})]
+    if observed.pool is not None:
+        metadata = observed.pool["metadata"]
+        found.append((f"KVCachePool {metadata['namespace']}/{metadata['name']}", observed.pool.get("spec") or {}))
+    made = {secrets.salt_name(deployment.owner)}
+    if deployment.pool is not None:
+        pool, index = deployment.pool, deployment.pool.managed_index()
+        made |= {pool.keys_name, secrets.salt_name(pool.owner), *([index.auth_name] if index is not None else [])}
+    return Naming(tuple(found), frozenset(made))
+
+
+def _moved(deployment: Deployment, observed: DeploymentObserved) -> str:
+    """What to do where another pool's namespace would take the routers elsewhere; empty where they stay. A namespace that is left out is
+    the deployment's own, so that naming that one is no change."""
+    there = sorted(
+        {
+            ref.namespace
+            for ref, live in observed.children.items()
+            if ref.kind == "Deployment" and (live["metadata"].get("labels") or {}).get(names.COMPONENT) == names.ROUTER
+        }
+    )
+    if not there or deployment.router_namespace in there:
+        return ""
+    return (
+        f"spec.poolRef.namespace: its routers and their Service are in namespace {there[0]} and can't move to {deployment.router_namespace}: "
+        "set it back, or create another InferenceDeployment beside this one and move clients to it"
     )
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from kvcommons_operator import conditions, names, pool_status, rollout
+from kvcommons_operator import conditions, names, pool_status, pool_view, rollout
 from kvcommons_operator.api import InvalidResourceError, KVCachePool, Unbuilt, parse_pool, refused, unbuilt
 from kvcommons_operator.api.pool import UpdateType
 from kvcommons_operator.build import monitoring, node, policies, redis, secrets, services
 from kvcommons_operator.build.meta import Owner
 from kvcommons_operator.build.pool import Pool
+from kvcommons_operator.naming import Naming
 from kvcommons_operator.observed import Api, Manifest, PoolObserved, Ref
 from kvcommons_operator.outcome import Event, Finalizer, Plan
 
@@ -74,13 +75,15 @@ def _plan_wanted(resource: Manifest, parsed: KVCachePool, observed: PoolObserved
     pool = pool_of(resource, parsed, observed)
     wanted = children(pool, observed.apis)
     daemon_set = next((one for one in wanted.manifests if one["kind"] == "DaemonSet"), None)
-    roll = _roll(pool, daemon_set, observed)
-    view = pool_status.View(
+    naming = _naming(resource, wanted.manifests)
+    roll = _roll(pool, daemon_set, observed, naming)
+    view = pool_view.View(
         pool=pool,
         observed=observed,
         roll=roll,
         daemon_set=_live(daemon_set, observed),
         notes=_notes(unbuilt(parsed.spec), wanted.missing),
+        naming=naming,
     )
     found = pool_status.judge(view)
     events = [*conditions.events(found, resource), *(missing_api(api) for api in wanted.missing)]
@@ -92,10 +95,17 @@ def _plan_wanted(resource: Manifest, parsed: KVCachePool, observed: PoolObserved
         events=tuple(events),
         finalizer=finalizer,
         requeue_seconds=roll.requeue_seconds if roll is not None else None,
+        puzzles=view.puzzles,
+        renew=tuple(ref for ref in view.missing_secrets if ref in {Ref.of(one) for one in wanted.manifests}),
     )
 
 
-def _roll(pool: Pool, daemon_set: Manifest | None, observed: PoolObserved) -> rollout.Roll | None:
+def _naming(resource: Manifest, wanted: Iterable[Manifest]) -> Naming:
+    made = frozenset(one["metadata"]["name"] for one in wanted if one["kind"] == "Secret")
+    return Naming((("", resource.get("spec") or {}),), made)
+
+
+def _roll(pool: Pool, daemon_set: Manifest | None, observed: PoolObserved, naming: Naming) -> rollout.Roll | None:
     live = _live(daemon_set, observed)
     if daemon_set is None or live is None:
         return None
@@ -111,6 +121,7 @@ def _roll(pool: Pool, daemon_set: Manifest | None, observed: PoolObserved) -> ro
         release_outdated=strategy.type != UpdateType.ROLLING_ONE,
         flush_seconds_max=float(strategy.drain_seconds),
         now=observed.now,
+        naming=naming,
     )
     return rollout.roll_nodes(pods, wanted, observed.nodes, rules)
 

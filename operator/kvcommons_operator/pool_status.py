@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final
 
 from kvcommons_operator import conditions, names
 from kvcommons_operator.build import redis
-from kvcommons_operator.build.pool import Pool
 from kvcommons_operator.conditions import Condition, no, unknown, yes
-from kvcommons_operator.observed import Manifest, NodeState, Pod, PoolObserved
-from kvcommons_operator.rollout import Roll, member
+from kvcommons_operator.observed import Manifest, NodeState, PoolObserved
+from kvcommons_operator.pool_view import View
+from kvcommons_operator.rollout import member
 
 REFERENCES_MAX: Final = 16
 UNHEALTHY_MAX: Final = 16
@@ -21,57 +20,13 @@ PER_NODE_NOTE: Final = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class View:
-    """A pool that is accepted, and how it stands."""
-
-    pool: Pool
-    observed: PoolObserved
-    roll: Roll | None
-    daemon_set: Manifest | None
-    """The live one."""
-    notes: tuple[str, ...] = ()
-    """What was asked for and is passed over."""
-
-    @property
-    def node_pods(self) -> list[Pod]:
-        """Pods that hold a cache node."""
-        component = names.CACHE_NODE if self.pool.per_node else names.ENGINE
-        return [pod for pod in self.observed.pods if pod.labels.get(names.COMPONENT) == component]
-
-    @property
-    def index_pods(self) -> list[Pod]:
-        """Pods of the managed index."""
-        return [pod for pod in self.observed.pods if pod.labels.get(names.COMPONENT) == names.INDEX]
-
-    @property
-    def desired(self) -> int:
-        """How many cache nodes there should be: with sidecar, as many as engine pods."""
-        if not self.pool.per_node:
-            return len(self.node_pods)
-        return int(((self.daemon_set or {}).get("status") or {}).get("desiredNumberScheduled", 0))
-
-    def is_up(self, pod: Pod) -> bool:
-        """Its cache node serves: the pod is ready, or with sidecar the node in it answers."""
-        if pod.deleting:
-            return False
-        if self.pool.per_node:
-            return pod.ready
-        state = self.observed.nodes.get(pod.uid)
-        return state.reachable if state is not None else pod.ready
-
-    @property
-    def up(self) -> list[Pod]:
-        """Those that serve."""
-        return [pod for pod in self.node_pods if self.is_up(pod)]
-
-
 def judge(view: View) -> list[Condition]:
     """All conditions of a pool."""
     accepted = yes(conditions.ACCEPTED, "Accepted", _accepted_message(view))
-    references = conditions.resolved_refs([*view.node_pods, *view.index_pods])
+    told = [trouble for _, trouble in view.troubles]
+    references = conditions.resolved_refs([*told, *view.refused("DaemonSet"), *view.refused("StatefulSet")])
     available = _available(view)
-    parts = [accepted, references, available, *_whole(view)]
+    parts = [accepted, references, available, *_whole(view, available)]
     return [
         accepted,
         references,
@@ -92,7 +47,7 @@ def _available(view: View) -> Condition:
     kind = conditions.AVAILABLE
     up, index = len(view.up), _index_up(view)
     if view.pool.per_node:
-        if view.daemon_set is None:
+        if view.is_new:
             return no(kind, "Creating", "the cache nodes are being made")
         if view.desired == 0:
             return no(
@@ -106,17 +61,31 @@ def _available(view: View) -> Condition:
         return yes(kind, "NodesReady", f"{up} of {view.desired} cache nodes serve{note}")
     if up == 0 and not index:
         return no(kind, "IndexNotReady", "the index is not ready yet, and no engine pod runs a cache node")
-    told = f"{up} cache nodes serve in engine pods" if view.node_pods else "cache nodes come with the engines' pods"
+    if up == 0 and view.node_pods:
+        return no(kind, "NoNodeReady", _none_beside_engines(view))
+    told = (
+        f"{up} of {view.desired} cache nodes serve in engine pods" if up else "cache nodes come with the engines' pods"
+    )
     return yes(kind, "SidecarsServe" if up else "WaitingForEngines", told)
 
 
 def _none_ready(view: View) -> str:
-    problems = [problem.message for _, problem in conditions.troubles(view.node_pods)]
+    problems = [problem.message for _, problem in view.node_troubles]
+    problems += [problem.message for problem in view.refused("DaemonSet")]
     if problems:
-        return conditions.listed(problems)
+        return conditions.listed(conditions.unique(problems))
     if not view.node_pods:
         return f"no pod could be made on {view.desired} nodes: {PER_NODE_NOTE}; `kubectl describe daemonset` says what is in the way"
     return f"none of {view.desired} cache nodes is ready yet"
+
+
+def _none_beside_engines(view: View) -> str:
+    """What keeps an engine's pod from starting is told by its deployment."""
+    owners = sorted({pod.labels.get(names.DEPLOYMENT_LABEL, "") for pod in view.node_pods} - {""})
+    return (
+        f"none of {view.desired} cache nodes serves yet; they run in engines' pods: see "
+        f"{conditions.listed([f'InferenceDeployment {name}' for name in owners])}"
+    )
 
 
 def _index_up(view: View) -> bool:
@@ -126,43 +95,58 @@ def _index_up(view: View) -> bool:
     return view.observed.index_reachable is not False
 
 
-def _whole(view: View) -> list[Condition]:
+def _index_message(view: View) -> str:
+    effect = "engines still serve, but find no hits of others"
+    if view.pool.managed_index() is None:
+        return f"no cache node reaches the external index {_address(view, None)}: {effect}; see its address and credentials".replace(
+            "  ", " "
+        )
+    problems = conditions.unique(view.index_troubles)
+    return f"the index is not ready: {conditions.listed(problems) if problems else effect}"
+
+
+def _whole(view: View, available: Condition) -> list[Condition]:
     """What Ready asks beside Available: the index, and every node but the one that is being rolled."""
     found = []
     if not _index_up(view):
-        found.append(
-            no(
-                conditions.AVAILABLE,
-                "IndexNotReady",
-                "the index is not ready: engines still serve, but find no hits of others",
-            )
-        )
+        found.append(no(conditions.AVAILABLE, "IndexNotReady", _index_message(view)))
     lost = view.roll.lost if view.roll is not None else ()
     missing = view.desired - len(view.up) - len(lost)
     rolling = (
         1 if view.roll is not None and (view.roll.outdated or view.roll.waiting_for) and not view.roll.stuck else 0
     )
     if view.pool.per_node and missing > rolling:
-        problems = [problem.message for _, problem in conditions.troubles(view.node_pods)]
+        problems = [problem.message for _, problem in view.node_troubles]
+        problems += [problem.message for problem in view.refused("DaemonSet")]
         message = f"{missing} of {view.desired} cache nodes do not serve"
         found.append(
             no(
                 conditions.AVAILABLE,
                 "NodesNotReady",
-                ": ".join([message, *([conditions.listed(problems)] if problems else [])]),
+                ": ".join([message, *([conditions.listed(conditions.unique(problems))] if problems else [])]),
             )
         )
     gone = f"; not waited for, since their machines are gone: {', '.join(lost[:3])}" if lost else ""
-    found.append(yes(conditions.AVAILABLE, "Ready", f"{len(view.up)} cache nodes serve{gone}"))
+    served = f"{len(view.up)} of {view.desired} cache nodes serve" if view.pool.per_node else available.message
+    found.append(yes(conditions.AVAILABLE, "Ready", f"{served}{gone}"))
     return found
 
 
 def _progressing(view: View) -> Condition:
     kind, roll = conditions.PROGRESSING, view.roll
-    if not view.pool.per_node:
-        return no(kind, "Complete", "cache nodes change with their engines' pods")
-    if roll is None:
+    refused = [problem.message for problem in view.refused("DaemonSet")]
+    if refused:
+        return no(kind, "RolloutStuck", conditions.listed(refused))
+    if view.pool.per_node and (roll is None or view.is_new):
         return yes(kind, "Creating", "the cache nodes are being made")
+    if view.pool.managed_index() is not None and not _index_up(view):
+        problems = conditions.unique(view.index_troubles)
+        if problems:
+            return no(kind, "RolloutStuck", f"the index is not ready: {conditions.listed(problems)}")
+        if roll is None:
+            return yes(kind, "WaitingForIndex", "waits for the index to be ready")
+    if roll is None:
+        return no(kind, "Complete", "cache nodes change with their engines' pods")
     if roll.stuck:
         return no(kind, "RolloutStuck", f"no further node is touched before {roll.waiting_for} is back: {roll.stuck}")
     if roll.outdated and (roll.waiting_for or roll.actions):
@@ -192,7 +176,12 @@ def _index_consistent(view: View) -> Condition:
     apart = [state.member for state in states if not state.joined and not state.fenced]
     if apart:
         message = f"{len(apart)} of {len(states)} cache nodes do not reach the index: {', '.join(apart[:3])}"
-        return no(kind, "NodesNotInIndex", f"{message}; see the index's pods, its address and its credentials")
+        see = (
+            "its pods"
+            if view.pool.managed_index() is not None
+            else "the address and the credentials in spec.index.external"
+        )
+        return no(kind, "NodesNotInIndex", f"{message}; see {see}")
     missing, stale = sum(s.index_missing for s in states), sum(s.index_stale for s in states)
     if stale:
         return no(kind, "StaleEntries", f"the index names {stale} chunks that are not there; each costs one lookup")
@@ -209,7 +198,7 @@ def _index_consistent(view: View) -> Condition:
 def status(view: View, found: list[Condition], resource: Manifest) -> dict[str, Any]:
     """The whole status of a pool that is accepted."""
     pods, up = view.node_pods, view.up
-    unhealthy = [(pod, problem) for pod, problem in conditions.troubles(pods)]
+    unhealthy = view.node_troubles
     index = view.pool.managed_index()
     updated = view.roll.updated if view.roll is not None else len(pods)
     told: dict[str, Any] = {

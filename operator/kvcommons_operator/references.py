@@ -55,6 +55,13 @@ def _permitted(
     spec: InferenceDeploymentSpec | None,
 ) -> Resolved:
     pool_owner = Owner.of(observed.pool or {})
+    if observed.namespace_labels is None:
+        return _problem(
+            "NamespaceLabelsUnknown",
+            f"{named} chooses by labels which namespaces may use it (tenancy.allowedNamespaces.from Selector), and the operator may not "
+            f"read the labels of namespace {owner.namespace}: have the pool name it (from Names), or install the operator with "
+            "rbac.scope cluster",
+        )
     if not allows(parsed, owner.namespace, observed.namespace_labels):
         return _problem(
             "RefNotPermitted",

@@ -15,6 +15,7 @@ from kvcommons_operator.kube.client import Document, KubeClient
 from kvcommons_operator.kube.election import Election
 from kvcommons_operator.kube.errors import ConflictError, KubeError, NotFoundError
 from kvcommons_operator.kube.kinds import DEPLOYMENT_OWN, LEASE, POOL, Kind
+from kvcommons_operator.reconcile.ownership import other_operator
 from kvcommons_operator.settings import OperatorSection
 
 CONFLICTS_MAX = 5
@@ -85,12 +86,13 @@ async def _released(client: KubeClient, kind: Kind, item: Document, identity: st
     :param identity: of the operator whose resources these are to be; empty for all."""
     metadata = item["metadata"]
     for _ in range(CONFLICTS_MAX):
-        mark = (metadata.get("annotations") or {}).get(names.OPERATOR)
-        if identity and mark not in (None, identity):
-            logger.info("%s %s/%s is left to %s", kind.name, metadata["namespace"], metadata["name"], mark)
+        other = other_operator({"metadata": metadata}, identity)
+        if other:
+            logger.info("%s %s/%s is left to %s", kind.name, metadata["namespace"], metadata["name"], other)
             return True
+        marked = names.OPERATOR in (metadata.get("annotations") or {})
         kept = [name for name in metadata.get("finalizers") or [] if name not in OURS]
-        if mark is None and kept == (metadata.get("finalizers") or []):
+        if not marked and kept == (metadata.get("finalizers") or []):
             return True
         change = {
             "metadata": {

@@ -12,9 +12,10 @@ from datetime import datetime
 from typing import Final
 
 from kvcommons_operator import names
-from kvcommons_operator.conditions import trouble
+from kvcommons_operator.naming import NO_NAMING, Naming
 from kvcommons_operator.observed import NodeState, Pod
 from kvcommons_operator.outcome import ActionKind, PodAction
+from kvcommons_operator.troubles import trouble
 
 WAIT_SECONDS: Final = 2.0
 FLUSH_SECONDS_MAX: Final = 30.0
@@ -64,6 +65,8 @@ class Rules:
     flush_seconds_max: float = FLUSH_SECONDS_MAX
     now: str = ""
     """RFC 3339; empty where time plays no part."""
+    naming: Naming = NO_NAMING
+    """Fields that name what the nodes' pods need."""
 
 
 def roll_nodes(pods: Sequence[Pod], template_hash: str, nodes: Mapping[str, NodeState], rules: Rules) -> Roll:
@@ -79,7 +82,7 @@ def roll_nodes(pods: Sequence[Pod], template_hash: str, nodes: Mapping[str, Node
     if held is not None:
         waiting = f"cache node {member(held)}, which is fenced"
         return replace(roll, actions=(_release(held, nodes),), waiting_for=waiting, requeue_seconds=WAIT_SECONDS)
-    away = _away(alive, new, rules.desired - len(lost))
+    away = _away(alive, new, rules.desired - len(lost), rules.naming)
     if away is not None:
         what, why = away
         return replace(roll, waiting_for=what, stuck=why, requeue_seconds=WAIT_SECONDS)
@@ -119,14 +122,14 @@ def _release(pod: Pod, nodes: Mapping[str, NodeState]) -> PodAction:
     return _action(ActionKind.DELETE_POD if late else ActionKind.UNFENCE, pod, "it need not be replaced any more")
 
 
-def _away(pods: Sequence[Pod], new: Sequence[Pod], desired: int) -> tuple[str, str] | None:
+def _away(pods: Sequence[Pod], new: Sequence[Pod], desired: int, naming: Naming) -> tuple[str, str] | None:
     """(what is not back, why it does not come back by itself) if any node that was touched is not back yet."""
     leaving = next((pod for pod in sorted(pods, key=lambda pod: pod.name) if pod.deleting), None)
     if leaving is not None:
         return f"pod {leaving.name}, which is going", ""
     for pod in sorted(new, key=lambda pod: pod.name):
         if not pod.ready:
-            problem = trouble(pod)
+            problem = trouble(pod, naming)
             return f"cache node {member(pod)}", problem.message if problem is not None and problem.stuck else ""
     if len(pods) < desired:
         return f"{desired - len(pods)} cache nodes that have no pod yet", ""

@@ -58,6 +58,8 @@ class OperatorSection(Section):
     """Every object is looked at again this often, to within a fifth."""
     node_polls_per_second_max: int = Field(default=20, ge=1, le=1_000)
     """Cache nodes that are asked for their state, all pools together."""
+    events_after_seconds: int = Field(default=10, ge=0, le=600)
+    """The Events of a pod, or of what should make it, are read when it has not come forward for so long."""
     http_host: str = "0.0.0.0"
     """Address of /metrics, /healthz and /readyz."""
     http_port: int = Field(default=8080, ge=0, le=65_535)

@@ -250,6 +250,18 @@ def test_roles_have_workloads_of_their_own() -> None:
     assert prefill["spec"]["selector"] != decode["spec"]["selector"]
 
 
+def test_names_of_an_engine_over_several_nodes_leave_room_for_its_pods() -> None:
+    """A LeaderWorkerSet of a long name is shortened so far that its StatefulSets, one a replica, may label their pods; never two alike."""
+    made = set()
+    for name in ("a" * 40, "a" * 63, "a" * 62 + "b"):
+        ifd = examples.deployment(name, poolRef=None, engine={"tensorParallelSize": 4, "nodesPerReplica": 2})
+        found = examples.named(children(ifd, pool=None, apis=frozenset(examples.OPTIONAL)), "LeaderWorkerSet")
+        made.add(found["metadata"]["name"])
+        assert len(f"{found['metadata']['name']}-99999-0123456789") <= 63
+        assert found["metadata"]["name"].endswith("-engine")
+    assert len(made) == 3
+
+
 def test_an_engine_over_several_nodes_is_a_leader_and_workers() -> None:
     """The leader serves; workers carry no probe and no label that the router would send to."""
     ifd, pool = cases.deployments()["spread over nodes"]

@@ -122,7 +122,11 @@ def test_a_claim_that_is_not_there_is_a_reference_that_is_missing() -> None:
     said = '0/2 nodes are available: persistentvolumeclaim "models" not found. not found. preemption: 0/2 nodes are available'
     waiting = replace(examples.engine_pod(0), ready=False, unschedulable=said)
     found = plan(examples.deployment(), **{**running(examples.deployment()), "pods": (waiting,)})
-    assert statuses(found)["ResolvedRefs"] == ("False", "Unschedulable")
+    assert statuses(found)["ResolvedRefs"] == ("False", "ClaimNotFound")
+    told = examples.condition(found.status, "ResolvedRefs")["message"]
+    assert told.endswith(
+        "PersistentVolumeClaim llm/models does not exist: create it, or correct spec.model.source.pvc.claimName"
+    )
     elsewhere = replace(waiting, unschedulable="0/2 nodes are available: 2 Insufficient nvidia.com/gpu")
     found = plan(examples.deployment(), **{**running(examples.deployment()), "pods": (elsewhere,)})
     assert statuses(found)["ResolvedRefs"] == ("True", "ResolvedRefs")
@@ -135,6 +139,52 @@ def test_an_unbuilt_field_is_refused_and_what_runs_goes_on() -> None:
     assert (found.apply, found.delete) == ((), ())
     assert statuses(found)["Accepted"] == ("False", "NotBuiltYet")
     assert "spec.roles" in examples.condition(found.status, "Accepted")["message"]
+
+
+def test_a_pool_reference_that_names_its_own_namespace_is_the_same() -> None:
+    """Naming the deployment's own namespace changes nothing of what is made, and is no move of the routers."""
+    plain, named = examples.deployment(), examples.deployment(poolRef={"name": "commons", "namespace": "llm"})
+    assert plan(plain).apply == plan(named).apply
+    world = running(plain)
+    changed = plan(named, **world)
+    assert statuses(changed)["Ready"] == statuses(plan(plain, **world))["Ready"] == ("True", "Ready")
+    assert changed.delete == ()
+
+
+def test_routers_do_not_move_to_another_namespace() -> None:
+    """A reference that would take them elsewhere is refused with the way out, and what runs goes on."""
+    world = running(examples.deployment())
+    other = examples.pool("commons", "team-b", tenancy={"allowedNamespaces": {"from": "All"}})
+    moved = examples.deployment(poolRef={"name": "commons", "namespace": "team-b"})
+    found = plan(moved, **{**world, "pool": other})
+    assert (found.apply, found.delete) == ((), ())
+    assert statuses(found)["Accepted"] == ("False", "PoolNamespaceChanged")
+    assert "set it back" in examples.condition(found.status, "Accepted")["message"]
+
+
+def test_conditions_of_a_deployment_without_its_pool_do_not_contradict_each_other() -> None:
+    """Nothing is being made while the pool is missing; with engines from before, what runs goes on and is not being changed."""
+    ifd = examples.deployment()
+    told = statuses(plan(ifd, pool=None))
+    assert told["Progressing"] == ("False", "PoolNotFound")
+    assert (told["Available"], told["Ready"]) == (("False", "NoEngineReady"), ("False", "PoolNotFound"))
+    world = running(ifd)
+    told = statuses(plan(ifd, **{**world, "pool": None}))
+    assert told["Progressing"] == ("False", "PoolNotFound")
+    assert told["Available"] == ("True", "Serving")
+
+
+def test_labels_that_may_not_be_read_are_a_reason_of_their_own() -> None:
+    """An operator that may not read namespaces says that it can't know, and both ways to allow it; it does not say that it is forbidden."""
+    allowed = {"from": "Selector", "selector": {"matchLabels": {"llm": "yes"}}}
+    ifd = examples.deployment("chat", "team-a", poolRef={"name": "commons", "namespace": "llm"})
+    pool = examples.pool(tenancy={"allowedNamespaces": allowed})
+    found = plan(ifd, pool=pool, namespace_labels=None)
+    assert (found.apply, found.delete) == ((), ())
+    told = examples.condition(found.status, "ResolvedRefs")
+    assert told["reason"] == "NamespaceLabelsUnknown"
+    assert "from Names" in told["message"]
+    assert "rbac.scope cluster" in told["message"]
 
 
 # References -----------------------------------------------------------------------------------------------------------

@@ -29,7 +29,8 @@ def index_pod(**more: Any) -> Pod:
 
 def running(pool: Manifest, size: int = 3, **more: Any) -> dict[str, Any]:
     """A world in which this pool has come up."""
-    live = examples.live(plan(pool).apply, DaemonSet={"desiredNumberScheduled": size})
+    seen = {"desiredNumberScheduled": size, "currentNumberScheduled": size, "observedGeneration": 1}
+    live = examples.live(plan(pool).apply, DaemonSet=seen)
     mark = hash_of(pool) if pool["spec"]["placement"] == "perNode" else ""
     pods = (*(examples.node_pod(number, mark) for number in range(size)), index_pod())
     nodes = {f"pod-{number}": examples.node_state(number) for number in range(size)}
@@ -108,6 +109,78 @@ def test_no_node_that_fits_is_told() -> None:
     assert statuses(plan(pool, **world).status)["Available"] == ("False", "NoNodes")
 
 
+def test_nothing_is_said_of_nodes_before_their_controller_has_looked() -> None:
+    """A DaemonSet that nobody has counted yet has not no nodes: it is being made."""
+    pool = examples.pool()
+    live = examples.live(plan(pool).apply)
+    told = statuses(plan(pool, children=live).status)
+    assert told["Available"] == ("False", "Creating")
+    assert told["Progressing"] == ("True", "Creating")
+
+
+def sidecar_world(pool: Manifest, **first: Any) -> dict[str, Any]:
+    labels = {**examples.engine_pod(0).labels, names.POOL_LABEL: "commons"}
+    pods = [examples.engine_pod(n, labels=labels, ready=False, phase="Pending", containers=()) for n in range(2)]
+    pods[0] = replace(pods[0], **first)
+    return {"children": examples.live(plan(pool).apply), "pods": (*pods, index_pod())}
+
+
+def test_a_sidecar_pool_is_not_ready_while_no_node_of_its_engines_serves() -> None:
+    """0 of 2 is not Ready, and what keeps an engine's pod is its deployment's to say, not the pool's."""
+    pool = examples.pool(placement="sidecar")
+    claim = 'persistentvolumeclaim "models" not found'
+    found = plan(pool, **sidecar_world(pool, unschedulable=claim)).status
+    told = statuses(found)
+    assert told["Available"] == told["Ready"] == ("False", "NoNodeReady")
+    assert told["ResolvedRefs"] == ("True", "ResolvedRefs")
+    assert "InferenceDeployment chat" in examples.condition(found, "Ready")["message"]
+    assert "models" not in str(found["conditions"])
+    assert found["unhealthyNodes"] == []
+
+
+def test_what_a_sidecar_of_the_pool_misses_is_the_pools() -> None:
+    """The container of the cache node is the pool's wherever it runs."""
+    index = {
+        "managed": None,
+        "external": {"url": "redis://r", "passwordSecretRef": {"name": "redis", "key": "password"}},
+    }
+    pool = examples.pool(placement="sidecar", index=index)
+    waits = Container(
+        name="cache-node", waiting_reason="CreateContainerConfigError", waiting_message='secret "redis" not found'
+    )
+    found = plan(pool, **sidecar_world(pool, containers=(waits,))).status
+    told = examples.condition(found, "ResolvedRefs")
+    assert told["reason"] == "SecretNotFound"
+    assert told["message"].endswith("create it, or correct spec.index.external.passwordSecretRef")
+
+
+def test_an_external_index_has_no_pods_to_look_at() -> None:
+    """What is wrong with it points to its address and credentials, not to pods that do not exist."""
+    index = {"managed": None, "external": {"url": "redis://r"}}
+    pool = examples.pool(index=index)
+    world = running(pool)
+    apart = {uid: replace(state, joined=False) for uid, state in world["nodes"].items()}
+    found = plan(pool, **{**world, "nodes": apart, "index_reachable": False}).status
+    assert "spec.index.external" in examples.condition(found, "IndexConsistent")["message"]
+    assert "redis://r" in examples.condition(found, "Ready")["message"]
+    assert "pods" not in examples.condition(found, "Ready")["message"]
+
+
+def test_a_secret_of_its_own_that_somebody_deleted_is_made_again() -> None:
+    """It is not watched: that pods miss it is what says so."""
+    pool = examples.pool()
+    waits = Container(
+        name="cache-node",
+        waiting_reason="CreateContainerConfigError",
+        waiting_message='secret "commons-node-keys" not found',
+    )
+    world = running(pool)
+    world["pods"] = (examples.node_pod(0, hash_of(pool), ready=False, containers=(waits,)), index_pod())
+    found = plan(pool, **world)
+    assert [ref.name for ref in found.renew] == ["commons-node-keys"]
+    assert "makes it again" in examples.condition(found.status, "ResolvedRefs")["message"]
+
+
 def test_a_missing_secret_is_learnt_from_the_pods() -> None:
     """The operator reads no Secret; what a pod waits for stands in ResolvedRefs with what to do."""
     pool = examples.pool()
@@ -118,7 +191,7 @@ def test_a_missing_secret_is_learnt_from_the_pods() -> None:
     world["pods"] = (examples.node_pod(0, hash_of(pool), ready=False, containers=(waiting,)),)
     found = examples.condition(plan(pool, **world).status, "ResolvedRefs")
     assert found["status"] == "False"
-    assert 'secret "redis" not found' in found["message"]
+    assert "Secret llm/redis does not exist: create it" in found["message"]
 
 
 def test_an_unbuilt_field_is_refused_and_nothing_is_touched() -> None:

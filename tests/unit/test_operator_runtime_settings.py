@@ -45,6 +45,14 @@ def test_what_is_wrong_is_named_with_the_remedy(words: list[str], field: str) ->
         read_settings(words)
 
 
+def test_help_says_each_flag_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """No flag stands there twice with two meanings."""
+    assert main(["--help"]) == 0
+    flags = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  --")]
+    assert "--namespace" in flags
+    assert len(flags) == len(set(flags))
+
+
 def test_a_refused_start_has_a_status_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     """2, and one line that says why."""
     assert main(["--workers", "none"]) == REFUSED_STATUS

@@ -15,6 +15,7 @@ from kvcommons_operator.reconcile.controller import Controller
 from kvcommons_operator.reconcile.marks import Marks
 from kvcommons_operator.reconcile.queue import WorkQueue
 from kvcommons_operator.reconcile.resources import Id, Resources
+from kvcommons_operator.reconcile.warnings import Warnings
 
 CHAT = Id(names.DEPLOYMENT_KIND, "llm", "chat")
 POOL = Id(names.POOL_KIND, "llm", "commons")
@@ -55,6 +56,7 @@ async def test_what_went_while_nobody_watched_is_forgotten() -> None:
         cast(Executor, gone),
         queue,
         OperatorMetrics(),
+        Warnings(cast(Any, None), queue.add),
         namespaces=[None],
         workers=1,
         resync_seconds=600,

@@ -23,9 +23,10 @@ that no request of a whole life cycle needs. Alphabetical by group.
 - apiGroups: [cert-manager.io]
   resources: [certificates]
   verbs: [list, watch]
+# `list`: of single pods and workloads that do not come forward, for what is in their way.
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [create, list, patch]
 - apiGroups: [gateway.networking.k8s.io]
   resources: [httproutes]
   verbs: [create, delete, list, patch, watch]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 from kvcommons_operator import names
@@ -131,7 +132,8 @@ def leader_worker_set(deployment: Deployment, group: Group) -> Manifest:
             },
         },
     }
-    child = deployment.engine_child(group.role, _workload_labels(deployment, group))
+    name = names.child(deployment.owner.name, group.role, names.LEADER_WORKER_SET_CHARACTERS_MAX)
+    child = replace(deployment.engine_child(group.role, _workload_labels(deployment, group)), name=name)
     return child.manifest("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet", {"spec": spec})
 
 

@@ -22,10 +22,13 @@ from kvcommons_operator.reconcile.marks import Marks
 from kvcommons_operator.reconcile.ownership import NameTakenError, is_ours, taken
 from kvcommons_operator.reconcile.resources import Id, Resources
 from kvcommons_operator.reconcile.world import World
+from kvcommons_operator.refusals import fields_of
 
 UNWATCHED_SECONDS: Final = 600.0
 """What is not watched (Secrets) is written again this often, which puts drift back."""
 NAME_TAKEN: Final = "NameTaken"
+CHILD_REFUSED: Final = "ChildRefused"
+"""What a field of ours asks for is not possible in this cluster."""
 OWN: Final = {kind.name: kind for kind in OWN_KINDS}
 
 FenceStep = Callable[[Id, PodAction], Awaitable[None]]
@@ -47,10 +50,22 @@ class Refused:
 
     ref: Ref
     error: KubeError
+    fields: tuple[str, ...] = ()
+    """Of our resource: what asked for it, where that is known."""
 
     @property
     def reason(self) -> str:
-        return NAME_TAKEN if isinstance(self.error, NameTakenError) else "ApplyRefused"
+        if isinstance(self.error, NameTakenError):
+            return NAME_TAKEN
+        return CHILD_REFUSED if self.fields else "ApplyRefused"
+
+
+def refused_of(key: Id, manifest: Manifest, error: KubeError) -> Refused:
+    """With the fields of the resource that asked for what is refused: rights, quotas and policies are nobody's field."""
+    ref = Ref.of(manifest)
+    component = str((manifest["metadata"].get("labels") or {}).get(names.COMPONENT, ""))
+    known = isinstance(error, RejectedError)
+    return Refused(ref, error, fields_of(key.kind, ref.kind, component, error.details) if known else ())
 
 
 class Executor:
@@ -94,11 +109,19 @@ class Executor:
             await self.marks.keep_finalizer(key, resource)
         refused: list[Refused] = []
         memory, uid = self._applied.setdefault(key, {}), str(resource["metadata"].get("uid") or "")
+        for ref in plan.renew:
+            memory.pop(ref, None)
         for manifest in plan.apply:
             try:
                 await self._apply(key, uid, memory, manifest)
             except (NameTakenError, RejectedError, ForbiddenError) as error:
-                refused.append(Refused(Ref.of(manifest), error))
+                refused.append(refused_of(key, manifest, error))
+            except NotFoundError as error:
+                if not kind_of(manifest).optional:
+                    raise
+                # Its API has gone, and discovery has not noticed yet: the other children do not wait for that.
+                self._world.doubt(kind_of(manifest))
+                refused.append(refused_of(key, manifest, error))
         for action in plan.actions:
             await self._step(key, action)
         for ref in plan.delete:

@@ -19,11 +19,12 @@ from kvcommons_operator.metrics import OperatorMetrics
 from kvcommons_operator.observed import Manifest
 from kvcommons_operator.outcome import Finalizer, Plan
 from kvcommons_operator.plan import plan_deployment, plan_pool
-from kvcommons_operator.reconcile.act import NAME_TAKEN, Executor, Refused
+from kvcommons_operator.reconcile.act import CHILD_REFUSED, NAME_TAKEN, Executor, Refused
 from kvcommons_operator.reconcile.observe import Observer, now
 from kvcommons_operator.reconcile.owners import Owner
 from kvcommons_operator.reconcile.queue import WorkQueue
 from kvcommons_operator.reconcile.resources import Id, Resources, truth_changed, wish_changed
+from kvcommons_operator.reconcile.warnings import Warnings
 
 REFUSED_SECONDS: Final = 30.0
 """What the server refused is tried again after this long: a quota or a role may have changed."""
@@ -45,6 +46,7 @@ class Controller:
         executor: Executor,
         queue: WorkQueue[Id],
         metrics: OperatorMetrics,
+        warnings: Warnings,
         *,
         namespaces: Sequence[str | None],
         workers: int,
@@ -56,6 +58,7 @@ class Controller:
         self._executor = executor
         self._queue = queue
         self._metrics = metrics
+        self._warnings = warnings
         self._namespaces = namespaces
         self._workers = workers
         self._resync_seconds = resync_seconds
@@ -155,6 +158,7 @@ class Controller:
             return None
         if resource is None:
             self._executor.forget(key)
+            self._warnings.watch(key, ())
             self._queue.forget(key)
             return None
         try:
@@ -167,6 +171,7 @@ class Controller:
             return self._slow()
         resource = self._resources.get(key) or resource
         plan = await self._plan(key, resource)
+        self._warnings.watch(key, plan.puzzles)
         refused = await self._executor.carry_out(key, resource, plan)
         status = with_refusals(plan.status, refused, resource)
         try:
@@ -218,7 +223,7 @@ class Controller:
 
 def without_hopes(plan: Plan) -> Plan:
     """Without the Events that what was refused makes untrue."""
-    hopes = tuple(f"{kind}: " for kind in REFUSED_CONDITIONS)
+    hopes = tuple(f"{kind}: " for kind in ("Accepted", *REFUSED_CONDITIONS))
     return replace(plan, events=tuple(event for event in plan.events if not event.message.startswith(hopes)))
 
 
@@ -226,14 +231,16 @@ def with_refusals(status: dict[str, Any], refused: list[Refused], resource: Mani
     """The status, with the truth about what the API server did not take: not progressing, and why."""
     if not refused or not status:
         return status
-    first = min(refused, key=lambda one: one.reason != NAME_TAKEN)
+    first = min(refused, key=lambda one: (one.reason != NAME_TAKEN, one.reason != CHILD_REFUSED))
     more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
     says = "has a name that is taken" if first.reason == NAME_TAKEN else "is refused"
-    message = f"{first.ref.kind} {first.ref.namespace}/{first.ref.name} {says}: {first.error.message}{more}"
+    where = f"{', '.join(first.fields)}: " if first.fields else ""
+    message = f"{where}{first.ref.kind} {first.ref.namespace}/{first.ref.name} {says}: {first.error.message}{more}"
+    untrue = REFUSED_CONDITIONS if first.reason != CHILD_REFUSED else ("Accepted", *REFUSED_CONDITIONS)
     found = [dict(condition) for condition in status.get("conditions") or []]
     before = previous(resource)
     for condition in found:
-        if condition.get("type") in REFUSED_CONDITIONS:
+        if condition.get("type") in untrue:
             old = before.get(condition["type"], {})
             since = old.get("lastTransitionTime") if old.get("status") == "False" else None
             condition |= {

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from kvcommons_operator import names
 from kvcommons_operator.kube.client import KubeClient
-from kvcommons_operator.kube.errors import KubeError
+from kvcommons_operator.kube.errors import ForbiddenError, KubeError
 from kvcommons_operator.kube.kinds import NAMESPACE
 from kvcommons_operator.observed import DeploymentObserved, Install, Manifest, NodeState, Pod, PoolObserved
 from kvcommons_operator.reconcile.inventory import Inventory
 from kvcommons_operator.reconcile.nodes import index_reachable
-from kvcommons_operator.reconcile.owners import owner_of
+from kvcommons_operator.reconcile.owners import Owner, owner_of
 from kvcommons_operator.reconcile.resources import Id, Resources
 from kvcommons_operator.reconcile.world import World
 
@@ -35,6 +36,7 @@ class Observer:
         resources: Resources,
         state_of: Callable[[str], NodeState | None],
         routable_of: Callable[[str], int | None],
+        warnings_of: Callable[[str], tuple[str, ...]] = lambda uid: (),
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -45,19 +47,22 @@ class Observer:
         self._resources = resources
         self._state_of = state_of
         self._routable_of = routable_of
+        self._warnings_of = warnings_of
         self._clock = clock
         self._labels: dict[str, tuple[float, Mapping[str, str]]] = {}
 
     def pool(self, key: Id) -> PoolObserved:
         owner = owner_of(*key)
-        pods = self._inventory.pods(owner)
+        pods, children = self._pods(owner), self._inventory.children(owner)
         nodes = self._nodes(pods)
+        uids = [str(child["metadata"].get("uid") or "") for child in children.values()]
         return PoolObserved(
             install=self._install,
             now=now(),
-            children=self._inventory.children(owner),
+            children=children,
             pods=pods,
             nodes=nodes,
+            warnings={uid: said for uid in uids if (said := self._warnings_of(uid))},
             users=self._resources.users_of(key),
             apis=self._world.apis,
             index_reachable=index_reachable(nodes),
@@ -65,7 +70,7 @@ class Observer:
 
     async def deployment(self, key: Id, resource: Manifest) -> DeploymentObserved:
         owner, pool_key = owner_of(*key), self._resources.pool_of(resource)
-        pods = self._inventory.pods(owner)
+        pods = self._pods(owner)
         pool = self._resources.get(pool_key) if pool_key is not None else None
         pool_pods = self._inventory.pods(owner_of(*pool_key)) if pool_key is not None else ()
         return DeploymentObserved(
@@ -80,6 +85,11 @@ class Observer:
             routable=self._routable(pods),
         )
 
+    def _pods(self, owner: Owner) -> tuple[Pod, ...]:
+        """With what their Events say, where somebody asked them."""
+        pods = self._inventory.pods(owner)
+        return tuple(replace(pod, warnings=said) if (said := self._warnings_of(pod.uid)) else pod for pod in pods)
+
     def _nodes(self, pods: tuple[Pod, ...]) -> dict[str, NodeState]:
         states = ((pod.uid, self._state_of(pod.uid)) for pod in pods)
         return {uid: state for uid, state in states if state is not None}
@@ -90,8 +100,8 @@ class Observer:
         told = [count for pod in routers if (count := self._routable_of(pod.uid)) is not None]
         return min(told) if told else None
 
-    async def _labels_of(self, key: Id, pool_key: Id | None, pool: Manifest | None) -> Mapping[str, str]:
-        """Only where the pool is elsewhere and chooses namespaces by their labels."""
+    async def _labels_of(self, key: Id, pool_key: Id | None, pool: Manifest | None) -> Mapping[str, str] | None:
+        """Only where the pool is elsewhere and chooses namespaces by their labels. None: they may not be read."""
         if pool is None or pool_key is None or pool_key.namespace == key.namespace or not _selects(pool):
             return {}
         known = self._labels.get(key.namespace)
@@ -99,6 +109,8 @@ class Observer:
             return known[1]
         try:
             found = await self._client.get(NAMESPACE, None, key.namespace, metadata_only=True)
+        except ForbiddenError:
+            return None
         except KubeError:
             if known is not None:
                 return known[1]

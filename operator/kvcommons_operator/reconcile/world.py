@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
@@ -13,7 +14,7 @@ from kvcommons_operator.kube.client import KubeClient
 from kvcommons_operator.kube.discovery import TTL_SECONDS, Discovery
 from kvcommons_operator.kube.errors import KubeError
 from kvcommons_operator.kube.kinds import Kind
-from kvcommons_operator.kube.watches import Scope, Watch
+from kvcommons_operator.kube.watches import Change, Scope, Watch
 from kvcommons_operator.observed import Api, Pod
 from kvcommons_operator.reconcile.inventory import Child, Inventory, keep_child, keep_pod
 
@@ -31,7 +32,7 @@ WATCHED: Final = (
     kinds.AUTOSCALER,
 )
 """Secrets are not: the operator may write those that it makes up, and reads none."""
-RETRY_SECONDS: Final = 10.0
+DOUBT_SECONDS: Final = 2.0
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class World:
         self._inventory = inventory
         self._on_apis = on_apis
         self._discovery_seconds = discovery_seconds
+        self._doubted = asyncio.Event()
         self._children: dict[tuple[Kind, str | None], Watch[Child]] = {}
         self._pods: list[Watch[Pod]] = []
         self._tasks: dict[object, asyncio.Task[None]] = {}
@@ -123,9 +125,19 @@ class World:
         self._pods.append(watch)
         self._tasks[scope] = _spawn(watch.run(), f"watch pods in {namespace or 'all namespaces'}")
 
+    def doubt(self, kind: Kind) -> None:
+        """A request was told that an optional API is not there: it is asked for anew soon."""
+        if kind.optional:
+            self._doubted.set()
+
     async def _rediscover(self) -> None:
         while True:
-            await asyncio.sleep(self._discovery_seconds)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._doubted.wait(), self._discovery_seconds)
+                # Not more often than this, however many requests fail meanwhile.
+                await asyncio.sleep(DOUBT_SECONDS)
+                self.discovery.forget()
+            self._doubted.clear()
             before = self.discovery.served
             try:
                 served = await self.discovery.refresh()
@@ -141,9 +153,13 @@ class World:
                 self._on_apis()
 
     def _forget(self, gone: Iterable[Kind]) -> None:
-        for place in [place for place in self._children if place[0] in set(gone)]:
-            del self._children[place]
+        """With its definition an API's objects are gone, whether their deletion was seen or not: no ghost of them stays."""
+        kinds_gone = frozenset(gone)
+        for place in [place for place in self._children if place[0] in kinds_gone]:
+            watch = self._children.pop(place)
             self._tasks.pop(place).cancel()
+            for key, child in watch.cache.items():
+                self._inventory.child_changed(Change(place[0], key, child, None))
 
 
 def _spawn(work: Any, name: str) -> asyncio.Task[None]:
