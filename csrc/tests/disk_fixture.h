@@ -1,10 +1,13 @@
 // What the disk tier's tests share: folders that go with their test, small tiers, and an engine that breaks on demand.
 #pragma once
 
+#include <fcntl.h>
 #include <stdlib.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <filesystem>
+#include <fstream>
 #include <string>
 #include <vector>
 
@@ -69,6 +72,116 @@ inline std::unique_ptr<Tier> passing_disk_tier(std::uint64_t capacity_bytes, Dis
   config.devices.clear();
   for (const Folder& folder : folders) config.devices.push_back({folder.path(), capacity_bytes / devices});
   return make_disk_tier(config);
+}
+
+// Waits for another thread's doing, at most a minute.
+template <typename Condition>
+void await(Condition holds) {
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (!holds()) {
+    CHECK(std::chrono::steady_clock::now() < until);
+    std::this_thread::yield();
+  }
+}
+
+// Time that stands still until a test moves it.
+struct Clock {
+  std::atomic<std::uint64_t> ms{1'000};
+  std::function<std::uint64_t()> reader() {
+    return [this] { return ms.load(); };
+  }
+};
+
+// What goes wrong between a tier and its devices' engines. Shared by a test and the engines that it wraps.
+class Faults {
+ public:
+  using Judge = std::function<int(const IoOp&, std::size_t device)>;  // an errno, or 0
+
+  void set(Judge judge) {
+    const std::lock_guard lock(mutex_);
+    judge_ = std::move(judge);
+  }
+  // While held, operations are taken and nothing of them is begun: a device that hangs.
+  void hold(bool held) {
+    std::vector<std::pair<DiskIo*, IoOp*>> free;
+    {
+      const std::lock_guard lock(mutex_);
+      held_ = held;
+      if (!held) free.swap(waiting_);
+    }
+    for (auto& [io, op] : free) io->submit(std::span<IoOp* const>(&op, 1));
+  }
+  [[nodiscard]] std::size_t held_ops() const {
+    const std::lock_guard lock(mutex_);
+    return waiting_.size();
+  }
+  auto wrapper() {
+    return [this](std::unique_ptr<DiskIo> inner, std::size_t device) -> std::unique_ptr<DiskIo> {
+      return std::make_unique<Io>(this, std::move(inner), device);
+    };
+  }
+
+ private:
+  class Io final : public DiskIo {
+   public:
+    Io(Faults* faults, std::unique_ptr<DiskIo> inner, std::size_t device)
+        : faults_(faults), inner_(std::move(inner)), device_(device) {}
+    void submit(std::span<IoOp* const> ops) override {
+      for (IoOp* op : ops) {
+        const int error = faults_->error_of(op, device_, inner_.get());
+        if (error < 0) continue;
+        if (error == 0) {
+          inner_->submit(std::span<IoOp* const>(&op, 1));
+          continue;
+        }
+        op->result = -error;
+        op->done(op);
+      }
+    }
+    [[nodiscard]] std::uint32_t depth() const noexcept override { return inner_->depth(); }
+    [[nodiscard]] std::string_view name() const noexcept override { return inner_->name(); }
+
+   private:
+    Faults* faults_;
+    std::unique_ptr<DiskIo> inner_;
+    std::size_t device_;
+  };
+
+  // Below zero: it is held.
+  int error_of(IoOp* op, std::size_t device, DiskIo* inner) {
+    const std::lock_guard lock(mutex_);
+    if (held_) {
+      waiting_.emplace_back(inner, op);
+      return -1;
+    }
+    return judge_ ? judge_(*op, device) : 0;
+  }
+
+  mutable std::mutex mutex_;
+  Judge judge_;
+  bool held_ = false;
+  std::vector<std::pair<DiskIo*, IoOp*>> waiting_;
+};
+
+inline GetResult disk_get(Tier& tier, const Sample& sample) {
+  const Aligned into(sample.meta.payload_bytes);
+  const GetResult result = tier_get(tier, sample.meta.id, into);
+  if (result.status == TierStatus::Ok) sample.check(result, into.data());
+  return result;
+}
+
+inline std::vector<std::byte> bytes_of(const std::string& path) {
+  std::vector<std::byte> bytes(std::filesystem::file_size(path));
+  std::ifstream in(path, std::ios::binary);
+  in.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+  CHECK(in.good());
+  return bytes;
+}
+
+inline void write_bytes(const std::string& path, std::span<const std::byte> bytes) {
+  std::ofstream out(path, std::ios::binary | std::ios::trunc);
+  out.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+  CHECK(out.good());
 }
 
 }  // namespace kvcommons::testing

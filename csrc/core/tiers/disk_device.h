@@ -177,7 +177,7 @@ class Device {
   std::uint32_t reads_ = 0, writes_ = 0;  // in flight
   Budget read_budget_, write_budget_, wear_budget_;
   bool closing_ = false, forgotten_ = false, unsynced_ = false;
-  std::uint64_t closing_since_ms_ = 0, looked_ms_ = 0;
+  std::uint64_t closing_since_ms_ = 0;
 
   std::thread thread_;  // last: it uses the others
 };

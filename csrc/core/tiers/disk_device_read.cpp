@@ -66,8 +66,6 @@ void Device::get_ended(Transfer* t, bool ok) {
 
 void Device::look_after_health() {
   const std::uint64_t now = now_ms();
-  if (now == looked_ms_) return;
-  looked_ms_ = now;
   std::uint64_t oldest = 0;
   for (const auto& [op, t] : in_flight_) oldest = std::max(oldest, now - std::min(now, t->started_ms));
   health_.oldest_in_flight(oldest);
