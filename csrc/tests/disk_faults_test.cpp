@@ -143,7 +143,8 @@ TEST(a_tier_that_ends_waits_for_what_hangs_and_answers_the_rest_closed) {
   Answer<GetResult> held, queued;
   const Sample s(1);
   const Aligned a(40'000), b_(40'000);
-  auto b = std::make_unique<Broken>(1, [](DiskConfig* c) { c->threads_per_device = 2, c->engine = DiskEngine::Threads; });
+  auto b =
+      std::make_unique<Broken>(1, [](DiskConfig* c) { c->threads_per_device = 2, c->engine = DiskEngine::Threads; });
   CHECK_EQ(tier_put(*b->tier, s), TierStatus::Ok);
   b->faults.hold(true);
   CHECK(b->tier->get({GetItem{s.meta.id, a.data(), a.bytes()}}, held.taker()));

@@ -123,8 +123,10 @@ IndexShard& DiskIndex::shard(const Key& key) const noexcept {
   return *shards_[key.bytes[kKeyBytes - 1] & 15];  // the hash table within takes other bits
 }
 
-DiskIndex::Put DiskIndex::put(const Extent& e, Place place) { return shard(e.id.key).put(e, place, false); }
-bool DiskIndex::restore(const Extent& e, Place place) { return shard(e.id.key).put(e, place, true) == Put::Stored; }
+DiskIndex::Put DiskIndex::put(const Extent& e, Place place) { return shard(e.id.key).put(e, place, nullptr); }
+void DiskIndex::restore(const Extent& e, Place place, SegmentRange device) {
+  (void)shard(e.id.key).put(e, place, &device);
+}
 std::optional<Found> DiskIndex::find(const ShardId& id) const { return shard(id.key).find(id); }
 bool DiskIndex::describe(const ShardId& id, Resident* out) const { return shard(id.key).describe(id, out); }
 void DiskIndex::touch(const ShardId& id) { shard(id.key).touch(id); }

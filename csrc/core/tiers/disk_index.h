@@ -50,8 +50,9 @@ class DiskIndex {
 
   enum class Put : std::uint8_t { Stored, Exists, NoRoom };
   Put put(const Extent& extent, Place place);
-  // Recovery: later calls win, nothing is told. False: no room.
-  bool restore(const Extent& extent, Place place);
+  // Recovery of one device: later calls win over earlier ones of the same device, none over another device's. Nothing
+  // is told.
+  void restore(const Extent& extent, Place place, SegmentRange device);
 
   [[nodiscard]] std::optional<Found> find(const ShardId& id) const;
   bool describe(const ShardId& id, Resident* out) const;

@@ -141,12 +141,13 @@ void IndexShard::remove_at(std::size_t slot) {
   free_entry_ = number;
 }
 
-DiskIndex::Put IndexShard::put(const Extent& e, Place place, bool restoring) {
+DiskIndex::Put IndexShard::put(const Extent& e, Place place, const SegmentRange* restoring) {
   const std::lock_guard lock(mutex_);
   grow_table();
   std::size_t slot = slot_of(e.id);
   if (table_[slot].number != kNone) {
-    if (!restoring) return DiskIndex::Put::Exists;
+    const bool newer = restoring != nullptr && restoring->has(at(table_[slot].number).segment);
+    if (!newer) return DiskIndex::Put::Exists;
     remove_at(slot);
     slot = slot_of(e.id);
   }
@@ -174,7 +175,7 @@ DiskIndex::Put IndexShard::put(const Extent& e, Place place, bool restoring) {
   table_[slot] = {number, hash(e.id.key, e.id.rect)};
   used_blocks_ += extent_blocks(e.payload_bytes);
   ++count_;
-  if (!restoring) events_->tell(TierEvent::Kind::Stored, meta_of(e));
+  if (restoring == nullptr) events_->tell(TierEvent::Kind::Stored, meta_of(e));
   return DiskIndex::Put::Stored;
 }
 

@@ -17,7 +17,8 @@ class IndexShard {
   ~IndexShard();
   IndexShard(const IndexShard&) = delete;  // owns entries' text keys
 
-  DiskIndex::Put put(const Extent& extent, Place place, bool restoring);
+  // restoring: the device that is read back, or null.
+  DiskIndex::Put put(const Extent& extent, Place place, const SegmentRange* restoring);
   std::optional<Found> find(const ShardId& id) const;
   bool describe(const ShardId& id, Resident* out) const;
   void touch(const ShardId& id);

@@ -184,7 +184,7 @@ class Recovery {
   void apply(std::uint32_t segment, const Extent& extent) {
     switch (extent.kind) {
       case ExtentKind::Shard:
-        (void)index_->restore(extent, {first_ + segment, extent.block});
+        index_->restore(extent, {first_ + segment, extent.block}, mine_);
         return;
       case ExtentKind::Cleared:
         (void)index_->clear(extent.id.fingerprint.zero() ? nullptr : &extent.id.fingerprint, mine_);
