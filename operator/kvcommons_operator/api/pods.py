@@ -24,7 +24,7 @@ from kvcommons_operator.api.common import (
     StrictInt,
 )
 from kvcommons_operator.api.confinement import ContainerSecurity, PodSecurity
-from kvcommons_operator.api.quantities import ResourceQuantity, parse_quantity
+from kvcommons_operator.api.quantities import ResourceQuantity, cel_digits, cel_quantity, parse_quantity
 from kvcommons_operator.api.scheduling import Affinity, TopologySpreads
 from kvcommons_operator.api.volumes import Mounts, Volumes
 
@@ -50,6 +50,10 @@ def _devices_are_whole(resources: Resources) -> bool:
     return all(amount.isascii() and amount.isdigit() for name, amount in resources.limits.items() if "/" in name)
 
 
+_REQUEST: Final = cel_quantity("self.requests[key]")
+_LIMIT: Final = cel_quantity("self.limits[key]")
+
+
 class Resources(Model):
     """What a container asks of its node, and at most gets."""
 
@@ -60,21 +64,20 @@ class Resources(Model):
 
     RULES = (
         Rule(
-            cel="self.requests.all(key, !(key in self.limits)"
-            " || quantity(string(self.requests[key])).compareTo(quantity(string(self.limits[key]))) <= 0)",
+            cel=f"self.requests.all(key, !(key in self.limits) || {_REQUEST}.compareTo({_LIMIT}) <= 0)",
             message="no request may be over its limit; raise the limit or lower the request",
             holds=_within_limits,
             field=".requests",
         ),
         Rule(
-            cel="self.requests.all(key, !key.contains('/') || (key in self.limits"
-            " && quantity(string(self.requests[key])).compareTo(quantity(string(self.limits[key]))) == 0))",
+            cel="self.requests.all(key, !key.contains('/')"
+            f" || (key in self.limits && {_REQUEST}.compareTo({_LIMIT}) == 0))",
             message="what can't be shared, such as nvidia.com/gpu, goes in limits; its request is left out or equal",
             holds=_devices_have_limits,
             field=".requests",
         ),
         Rule(
-            cel="self.limits.all(key, !key.contains('/') || string(self.limits[key]).matches('^[0-9]+$'))",
+            cel=f"self.limits.all(key, !key.contains('/') || {cel_digits('self.limits[key]')})",
             message="devices such as nvidia.com/gpu are counted in whole numbers, such as 8",
             holds=_devices_are_whole,
             field=".limits",
