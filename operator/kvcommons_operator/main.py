@@ -53,6 +53,7 @@ logger = logging.getLogger("kvcommons_operator")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit status: 0, 1 (a part failed), 2 (refused to start), 3 (the lease was lost)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if "--help" in words or "-h" in words:
         sys.stdout.write(USAGE + settings_help() + "\n")
@@ -240,6 +241,7 @@ def term_of(lease_seconds: int) -> Term:
 
 
 def install_of(settings: OperatorSection, namespace: str, secret: bytes) -> Install:
+    """What plans need to know of this installation."""
     return Install(
         version=importlib.metadata.version("kvcommons"),
         namespace=namespace,
@@ -263,6 +265,7 @@ class JsonFormatter(logging.Formatter):
     STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
     def format(self, record: logging.LogRecord) -> str:
+        """One line of JSON."""
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         entry: dict[str, object] = {
             "time": f"{stamp}.{int(record.msecs):03d}Z",
@@ -277,6 +280,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logs(level: str, *, as_json: bool, stream: IO[str] | None = None) -> None:
+    """One handler for the whole process; `level` in lower case."""
     handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
     plain = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     handler.setFormatter(JsonFormatter() if as_json else plain)

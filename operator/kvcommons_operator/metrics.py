@@ -66,14 +66,18 @@ class OperatorMetrics:
         )
 
     def request(self, verb: str, kind: str, status: int, seconds: float) -> None:
+        """One request to the API server has ended."""
         self._requests.labels(verb, kind, str(status)).inc()
         self._request_seconds.labels(verb).observe(seconds)
 
     def watch_queue(self, depth: Callable[[], float]) -> None:
+        """Where the length of the work queue is read when metrics are asked for."""
         self._queue.set_function(depth)
 
     def objects(self, kind: str, count: int) -> None:
+        """How many objects of a kind are kept."""
         self._objects.labels(kind).set(count)
 
     def render(self) -> tuple[bytes, str]:
+        """All of it in Prometheus' text format."""
         return generate_latest(self.registry), CONTENT_TYPE_LATEST

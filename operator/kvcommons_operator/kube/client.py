@@ -48,6 +48,8 @@ class Meter(Protocol):
 
 
 class NoMeter:
+    """Counts nothing."""
+
     def request(self, verb: str, kind: str, status: int, seconds: float) -> None: ...
 
 
@@ -71,6 +73,7 @@ class KubeClient:
         self._at_once = asyncio.Semaphore(REQUESTS_AT_ONCE_MAX)
 
     async def close(self) -> None:
+        """Closes its connections; it is not used after that."""
         await self._api.close()  # type: ignore[no-untyped-call]
 
     # verbs -----------------------------------------------------------------------------------------------------------

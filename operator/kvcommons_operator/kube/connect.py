@@ -37,6 +37,7 @@ async def load(kubeconfig: str = "", context: str = "") -> Configuration:
 
 
 def client_of(configuration: Configuration) -> ApiClient:
+    """A client of that configuration, with its own pool of connections."""
     return ApiClient(configuration)
 
 

@@ -21,14 +21,17 @@ class Kind:
 
     @property
     def group(self) -> str:
+        """The API group; empty for the core."""
         return self.api_version.rpartition("/")[0]
 
     @property
     def version(self) -> str:
+        """The version within its group."""
         return self.api_version.rpartition("/")[2]
 
     @property
     def key(self) -> tuple[str, str]:
+        """(apiVersion, kind), as manifests say it."""
         return self.api_version, self.name
 
     def path(self, namespace: str | None = None, name: str | None = None, subresource: str = "") -> str:

@@ -94,6 +94,7 @@ class Watch(Generic[T]):
         self._failures = 0
 
     async def run(self) -> None:
+        """Lists, follows, and begins again where a stream ends; never returns by itself."""
         version = ""
         while True:
             try:

@@ -55,6 +55,7 @@ class Refused:
 
     @property
     def reason(self) -> str:
+        """The condition's reason."""
         if isinstance(self.error, NameTakenError):
             return NAME_TAKEN
         return CHILD_REFUSED if self.fields else "ApplyRefused"
@@ -98,6 +99,7 @@ class Executor:
         self._told: dict[Id, tuple[bytes, bytes]] = {}
 
     def forget(self, key: Id) -> None:
+        """The resource is gone: nothing that was written for it counts any more."""
         self._applied.pop(key, None)
         self._told.pop(key, None)
 
@@ -141,6 +143,7 @@ class Executor:
         self._resources.put(key.kind, answer)
 
     async def events(self, resource: Manifest, plan: Plan, refused: list[Refused]) -> None:
+        """Tells the events of a plan, and what was refused."""
         for event in plan.events:
             await self._recorder.tell(resource, event.type, event.reason, event.message)
         for one in refused:

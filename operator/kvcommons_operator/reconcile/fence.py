@@ -94,6 +94,7 @@ class Fencer:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def pod_changed(self, old: Pod | None, new: Pod | None) -> None:
+        """A pod came, changed or went: whether its members are void now."""
         reason = why(old, new)
         members = members_of(old) if old is not None and reason else ()
         if old is None or not members:
@@ -139,6 +140,7 @@ class Fencer:
             await asyncio.gather(*calls, return_exceptions=True)
 
     async def stop(self) -> None:
+        """Ends what is under way."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -35,6 +35,7 @@ class Child:
 
     @property
     def manifest(self) -> Manifest:
+        """The whole object, unpacked anew each time."""
         document: Manifest = json.loads(zlib.decompress(self.packed))
         return document
 
@@ -74,6 +75,7 @@ def _digest(value: object) -> bytes:
 
 
 def keep_pod(item: Manifest) -> Pod:
+    """For the watch of pods."""
     pod = Pod.parse(item)
     return replace(pod, labels=interned(pod.labels))
 
@@ -89,21 +91,26 @@ class Inventory:
         self._on_pod = on_pod
 
     def children(self, owner: Owner) -> dict[Ref, Manifest]:
+        """Live children of a resource."""
         return {ref: child.manifest for ref, child in self._children.get(owner, {}).items()}
 
     def pods(self, owner: Owner) -> tuple[Pod, ...]:
+        """Pods that a resource looks at, in no order."""
         return tuple(self._pods.get(owner, {}).values())
 
     def child(self, ref: Ref) -> Child | None:
+        """One child, whosever it is."""
         return self._by_ref.get(ref)
 
     def counts(self) -> dict[str, int]:
+        """How many objects there are of each kind."""
         found: dict[str, int] = {POD.name: sum(len(pods) for pods in self._pods.values())}
         for ref in self._by_ref:
             found[ref.kind] = found.get(ref.kind, 0) + 1
         return found
 
     def child_changed(self, change: Change[Child]) -> None:
+        """A watch saw a child come, change or go; tells its owners, unless nothing of it says anything new."""
         old, new = change.old, change.new
         if old is not None and (new is None or new.owner != old.owner):
             self._drop(old)
@@ -125,6 +132,7 @@ class Inventory:
                 self._children.pop(child.owner, None)
 
     def pod_changed(self, change: Change[Pod]) -> None:
+        """A watch saw a pod come, change or go; tells its owners."""
         owners: set[Owner] = set()
         for pod in (change.old, change.new):
             if pod is not None:

@@ -47,12 +47,14 @@ class Marks:
         return ""
 
     async def keep_finalizer(self, key: Id, resource: Manifest) -> None:
+        """Sees that our finalizer is there. :raises KubeError: if it can not be written."""
         metadata, wanted = resource["metadata"], FINALIZERS.get(key.kind)
         if wanted is None or "deletionTimestamp" in metadata or wanted in (metadata.get("finalizers") or []):
             return
         await self._set_finalizers(key, resource, lambda found: [*found, wanted] if wanted not in found else found)
 
     async def drop_finalizer(self, key: Id, resource: Manifest) -> None:
+        """Sees that our finalizer is gone; a resource that is gone needs none."""
         unwanted = FINALIZERS.get(key.kind)
         if unwanted is None or unwanted not in (resource["metadata"].get("finalizers") or []):
             return

@@ -31,6 +31,7 @@ class Address:
 
     @property
     def url(self) -> str:
+        """Without a path."""
         host = f"[{self.ip}]" if ":" in self.ip else self.ip
         return f"http://{host}:{self.port}"
 
@@ -44,6 +45,7 @@ class Answer:
 
     @property
     def ok(self) -> bool:
+        """The node did what it was asked."""
         return self.status == 200
 
 
@@ -56,6 +58,7 @@ class NodeClient:
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
+        """Closes its connections."""
         if self._session is not None:
             await self._session.close()
 

@@ -52,6 +52,7 @@ class Observer:
         self._labels: dict[str, tuple[float, Mapping[str, str]]] = {}
 
     def pool(self, key: Id) -> PoolObserved:
+        """Everything that a pool is planned from."""
         owner = owner_of(*key)
         pods, children = self._pods(owner), self._inventory.children(owner)
         nodes = self._nodes(pods)
@@ -69,6 +70,7 @@ class Observer:
         )
 
     async def deployment(self, key: Id, resource: Manifest) -> DeploymentObserved:
+        """Everything that a deployment is planned from. :raises KubeError: if labels that it needs are not to be had for now."""
         owner, pool_key = owner_of(*key), self._resources.pool_of(resource)
         pods = self._pods(owner)
         pool = self._resources.get(pool_key) if pool_key is not None else None

@@ -29,6 +29,7 @@ def pool_of(labels: Mapping[str, str], namespace: str) -> Owner | None:
 
 
 def deployment_of(labels: Mapping[str, str], namespace: str) -> Owner | None:
+    """The deployment that an object belongs to."""
     name = labels.get(names.DEPLOYMENT_LABEL)
     if not name:
         return None

@@ -59,6 +59,7 @@ class Poller(Generic[S]):
     _books: dict[str, Book[S]] = field(default_factory=dict)
 
     def state(self, uid: str) -> S | None:
+        """A pod's latest answer; None before the first."""
         book = self._books.get(uid)
         return book.state if book is not None else None
 
@@ -68,6 +69,7 @@ class Poller(Generic[S]):
         book.due, book.pause = 0.0, INTERVAL_SECONDS_MIN
 
     async def run(self) -> None:
+        """Round after round, until cancelled."""
         while True:
             await self.tick()
             await asyncio.sleep(TICK_SECONDS)
@@ -101,5 +103,6 @@ class Poller(Generic[S]):
 
 
 def node_shape(state: NodeState) -> NodeState:
+    """A state without its counters: what plans act on."""
     counted = replace(state, chunks=0, hits=0, asked=0, used_bytes=0, index_missing=0, index_stale=0)
     return replace(counted, unanswered=0, unanswered_seconds=0.0, fenced_seconds=0.0)

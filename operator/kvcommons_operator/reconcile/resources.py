@@ -30,12 +30,15 @@ class Resources:
         """Uids: the answer to a request of ours may come after the event that its object is gone."""
 
     def get(self, resource: Id) -> Manifest | None:
+        """One resource, or None."""
         return self._items.get(resource)
 
     def of_kind(self, kind: str) -> Iterator[tuple[Id, Manifest]]:
+        """All of a kind, as they are now."""
         return ((key, item) for key, item in list(self._items.items()) if key.kind == kind)
 
     def of_owner(self, owner: Owner) -> Id | None:
+        """By the owner that children's labels name."""
         return self._by_owner.get(owner)
 
     def put(self, kind: str, body: Mapping[str, Any]) -> tuple[Id, Manifest | None, Manifest]:
@@ -54,6 +57,7 @@ class Resources:
         return key, old, item
 
     def remove(self, key: Id) -> Manifest | None:
+        """It is gone; answers that come late do not bring it back. Returns what was here."""
         self._by_owner.pop(owner_of(*key), None)
         item = self._items.pop(key, None)
         if item is not None and item["metadata"].get("uid"):
@@ -109,9 +113,11 @@ class Resources:
         return tuple(sorted(found, key=lambda user: (user.namespace, user.name)))
 
     def deployments_of(self, pool: Id) -> list[Id]:
+        """Everybody who names a pool, permitted or not."""
         return [key for key, item in self.of_kind(names.DEPLOYMENT_KIND) if self.pool_of(item) == pool]
 
     def roles_of(self, deployment: Id) -> dict[Ref, Manifest]:
+        """The role objects of a deployment."""
         owner = owner_of(*deployment)
         return {
             Ref.of(item): item
@@ -120,12 +126,14 @@ class Resources:
         }
 
     def deployment_of_role(self, role: Manifest) -> Id | None:
+        """Whose role object it is, if that deployment is here."""
         metadata = role["metadata"]
         owner = deployment_of(metadata.get("labels") or {}, str(metadata["namespace"]))
         return self._by_owner.get(owner) if owner is not None else None
 
 
 def user_of(deployment: Manifest) -> User:
+    """What a pool needs to know of a deployment that names it."""
     metadata, spec = deployment["metadata"], deployment.get("spec") or {}
     model = spec.get("model") or {}
     return User(

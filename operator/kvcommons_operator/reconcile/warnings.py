@@ -83,6 +83,7 @@ class Warnings:
                 self._books[puzzle.uid] = Book(key, puzzle, self._clock() + self._after_seconds)
 
     async def run(self) -> None:
+        """Round after round, until cancelled."""
         while True:
             await self.tick()
             await asyncio.sleep(TICK_SECONDS)

@@ -62,9 +62,11 @@ class World:
 
     @property
     def apis(self) -> frozenset[Api]:
+        """The optional APIs that are served, as planners name them."""
         return frozenset(Api(kind.api_version, kind.name) for kind in self.discovery.served)
 
     def watches(self, kind: Kind) -> bool:
+        """Whether objects of a kind are watched, in any namespace."""
         return any(watched == kind for watched, _ in self._children)
 
     def offer(self, kind: Kind, item: Mapping[str, Any]) -> None:
@@ -87,10 +89,12 @@ class World:
         await self.synced()
 
     async def synced(self) -> None:
+        """Returns when every watch has listed once."""
         watches: list[Watch[Any]] = [*self._children.values(), *self._pods]
         await asyncio.gather(*(watch.synced.wait() for watch in watches))
 
     async def stop(self) -> None:
+        """Ends all watches."""
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
@@ -103,6 +107,7 @@ class World:
         return None
 
     def restarts(self) -> Mapping[str, int]:
+        """How often watches began anew, by reason."""
         total: dict[str, int] = {}
         watches: list[Watch[Any]] = [*self._children.values(), *self._pods]
         for watch in watches:
