@@ -51,7 +51,6 @@ def pool_row(pool: Resource, world: World, now: datetime) -> dict[str, str]:
     lately = status.get("hitPercent")
     hits = percent(total(one.hit_chunks for one in reports), total(one.lookup_chunks for one in reports))
     consistent = pool.condition("IndexConsistent")
-    index = status.get("index") or {}
     in_use = status.get("memoryUsedPercent")
     return {
         "pool": _named(pool.namespace, pool.name),
@@ -61,11 +60,19 @@ def pool_row(pool: Resource, world: World, now: datetime) -> dict[str, str]:
         "memory": size(capacity) if capacity is not None else str(status.get("memory", "")),
         "used": percent(used, capacity) or (f"{in_use} %" if in_use is not None else ""),
         "hits": f"{lately} %" if lately is not None else hits,
-        "index": _of(index.get("readyReplicas"), index.get("replicas")) if index.get("replicas") else "external",
+        "index": _index(pool),
         "consistent": _condition(consistent.status, consistent.reason) if consistent is not None else "",
         "used by": str(status.get("references", 0)),
         "age": age(pool.created, now),
     }
+
+
+def _index(pool: Resource) -> str:
+    """Pods of a managed index; of an external one whether the nodes reach it, since it has none that are ours."""
+    known, told = pool.condition("IndexConsistent"), pool.status.get("index") or {}
+    if (pool.spec.get("index") or {}).get("external"):
+        return "external, not reached" if known is not None and known.reason == "NodesNotInIndex" else "external"
+    return _of(told.get("readyReplicas"), told.get("replicas")) if told else ""
 
 
 def _condition(status: str, reason: str) -> str:

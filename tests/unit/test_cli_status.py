@@ -65,6 +65,22 @@ def test_pools_nodes_deployments_and_replicas_are_shown(words: list[str], capsys
     assert "doctor" not in text
 
 
+def test_an_index_is_external_only_where_the_pool_says_so(
+    cluster: FakeCluster, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pool whose index is not counted yet has none to show; an external one has no pods to count, and is reached or not."""
+    apart = condition("IndexConsistent", "False", "NodesNotInIndex")
+    for made, spec, shown in (
+        (pool("shared"), {}, "-"),
+        (pool("shared", index={"replicas": 1, "readyReplicas": 0}), {}, "0/1"),
+        (pool("shared", index={"replicas": 0}), {"external": {"url": "redis://r"}}, "external"),
+        (pool("shared", apart), {"external": {"url": "redis://r"}}, "external, not reached"),
+    ):
+        cluster.lists[f"{BASE}/kvcachepools"] = [{**made, "spec": {**made["spec"], "index": spec}}]
+        status.main(words)
+        assert columns(capsys.readouterr().out, "POOL")["INDEX"] == shown
+
+
 def test_the_same_is_there_for_machines(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """-o json gives one object with everything that the tables show, lists longer than a page included."""
     assert status.main([*words, "-o", "json"]) == 0
