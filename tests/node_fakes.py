@@ -34,6 +34,7 @@ class FakeCore:
 
     def __init__(self, start_error: Exception | None = None) -> None:
         self.chunks: dict[bytes, tuple[bytes, tuple[int, ...]]] = {}
+        self.pinned: set[bytes] = set()
         self.events: deque[RawEvent] = deque()
         self.gap = False
         self.adopted = False
@@ -86,6 +87,7 @@ class FakeCore:
             "arena_bytes": 1 << 30,
             "used_bytes": 4_096,
             "chunks": len(self.chunks),
+            "pinned_chunks": len(self.pinned),
             "slots_sealed": 3,
             "lookups": 7,
         }
@@ -106,12 +108,15 @@ class FakeCore:
         return hits
 
     def pin(self, keys: bytes, pinned: bool) -> int:
-        return 0
+        found = {keys[start : start + 32] for start in range(0, len(keys), 32)} & self.chunks.keys()
+        self.pinned = self.pinned | found if pinned else self.pinned - found
+        return len(found)
 
     def clear(self, fingerprint: bytes | None = None) -> int:
         gone = [name for name, held in self.chunks.items() if fingerprint in (None, held[0])]
         for name in gone:
             del self.chunks[name]
+            self.pinned.discard(name)
         return len(gone)
 
 

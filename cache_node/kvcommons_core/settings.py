@@ -110,6 +110,8 @@ class NodeSection(Section):
     """Its port, 0 for any free one."""
     control_token_file: str = ""
     """Holds the bearer token of the control API; beyond loopback the API is closed without one."""
+    pinned_bytes_max: Bytes = Field(default=0, ge=0)
+    """What pins may hold of the arena in all; a quarter of it when 0."""
     multi_tenant: bool = False
     """Refuses to cache requests without a tenant's salt."""
     lease_pending_ms_max: int = Field(default=30_000, ge=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from kvcommons_core.keys import namespace_root, token_keys
@@ -12,8 +13,14 @@ from kvcommons_core.limits import KEY_BYTES
 
 from kvcommons_node import fingerprints
 from kvcommons_node.api import models, refusals
+from kvcommons_node.api.base import Chain
+from kvcommons_node.api.models_pins import PinAnswer, PinRequest, PinsAnswer, PinsQuery, UnpinAnswer, UnpinRequest
+from kvcommons_node.api.models_requests import EventsQuery, RequestsAnswer, RequestsQuery
+from kvcommons_node.feed import Feed, Watcher
 from kvcommons_node.metrics import NodeMetrics
+from kvcommons_node.pinning import Pinning
 from kvcommons_node.pump import EventSink
+from kvcommons_node.reports import Reports
 from kvcommons_node.seam import Core, KnownFingerprint
 
 logger = logging.getLogger(__name__)
@@ -76,6 +83,7 @@ class Control:
         self,
         core: Core,
         index: IndexLink,
+        pinning: Pinning,
         *,
         node_id: str,
         version: str,
@@ -85,6 +93,7 @@ class Control:
     ) -> None:
         self._core = core
         self._index = index
+        self._pinning = pinning
         self._node_id = node_id
         self._version = version
         self._socket_path = socket_path
@@ -93,6 +102,8 @@ class Control:
         self._started = time.monotonic()
         self._serving = False
         self.node_metrics = NodeMetrics(self._core_stats, index.status)
+        self.reports = Reports()
+        self.feed = Feed()
 
     def set_serving(self, serving: bool) -> None:
         """Whether engines may attach: from the core's start to the beginning of the stop."""
@@ -136,7 +147,32 @@ class Control:
         if fingerprint is None:
             # One fence instead of as many removals as there were chunks.
             self._index.begin_epoch("the cache was cleared")
-        return models.ClearAnswer(chunks=chunks, epoch=self._index.status().epoch)
+        pins = await self._pinning.cleared(fingerprint)
+        return models.ClearAnswer(chunks=chunks, pins=pins, epoch=self._index.status().epoch)
+
+    async def pin(self, request: PinRequest) -> PinAnswer:
+        """:raises Refusal: if nothing of it is here, or a limit would be passed."""
+        known = self._fingerprints()
+        fingerprint, keys = await asyncio.to_thread(self._chain, request)
+        chunk_bytes = next((used // chunks for one, chunks, used, _ in known if one == fingerprint and chunks), 0)
+        return await self._pinning.pin(fingerprint, keys, chunk_bytes, request.name, request.ttl_seconds)
+
+    async def unpin(self, request: UnpinRequest) -> UnpinAnswer:
+        return await self._pinning.unpin(request.name)
+
+    def pins(self, query: PinsQuery) -> PinsAnswer:
+        return self._pinning.page(query.after, query.limit)
+
+    def requests(self, query: RequestsQuery) -> RequestsAnswer:
+        return self.reports.page(query)
+
+    def events(self, query: EventsQuery) -> AbstractContextManager[Watcher]:
+        """:raises Refusal: of an unknown kind, or when too many follow."""
+        return self.feed.watch(query.kinds)
+
+    def close_events(self) -> None:
+        """Every stream of events ends."""
+        self.feed.close()
 
     async def fence(self, request: models.FenceRequest) -> models.FenceAnswer:
         """:raises Refusal: if others are to be held. :raises IndexUnavailableError: if Redis does not answer."""
@@ -158,13 +194,16 @@ class Control:
             fenced=own + known, unknown=[name for name in others if name not in known], held=self._index.status().held
         )
 
-    def _lookup(self, request: models.LookupRequest) -> models.LookupAnswer:
+    def _chain(self, request: Chain) -> tuple[bytes, bytes]:
+        """The fingerprint that is meant, and the keys of the chain's whole chunks."""
         fingerprint = fingerprints.resolve(request.fingerprint, self._fingerprints())
         if request.keys is not None:
-            keys = b"".join(bytes.fromhex(key) for key in request.keys)
-        else:
-            root = namespace_root(fingerprint, self._secret, request.salt)
-            keys = token_keys(root, request.tokens or [], request.chunk_tokens)
+            return fingerprint, b"".join(bytes.fromhex(key) for key in request.keys)
+        root = namespace_root(fingerprint, self._secret, request.salt)
+        return fingerprint, token_keys(root, request.tokens or [], request.chunk_tokens)
+
+    def _lookup(self, request: models.LookupRequest) -> models.LookupAnswer:
+        fingerprint, keys = self._chain(request)
         chunks = len(keys) // KEY_BYTES
         hit = self._core.lookup(fingerprint, keys) if chunks else 0
         return models.LookupAnswer(chunks=chunks, hit_chunks=hit, hit_tokens=hit * request.chunk_tokens)

@@ -22,11 +22,13 @@ from kvcommons_core.settings_values import format_bytes
 from kvcommons_node import holder, preflight
 from kvcommons_node.api.server import SHUTDOWN_SECONDS_MAX, Access, Api
 from kvcommons_node.control import Control, IndexLink
+from kvcommons_node.pinning import Pinning
 from kvcommons_node.plan import StartPlan
 from kvcommons_node.pump import EventPump
 from kvcommons_node.seam import Core
 
 INDEX_LEAVE_SECONDS_MAX = 2.0
+PINS_FILE = "pins.jsonl"
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +57,11 @@ class Daemon:
         async with AsyncExitStack() as stack:
             core = self._make_core(plan)
             index = self._make_index(plan, core)
+            pinning = Pinning(core, plan.state_directory / PINS_FILE, plan.pinned_bytes_max)
             control = Control(
                 core,
                 index,
+                pinning,
                 node_id=plan.node_id,
                 version=plan.version,
                 socket_path=str(plan.socket_path),
@@ -69,6 +73,8 @@ class Daemon:
             if plan.owns_holder and plan.holder_socket is not None:
                 stack.callback(_stop_holder, plan.holder_socket)
             stack.push_async_callback(asyncio.to_thread, core.stop)
+            await pinning.restore()
+            stack.push_async_callback(_ended, asyncio.create_task(pinning.run()))
             self._attach(control, core, index, stack)
             await index.start()
             stack.push_async_callback(_leave, index)
@@ -80,7 +86,7 @@ class Daemon:
 
     def _attach(self, control: Control, core: Core, index: IndexLink, stack: AsyncExitStack) -> None:
         loop = asyncio.get_running_loop()
-        pump = EventPump(core, index, control.node_metrics)
+        pump = EventPump(core, index, control.node_metrics, control.reports, control.feed)
         pump.start(loop)
         stack.callback(pump.stop, loop)
         control.set_serving(True)
@@ -132,6 +138,12 @@ class Daemon:
         arena = f"arena of {format_bytes(self._plan.arena_bytes)}{', adopted with what it held' if adopted else ''}"
         told = f"engines attach at {note['socket']} ({arena}), control API at http://{note['http']}"
         logger.info("serving as %s: %s", self._plan.node_id, told, extra=note)
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
 
 
 async def _leave(index: IndexLink) -> None:

@@ -11,6 +11,8 @@ from kvcommons_core.settings import IndexSettings, NodeSettings
 from kvcommons_node import preflight
 
 NO_HOLDER = "none"
+PINNED_SHARE = 4
+"""A quarter of the arena: pins must leave eviction something to take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,8 @@ class StartPlan:
     control_host: str
     control_port: int
     control_token: str | None
+    pinned_bytes_max: int
+    """What pins may hold in all."""
     core: dict[str, int | bool | list[int]]
     """Further arguments of the native core, by name."""
     address: str
@@ -73,6 +77,7 @@ def make_plan(settings: NodeSettings, version: str, memory_bytes: int | None = N
         control_host=node.control_host,
         control_port=node.control_port,
         control_token=control_token,
+        pinned_bytes_max=node.pinned_bytes_max or node.arena_bytes // PINNED_SHARE,
         core={
             "slab_bytes": node.slab_bytes,
             "lease_pending_ms_max": node.lease_pending_ms_max,

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from typing import Protocol
 
+from kvcommons_node.feed import Feed
 from kvcommons_node.metrics import EVENT_KINDS, REUSE_SOURCES, NodeMetrics
+from kvcommons_node.reports import Reports
 from kvcommons_node.seam import EVENTS_PER_DRAIN_MAX, Core, CoreEvent
 
 logger = logging.getLogger(__name__)
-
-REPORTED_TOKENS_MAX = 1 << 40
-"""More is no report: a counter is a float, and one bad report must not cost the events behind it."""
 
 
 class EventSink(Protocol):
@@ -28,10 +26,12 @@ class EventSink(Protocol):
 class EventPump:
     """Drains the core when its event descriptor is readable. Lives on one event loop."""
 
-    def __init__(self, core: Core, sink: EventSink, metrics: NodeMetrics) -> None:
+    def __init__(self, core: Core, sink: EventSink, metrics: NodeMetrics, reports: Reports, feed: Feed) -> None:
         self._core = core
         self._sink = sink
         self._metrics = metrics
+        self._reports = reports
+        self._feed = feed
         self._descriptor: int | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -53,6 +53,7 @@ class EventPump:
             self._metrics.event_gaps.inc()
             logger.warning("events were lost; beginning a new epoch")
             self._sink.begin_epoch("events were lost")
+            self._feed.tell_all("gap", {})
         for event in raw:
             self._take(CoreEvent(*event))
         return len(raw)
@@ -67,20 +68,29 @@ class EventPump:
                 self._metrics.evicted_age.observe(event.age_ms / 1_000)
                 self._sink.freed(event.key, event.fingerprint, event.text_keys)
             case "feedback":
-                self._count(event.json)
+                self._hear(event.json)
                 self._sink.feedback(event.json)
             case "session_opened" | "session_closed":
                 logger.info(event.kind.replace("_", " "), extra={"fingerprint": event.fingerprint.hex()[:16]})
+        if self._feed.followed and event.kind != "feedback":
+            self._feed.tell(event.kind, _shown(event))
 
-    def _count(self, report: str) -> None:
-        """Add a request's report to the counters; one that is no such object is passed on uncounted."""
-        try:
-            fields = json.loads(report)
-        except (ValueError, RecursionError):
-            return
-        if not isinstance(fields, dict):
+    def _hear(self, report: str) -> None:
+        """Keep a request's report and add it to the counters; one that is none is passed on unheard."""
+        fields = self._reports.hear(report)
+        if fields is None:
             return
         for source in REUSE_SOURCES:
-            tokens = fields.get(f"{source}_tokens")
-            if isinstance(tokens, int) and 0 < tokens < REPORTED_TOKENS_MAX:
+            tokens = fields[f"{source}_tokens"]
+            if isinstance(tokens, int) and tokens:
                 self._metrics.reused_tokens.labels(source).inc(tokens)
+        self._feed.tell("request", dict(fields))
+
+
+def _shown(event: CoreEvent) -> dict[str, object]:
+    shown: dict[str, object] = {"fingerprint": event.fingerprint.hex()}
+    if event.kind in ("committed", "freed"):
+        shown["key"] = event.key.hex()
+    if event.kind == "freed":
+        shown["age_seconds"] = event.age_ms / 1_000
+    return shown

@@ -5,14 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from kvcommons_cli import talk
 
 URL_DEFAULT = "http://127.0.0.1:9470"
 REFUSED_STATUS = 1
 SECONDS_MAX = 60.0
+
+
+class InputError(Exception):
+    """What the user gave, named, and what is wrong with it."""
 
 
 def parser(command: str, description: str | None) -> argparse.ArgumentParser:
@@ -23,16 +28,36 @@ def parser(command: str, description: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def ask(options: argparse.Namespace, method: str, path: str, body: object = None) -> dict[str, object]:
+def add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-o", "--output", choices=("table", "json"), default="table", help="a table, or the answer as JSON"
+    )
+
+
+def headers(options: argparse.Namespace) -> dict[str, str]:
+    """:raises OSError: if the token's file can't be read."""
+    if options.token_file is None:
+        return {}
+    return {"Authorization": f"Bearer {options.token_file.read_text().strip()}"}
+
+
+def ask(options: argparse.Namespace, method: str, path: str, body: object = None) -> dict[str, Any]:
     """One call. :raises talk.TalkError: if it is refused or nobody answers."""
-    headers = {}
-    if options.token_file is not None:
-        headers["Authorization"] = f"Bearer {options.token_file.read_text().strip()}"
     url = options.url.rstrip("/") + path
-    return talk.call_json(method, url, body, headers=headers, seconds_max=SECONDS_MAX)
+    return talk.call_json(method, url, body, headers=headers(options), seconds_max=SECONDS_MAX)
 
 
-def show(answer: dict[str, object]) -> int:
+def items(answer: Mapping[str, Any], name: str) -> list[Any]:
+    """The list of that name. :raises talk.TalkError: if there is none: somebody else answers there."""
+    found = answer.get(name)
+    if not isinstance(found, list):
+        raise talk.TalkError(
+            "the node", 200, f"its answer has no list {name!r}: is this a kvcommons node's control API?"
+        )
+    return found
+
+
+def show(answer: Mapping[str, Any]) -> int:
     sys.stdout.write(json.dumps(answer, indent=2) + "\n")
     return 0
 
@@ -43,6 +68,8 @@ def told(command: str, act: Callable[[], int]) -> int:
         return act()
     except talk.TalkError as error:
         sys.stderr.write(f"kvcommons {command}: {explained(error)}\n")
+    except InputError as error:
+        sys.stderr.write(f"kvcommons {command}: {error}\n")
     except OSError as error:
         sys.stderr.write(f"kvcommons {command}: {error.filename}: {error.strerror}\n")
     return REFUSED_STATUS

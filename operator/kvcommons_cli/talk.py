@@ -71,6 +71,13 @@ def call_json(
     return parsed
 
 
+def lines(method: str, url: str, headers: Mapping[str, str], idle_seconds_max: float) -> Iterator[str]:
+    """The lines of an answer that goes on. :raises TalkError: if it is refused, or nothing comes for so long."""
+    with _request(method, url, None, headers, idle_seconds_max) as response:
+        while line := response.readline(ANSWER_BYTES_MAX):
+            yield line.decode(errors="replace").rstrip("\r\n")
+
+
 def answers(url: str) -> bool:
     """Whether a GET is answered with 2xx within a second."""
     try:

@@ -90,7 +90,7 @@ async def test_only_the_node_itself_can_be_held() -> None:
     with redis_server.running() as server:
         async with running(server.url) as node:
             status, answer = await fence(node, members=["node-b"], hold=True)
-            assert status == 400
+            assert status == 409
             assert "node-a" in answer["error"]["remedy"]
 
 

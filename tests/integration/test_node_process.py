@@ -3,115 +3,29 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import os
-import select
-import signal
 import socket
 import subprocess
 import sys
-import time
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from kvcommons_cli import doctor, status
+from kvcommons_cli import doctor, events, status
 from kvcommons_core import _native
 from kvcommons_core.keys import namespace_root, token_keys
-from kvcommons_core.redis_server import free_port
+from node_process import ARENA, SECONDS_MAX, NodeProcess, node_in, until
 
-SECONDS_MAX = 30.0
-POLL_SECONDS = 0.01
 FINGERPRINT = bytes(range(32))
 SLOT_BYTES = 8_192
-ARENA = "16MiB"
 SHARDS = [((0, 2, 0, 1), SLOT_BYTES)]
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for what another process is about to do; it has no way to call back."""
-    deadline = time.monotonic() + SECONDS_MAX
-    while not condition():
-        assert time.monotonic() < deadline, what
-        select.select([], [], [], POLL_SECONDS)
-
-
-class NodeProcess:
-    """A node's process and its addresses."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.socket_path = folder / "n.sock"
-        self.port = free_port()
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self, *more: str) -> None:
-        words = ["--arena-bytes", ARENA, "--socket-path", str(self.socket_path), "--state-dir", str(self.folder / "s")]
-        words += ["--control-port", str(self.port), "--node-id", "under-test", "--holder-idle-seconds", "20", *more]
-        with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "kvcommons_node", *words], stdout=log, stderr=log
-            )
-        until(self.serves, self.log())
-
-    def serves(self) -> bool:
-        assert self.process is not None
-        assert self.process.poll() is None, self.log()
-        try:
-            return self.get("/readyz")[0] == 200
-        except urllib.error.URLError:
-            return False
-
-    def get(self, path: str) -> tuple[int, dict[str, Any]]:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as response:
-            return response.status, json.load(response)
-
-    def stats(self) -> dict[str, Any]:
-        return self.get("/v1/stats")[1]
-
-    def kill(self) -> None:
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait(SECONDS_MAX)
-
-    def stop(self) -> int:
-        assert self.process is not None
-        self.process.terminate()
-        return self.process.wait(SECONDS_MAX)
-
-    def log(self) -> str:
-        return (self.folder / "log").read_text()
-
-    def holders(self) -> list[int]:
-        """Pids of holders of this node's socket."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if b"kvcommons_node.holder" in words and os.fsencode(f"{self.socket_path}.hold") in words:
-                found.append(int(entry.name))
-        return found
-
-
-@contextmanager
-def node_in(folder: Path) -> Iterator[NodeProcess]:
-    node = NodeProcess(folder)
-    try:
-        yield node
-    finally:
-        if node.process is not None and node.process.poll() is None:
-            node.stop()
-        for pid in node.holders():
-            os.kill(pid, signal.SIGTERM)
 
 
 @pytest.fixture
@@ -187,7 +101,7 @@ def test_what_a_client_stores_the_control_api_finds(node: NodeProcess) -> None:
     body = {"fingerprint": FINGERPRINT.hex(), "tokens": list(range(256 * 3 + 5))}
     assert post(node, "/v1/lookup", body) == {"chunks": 3, "hit_chunks": 3, "hit_tokens": 768, "tier": "memory"}
     assert node.stats()["core"]["chunks"] == 3
-    assert post(node, "/v1/clear", {"all": True}) == {"chunks": 3, "epoch": None}
+    assert post(node, "/v1/clear", {"all": True}) == {"chunks": 3, "pins": 0, "epoch": None}
     assert post(node, "/v1/lookup", body)["hit_chunks"] == 0
     worker.close()
 
@@ -208,6 +122,34 @@ def test_kill_9_of_the_node_loses_no_chunk_and_no_client(node: NodeProcess) -> N
     assert len(node.holders()) == 1
     scheduler.close()
     worker.close()
+
+
+def test_pinned_chunks_outlive_eviction_and_kill_9(node: NodeProcess) -> None:
+    """What is pinned is still there after the arena was filled twice over, before and after a crash, and goes once unpinned."""
+    node.start("--pinned-bytes-max", "1MiB")
+    worker = connect(node, "worker")
+    store(worker, keys_of(worker, 2), [payload(1), payload(2)])
+    body = {"fingerprint": FINGERPRINT.hex(), "tokens": list(range(512))}
+    assert post(node, "/v1/pin", {**body, "name": "doc"})["pin"]["chunks"] == 2
+    fill(worker, seed=1)
+    assert post(node, "/v1/lookup", body)["hit_chunks"] == 2
+    node.kill()
+    node.start("--pinned-bytes-max", "1MiB")
+    until(worker.ensure_connected, worker.last_error)
+    assert [one["name"] for one in node.get("/v1/pins")[1]["pins"]] == ["doc"]
+    fill(worker, seed=2)
+    assert post(node, "/v1/lookup", body)["hit_chunks"] == 2
+    assert post(node, "/v1/unpin", {"name": "doc"}) == {"pins": 1, "chunks": 2}
+    fill(worker, seed=3)
+    assert post(node, "/v1/lookup", body)["hit_chunks"] == 0
+    worker.close()
+
+
+def fill(worker: _native.Client, seed: int) -> None:
+    """Twice as much as the arena holds, of chains of one chunk."""
+    for number in range(2 * (16 << 20) // SLOT_BYTES):
+        name = hashlib.sha256(f"{seed}-{number}".encode()).digest()
+        store(worker, name, [payload(number % 251)])
 
 
 def test_a_client_sees_a_dead_connection_before_it_uses_it(node: NodeProcess) -> None:
@@ -399,3 +341,22 @@ def arenas(node: NodeProcess) -> set[tuple[int, int]]:
             if os.readlink(entry).startswith("/memfd:") and entry.stat().st_size >= 16 << 20:
                 found.add((entry.stat().st_dev, entry.stat().st_ino))
     return found
+
+
+def test_events_of_a_running_node_are_followed_by_the_command(node: NodeProcess) -> None:
+    """`kvcommons events` hears of an engine that attaches, as it happens, and ends with the node."""
+    node.start()
+    heard: list[str] = []
+    url = f"http://127.0.0.1:{node.port}/v1/events?kinds=session_opened"
+    following = threading.Thread(target=lambda: heard.extend(kind for kind, _ in events.follow(url, {})))
+    following.start()
+
+    def attached() -> bool:
+        connect(node, "worker").close()
+        return bool(heard)
+
+    until(attached, "no event came")
+    node.stop()
+    following.join(SECONDS_MAX)
+    assert not following.is_alive()
+    assert set(heard) == {"session_opened"}

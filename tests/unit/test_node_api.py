@@ -4,70 +4,26 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import aiohttp
 import pytest
-from aiohttp import web
 from kvcommons_core.keys import namespace_root, token_keys
 from kvcommons_node.api import openapi
-from kvcommons_node.api.server import BODY_BYTES_MAX, Access, Api
-from kvcommons_node.control import Control
+from kvcommons_node.api.server import BODY_BYTES_MAX, Access
 from kvcommons_node.fingerprints import process_name
-from node_fakes import FINGERPRINT, FakeCore, FakeIndex, committed, key
+from node_fakes import FINGERPRINT, committed, key
+from node_served import SECRET, Serve, serve_in
 
-SECRET = bytes(32)
 TOKEN = "0123456789abcdef"
-
-
-class Served:
-    """A running control API and what is behind it."""
-
-    def __init__(
-        self, url: str, http: aiohttp.ClientSession, core: FakeCore, index: FakeIndex, control: Control
-    ) -> None:
-        self.url, self.http, self.core, self.index, self.control = url, http, core, index, control
-
-    async def get(self, path: str, **options: Any) -> tuple[int, dict[str, Any]]:
-        async with self.http.get(self.url + path, **options) as response:
-            return response.status, await response.json()
-
-    async def post(self, path: str, body: object, **options: Any) -> tuple[int, dict[str, Any]]:
-        async with self.http.post(self.url + path, json=body, **options) as response:
-            return response.status, await response.json()
-
-
-Serve = Callable[..., Coroutine[Any, Any, Served]]
 
 
 @pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
     async with AsyncExitStack() as stack:
-
-        async def start(access: Access = Access(token=None, loopback=True)) -> Served:  # noqa: B008 - frozen
-            core, index = FakeCore(), FakeIndex()
-            stack.callback(core.stop)
-            control = Control(
-                core,
-                index,
-                node_id="node-a",
-                version="0.1.0",
-                socket_path="/run/x.sock",
-                multi_tenant=False,
-                namespace_secret=SECRET,
-            )
-            control.set_serving(True)
-            runner = web.AppRunner(Api(control, access, "0.1.0").application(), access_log=None)
-            await runner.setup()
-            stack.push_async_callback(runner.cleanup)
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            http = await stack.enter_async_context(aiohttp.ClientSession())
-            return Served(f"http://127.0.0.1:{runner.addresses[0][1]}", http, core, index, control)
-
-        yield start
+        yield partial(serve_in, stack)
 
 
 async def test_lookup_by_keys_counts_the_leading_chunks(serve: Serve) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from kvcommons_node.control import Control
 from kvcommons_node.index_link import Lag, Standing
+from kvcommons_node.pinning import Pinning
 from kvcommons_node.pump import EventPump
 from node_fakes import FakeCore, FakeIndex, committed, feedback, freed, key
 
@@ -18,6 +19,7 @@ class Pumped:
         control = Control(
             self.core,
             self.index,
+            Pinning(self.core, None, 0),
             node_id="n",
             version="0",
             socket_path="/x",
@@ -25,7 +27,8 @@ class Pumped:
             namespace_secret=bytes(32),
         )
         self.metrics = control.node_metrics
-        self.pump = EventPump(self.core, self.index, self.metrics)
+        self.feed, self.reports = control.feed, control.reports
+        self.pump = EventPump(self.core, self.index, self.metrics, self.reports, self.feed)
 
     def metric(self, name: str, **labels: str) -> float | None:
         return self.metrics.registry.get_sample_value(name, labels)

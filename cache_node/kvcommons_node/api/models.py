@@ -4,54 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
-KEYS_PER_LOOKUP_MAX = 16_384
-TOKENS_PER_LOOKUP_MAX = 1_048_576
-SALT_CHARACTERS_MAX = 1_024
-CHUNK_TOKENS_MAX = 65_536
+from kvcommons_node.api.base import Chain, HexStart, Model, exactly_one
+
 MEMBERS_PER_FENCE_MAX = 256
-
 FINGERPRINTS_SHOWN_MAX = 64
 ENGINES_SHOWN_MAX = 64
-HEX_KEY_PATTERN = r"^[0-9a-fA-F]{64}$"
-HEX_START_PATTERN = r"^[0-9a-fA-F]{4,64}$"
-
-HexKey = Annotated[str, StringConstraints(pattern=HEX_KEY_PATTERN)]
-"""A SHA-256 as 64 hexadecimal digits."""
-HexStart = Annotated[str, StringConstraints(pattern=HEX_START_PATTERN)]
-"""The first digits of one, at least 4."""
 
 
-class Model(BaseModel):
-    """Unknown fields are errors: a misspelt field must never be a silent default."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class LookupRequest(Model):
-    """Which leading chunks of a chain are here. Give ``keys``, or ``tokens`` with the salt they were cached under."""
-
-    fingerprint: HexStart = Field(
-        description="Fingerprint of the engine's model and layout, as /v1/stats lists it, or its first digits."
-    )
-    keys: Annotated[list[HexKey], Field(min_length=1, max_length=KEYS_PER_LOOKUP_MAX)] | None = Field(
-        default=None, description="Token keys of consecutive chunks, from the first one on."
-    )
-    tokens: (
-        Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1, max_length=TOKENS_PER_LOOKUP_MAX)]
-        | None
-    ) = Field(default=None, description="Token ids, from the first one on; only whole chunks are looked up.")
-    salt: str = Field(
-        default="", max_length=SALT_CHARACTERS_MAX, description="cache_salt of the tenant; with tokens only."
-    )
-    chunk_tokens: int = Field(default=256, ge=1, le=CHUNK_TOKENS_MAX, description="Tokens in a chunk of this engine.")
-
-    @model_validator(mode="after")
-    def _keys_or_tokens(self) -> Self:
-        if (self.keys is None) == (self.tokens is None):
-            raise ValueError("give exactly one of 'keys' and 'tokens'")
-        return self
+class LookupRequest(Chain):
+    """Which leading chunks of a chain are here."""
 
 
 class LookupAnswer(Model):
@@ -65,6 +28,8 @@ class LookupAnswer(Model):
 
 class ClearRequest(Model):
     """What to forget: one fingerprint's chunks, or all."""
+
+    model_config = exactly_one("fingerprint", {"type": "string"}, "all", {"const": True})
 
     fingerprint: HexStart | None = Field(
         default=None, description="Forget the chunks of this fingerprint; its first digits are enough."
@@ -82,6 +47,7 @@ class ClearAnswer(Model):
     """What was forgotten. Chunks that a reader holds are invisible at once and freed when the reader is done."""
 
     chunks: int = Field(description="Chunks removed.")
+    pins: int = Field(default=0, description="Pins that ended with them.")
     epoch: int | None = Field(description="The node's epoch in the index afterwards; null while it has joined none.")
 
 
@@ -178,7 +144,9 @@ class ReadyAnswer(Model):
 class ErrorDetail(Model):
     """What was wrong, where, and what to do about it."""
 
-    type: str = Field(description="invalid_request, unauthorized, forbidden, not_found, too_large, busy or internal.")
+    type: str = Field(
+        description="invalid_request, unauthorized, forbidden, not_found, too_large, quota, busy or internal."
+    )
     message: str
     field: str | None = Field(default=None, description="The field that is wrong, as a dotted path.")
     value: str | None = Field(default=None, description="What it held, shortened.")

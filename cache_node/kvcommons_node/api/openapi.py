@@ -9,6 +9,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from kvcommons_node.api import models
+from kvcommons_node.api.models_pins import PinAnswer, PinRequest, PinsAnswer, PinsQuery, UnpinAnswer, UnpinRequest
+from kvcommons_node.api.models_requests import EventData, EventsQuery, RequestsAnswer, RequestsQuery
 
 REF_TEMPLATE = "#/components/schemas/{model}"
 
@@ -23,8 +25,13 @@ class Operation:
     summary: str
     answer: type[BaseModel]
     body: type[BaseModel] | None = None
+    query: type[BaseModel] | None = None
     guarded: bool = False
     """Needs the bearer token where one is configured."""
+    changes: bool = False
+    """Is written into the audit log."""
+    streams: bool = False
+    """Answers with server-sent events, each with `answer` as its data."""
 
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -48,6 +55,38 @@ OPERATIONS: tuple[Operation, ...] = (
         models.ClearAnswer,
         models.ClearRequest,
         guarded=True,
+        changes=True,
+    ),
+    Operation(
+        "POST",
+        "/v1/pin",
+        "pin",
+        "Keep the leading chunks of a chain from eviction, for a while",
+        PinAnswer,
+        PinRequest,
+        guarded=True,
+        changes=True,
+    ),
+    Operation("POST", "/v1/unpin", "unpin", "End a pin, or all", UnpinAnswer, UnpinRequest, guarded=True, changes=True),
+    Operation("GET", "/v1/pins", "pins", "The pins, by name", PinsAnswer, query=PinsQuery, guarded=True),
+    Operation(
+        "GET",
+        "/v1/requests",
+        "requests",
+        "What the last requests reused, and why not more",
+        RequestsAnswer,
+        query=RequestsQuery,
+        guarded=True,
+    ),
+    Operation(
+        "GET",
+        "/v1/events",
+        "events",
+        "What happens, as server-sent events",
+        EventData,
+        query=EventsQuery,
+        guarded=True,
+        streams=True,
     ),
     Operation(
         "POST",
@@ -57,6 +96,7 @@ OPERATIONS: tuple[Operation, ...] = (
         models.FenceAnswer,
         models.FenceRequest,
         guarded=True,
+        changes=True,
     ),
 )
 
@@ -101,11 +141,28 @@ def _describe(operation: Operation, schema_of: dict[type[BaseModel], dict[str, A
     if operation.body is not None:
         described["requestBody"] = {"required": True, **_content("", schema_of[operation.body])}
         del described["requestBody"]["description"]
+    if operation.query is not None:
+        described["parameters"] = _parameters(operation.query)
+    if operation.streams:
+        described["responses"]["200"]["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
     if operation.guarded:
         described["security"] = [{"token": []}, {}]
     if operation.path == "/readyz":
         described["responses"]["503"] = _content("Not yet", schema_of[operation.answer])
     return described
+
+
+def _parameters(query: type[BaseModel]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "description": schema.pop("description", ""),
+            "schema": schema,
+        }
+        for name, schema in query.model_json_schema()["properties"].items()
+    ]
 
 
 def _content(description: str, schema: dict[str, Any]) -> dict[str, Any]:

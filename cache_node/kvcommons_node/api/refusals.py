@@ -5,9 +5,15 @@ from __future__ import annotations
 from aiohttp import web
 from pydantic import ValidationError
 
-from kvcommons_node.api.models import HEX_KEY_PATTERN, HEX_START_PATTERN, ErrorAnswer, ErrorDetail
+from kvcommons_node.api.base import HEX_KEY_PATTERN, HEX_START_PATTERN
+from kvcommons_node.api.models import ErrorAnswer, ErrorDetail
+from kvcommons_node.api.models_pins import NAME_PATTERN
 
-HEX_WORDS = {HEX_KEY_PATTERN: "64 hexadecimal digits", HEX_START_PATTERN: "4 to 64 hexadecimal digits"}
+PATTERN_WORDS = {
+    HEX_KEY_PATTERN: "64 hexadecimal digits",
+    HEX_START_PATTERN: "4 to 64 hexadecimal digits",
+    NAME_PATTERN: "a name of letters, digits and ._:- (at most 128, a letter or digit first)",
+}
 VALUE_CHARACTERS_MAX = 120
 """A refused value is quoted this far: enough to recognise it, never a whole body."""
 
@@ -40,7 +46,7 @@ def invalid(error: ValidationError) -> Refusal:
     if first["type"] == "extra_forbidden":
         message, remedy = f"unknown field '{field}'", "remove it; /openapi.json lists the fields"
     elif first["type"] == "string_pattern_mismatch":
-        message = f"it is not {HEX_WORDS.get(first['ctx']['pattern'], 'of the right form')}"
+        message = f"it is not {PATTERN_WORDS.get(first['ctx']['pattern'], 'of the right form')}"
         remedy = (
             "`kvcommons stats` lists fingerprints" if field == "fingerprint" else "/openapi.json describes every field"
         )
@@ -158,13 +164,76 @@ def index_away(error: Exception) -> Refusal:
 
 def not_itself(asked: str, node: str) -> Refusal:
     return Refusal(
-        400,
+        409,
         ErrorDetail(
             type="invalid_request",
             message="only the node itself can be held out of the index",
             field="members",
             value=shortened(asked),
             remedy=f"with hold, give no members or [{node!r}]",
+        ),
+    )
+
+
+def nothing_to_pin(chunks: int) -> Refusal:
+    """Not even the first chunk is here."""
+    short = "" if chunks else ": the text is shorter than one chunk"
+    return Refusal(
+        404,
+        ErrorDetail(
+            type="not_found",
+            message=f"none of the chain's {chunks} whole chunks is here{short}",
+            field="keys",
+            remedy="send the text to an engine first (`kvcommons prewarm`), and check fingerprint, salt and chunk_tokens",
+        ),
+    )
+
+
+def over_pin_quota(total: int, most: int) -> Refusal:
+    return Refusal(
+        409,
+        ErrorDetail(
+            type="quota",
+            message=f"{total} bytes would be pinned, of {most} at most",
+            field="keys",
+            remedy="end other pins (GET /v1/pins lists them), pin less, or raise node.pinned_bytes_max",
+        ),
+    )
+
+
+def too_many_pins(what: str, asked: int, most: int) -> Refusal:
+    return Refusal(
+        409,
+        ErrorDetail(
+            type="quota",
+            message=f"there would be {asked} {what}, of {most} at most",
+            field="name",
+            remedy="end other pins (GET /v1/pins lists them)",
+        ),
+    )
+
+
+def too_many_watchers(most: int) -> Refusal:
+    return Refusal(
+        503,
+        ErrorDetail(
+            type="busy",
+            message=f"{most} clients follow the events already",
+            remedy="end one of them, or try again later",
+        ),
+        {"Retry-After": "10"},
+    )
+
+
+def unknown_kinds(asked: str, known: str) -> Refusal:
+    return Refusal(
+        400,
+        ErrorDetail(
+            type="invalid_request",
+            message="no such kind of event",
+            field="kinds",
+            value=shortened(asked),
+            remedy=f"known: {known}",
         ),
     )
 

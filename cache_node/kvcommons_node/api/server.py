@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
+import inspect
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -13,20 +16,27 @@ from aiohttp.typedefs import Middleware
 from kvcommons_core.errors import IndexUnavailableError
 from pydantic import BaseModel, ValidationError
 
-from kvcommons_node.api import models, openapi, refusals
+from kvcommons_node.api import audit, models, openapi, refusals
+from kvcommons_node.api.models_pins import PinAnswer, PinRequest, PinsAnswer, PinsQuery, UnpinAnswer, UnpinRequest
+from kvcommons_node.api.models_requests import EventsQuery, RequestsAnswer, RequestsQuery
+from kvcommons_node.feed import Watcher
 
 BODY_BYTES_MAX = 8 << 20
-"""A lookup of TOKENS_PER_LOOKUP_MAX tokens fits."""
+"""A lookup of TOKENS_PER_CHAIN_MAX tokens fits."""
 REQUESTS_AT_ONCE_MAX = 64
 RETRY_SECONDS = 1
 SHUTDOWN_SECONDS_MAX = 2.0
 
-M = TypeVar("M", bound=BaseModel)
+HEARTBEAT_SECONDS = 15.0
+"""Between events, so that a client that has gone is noticed."""
+ASKED = web.RequestKey("asked", BaseModel)
+
+V = TypeVar("V")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Operations(Protocol):
-    """What the server can be asked for."""
+    """What the server can be asked for: one method for each of openapi.OPERATIONS, and the metrics."""
 
     def health(self) -> models.HealthAnswer: ...
     def ready(self) -> models.ReadyAnswer: ...
@@ -34,6 +44,12 @@ class Operations(Protocol):
     def metrics(self) -> tuple[bytes, str]: ...
     async def lookup(self, request: models.LookupRequest) -> models.LookupAnswer: ...
     async def clear(self, request: models.ClearRequest) -> models.ClearAnswer: ...
+    async def pin(self, request: PinRequest) -> PinAnswer: ...
+    async def unpin(self, request: UnpinRequest) -> UnpinAnswer: ...
+    def pins(self, query: PinsQuery) -> PinsAnswer: ...
+    def requests(self, query: RequestsQuery) -> RequestsAnswer: ...
+    def events(self, query: EventsQuery) -> AbstractContextManager[Watcher]: ...
+    def close_events(self) -> None: ...
     async def fence(self, request: models.FenceRequest) -> models.FenceAnswer: ...
 
 
@@ -69,6 +85,7 @@ class Api:
         app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[self._guard()])
         for operation in openapi.OPERATIONS:
             app.router.add_route(operation.method, operation.path, self._handler(operation))
+        app.on_shutdown.append(self._end_streams)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/openapi.json", self._openapi)
         return app
@@ -93,25 +110,28 @@ class Api:
         return guard
 
     def _handler(self, operation: openapi.Operation) -> Handler:
+        call = getattr(self._operations, operation.name)
+
         async def handle(request: web.Request) -> web.StreamResponse:
             if operation.guarded:
                 self._access.check(request)
-            match operation.name:
-                case "lookup":
-                    return _answer(await self._operations.lookup(await _body(request, models.LookupRequest)))
-                case "clear":
-                    return _answer(await self._operations.clear(await _body(request, models.ClearRequest)))
-                case "fence":
-                    return _answer(await self._operations.fence(await _body(request, models.FenceRequest)))
-                case "stats":
-                    return _answer(self._operations.stats())
-                case "ready":
-                    ready = self._operations.ready()
-                    return _answer(ready, status=200 if ready.ready else 503)
-                case _:
-                    return _answer(self._operations.health())
+            asked = await _asked(request, operation)
+            answer = call(asked) if asked is not None else call()
+            if inspect.isawaitable(answer):
+                answer = await answer
+            return _answer(answer, 503 if isinstance(answer, models.ReadyAnswer) and not answer.ready else 200)
 
-        return handle
+        async def stream(request: web.Request) -> web.StreamResponse:
+            self._access.check(request)
+            with call(await _asked(request, operation)) as watcher:
+                return await _stream(request, watcher)
+
+        if operation.streams:
+            return stream
+        return _audited(operation.name, handle) if operation.changes else handle
+
+    async def _end_streams(self, _app: web.Application) -> None:
+        self._operations.close_events()
 
     async def _metrics(self, _request: web.Request) -> web.StreamResponse:
         body, content_type = self._operations.metrics()
@@ -121,15 +141,55 @@ class Api:
         return web.Response(text=self._document, content_type="application/json")
 
 
-async def _body(request: web.Request, model: type[M]) -> M:
+def _audited(operation: str, handle: Handler) -> Handler:
+    async def audited(request: web.Request) -> web.StreamResponse:
+        status = 500
+        try:
+            response = await handle(request)
+            status = response.status
+            return response
+        except refusals.Refusal as refusal:
+            status = refusal.status
+            raise
+        finally:
+            audit.record(operation, request, request.get(ASKED), status)
+
+    return audited
+
+
+async def _asked(request: web.Request, operation: openapi.Operation) -> BaseModel | None:
+    if operation.query is not None:
+        return _validated(operation.query.model_validate, dict(request.query))
+    if operation.body is None:
+        return None
     # A browser can send other types across origins without asking: this is what keeps a web page off /v1/clear.
     if request.content_type != "application/json":
         raise refusals.not_json(request.content_type)
+    asked = _validated(operation.body.model_validate_json, await request.read())
+    request[ASKED] = asked
+    return asked
+
+
+def _validated(validate: Callable[[V], BaseModel], given: V) -> BaseModel:
     try:
-        return model.model_validate_json(await request.read())
+        return validate(given)
     except ValidationError as error:
         raise refusals.invalid(error) from error
 
 
-def _answer(answer: BaseModel, status: int = 200) -> web.Response:
+async def _stream(request: web.Request, watcher: Watcher) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
+    await response.prepare(request)
+    await response.write(b": following\n\n")
+    with contextlib.suppress(ConnectionError):  # who followed has left
+        async for word in watcher.words(HEARTBEAT_SECONDS):
+            if word is None:
+                await response.write(b": nothing new\n\n")
+            else:
+                kind, fields = word
+                await response.write(f"event: {kind}\ndata: {json.dumps(fields)}\n\n".encode())
+    return response
+
+
+def _answer(answer: BaseModel, status: int) -> web.Response:
     return web.Response(status=status, text=answer.model_dump_json(), content_type="application/json")

@@ -1,0 +1,34 @@
+"""Who changed what through the control API: one line each, in a log of its own name."""
+
+from __future__ import annotations
+
+import logging
+
+from aiohttp import web
+from pydantic import BaseModel
+
+logger = logging.getLogger("kvcommons.audit")
+
+SECRET_FIELDS = frozenset({"salt"})
+
+
+def summary(body: BaseModel | None) -> dict[str, object]:
+    """What was asked for, without secrets; of a list only how long it is."""
+    fields = body.model_dump(exclude_none=True, exclude_defaults=True) if body is not None else {}
+    return {
+        name: len(value) if isinstance(value, list) else value
+        for name, value in fields.items()
+        if name not in SECRET_FIELDS
+    }
+
+
+def record(operation: str, request: web.Request, body: BaseModel | None, status: int) -> None:
+    """Refused ones too: they are what one looks for."""
+    logger.info(
+        "%s by %s: %d %s",
+        operation,
+        request.remote,
+        status,
+        asked := summary(body),
+        extra={"operation": operation, "peer": request.remote, "status": status, "asked": asked},
+    )

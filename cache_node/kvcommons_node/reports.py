@@ -1,0 +1,126 @@
+"""What the last requests reused and why not more: engines' reports, kept for whoever asks."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from kvcommons_node.api.models_requests import (
+    REQUEST_ID_CHARACTERS_MAX,
+    RequestReport,
+    RequestsAnswer,
+    RequestsQuery,
+)
+
+REPORTS_MAX = 4_096
+TOKENS_MAX = 1 << 40
+REASON_CHARACTERS_MAX = 64
+SOURCES: Final = ("prompt_tokens", "own_tokens", "commons_tokens", "computed_tokens")
+
+EXPLANATIONS: Final[dict[str, str]] = {
+    "": "every whole chunk of the prompt was reused",
+    "not_found": "no chunk of this prefix was here: it is new, was evicted (watch kvcommons_node_removed_chunks_total), or was cached under another salt or model",
+    "partly_found": "the prefix was here up to a point: the text differs behind it, or its end was evicted",
+    "node_away": "the engine had no connection to its cache node: is the node running?",
+    "no_lease": "the node had too many leases open (node.leases_max), or the chunks went away while it answered",
+    "load_failed": "the copy into the engine failed or came too late, and the text was computed: see the engine's log",
+    "unsalted": "a node of several tenants caches nothing for a request without a salt: set the tenant's key at the router",
+    "reset": "the engine's weights or caches were reset while the request ran",
+    "block_table": "the engine gave no block table for it, so nothing could be moved",
+    "foreign_load": "another connector loaded a part of it, which is not ours to store",
+    "prompt_logprobs": "log-probabilities of the prompt need every position computed",
+    "starting": "the engine's workers had not yet said what they are",
+    "ranks_differ": "the engine's ranks do not agree about the model: they must run the same build and weights",
+}
+LOOKUP_FAILED: Final = (
+    "the node did not answer the question in time, or refused it: see the connector's setting of that limit"
+)
+NOT_CACHEABLE: Final = (
+    "this engine or request can't be cached; the reasons are listed where the connector is documented"
+)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    number: int
+    at: float
+    request_id: str
+    tokens: tuple[int, int, int, int]
+    reason: str
+
+
+def explained(reason: str) -> str:
+    """A reason in words."""
+    return EXPLANATIONS.get(reason) or (LOOKUP_FAILED if reason.startswith("lookup_") else NOT_CACHEABLE)
+
+
+class Reports:
+    """The last REPORTS_MAX of them."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._kept: deque[_Kept] = deque(maxlen=REPORTS_MAX)
+        self._number = 0
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def hear(self, report: str) -> dict[str, int | str] | None:
+        """Keeps a report that is one. Returns its fields, None where it is malformed: engines are not trusted."""
+        try:
+            fields = json.loads(report)
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(fields, dict):
+            return None
+        tokens = [fields.get(name) for name in SOURCES]
+        name, reason = fields.get("request_id", ""), fields.get("reason", "")
+        if not isinstance(name, str) or not isinstance(reason, str):
+            return None
+        counts = [one if isinstance(one, int) and 0 <= one < TOKENS_MAX else 0 for one in tokens]
+        self._number += 1
+        kept = _Kept(
+            self._number,
+            self._clock(),
+            name[:REQUEST_ID_CHARACTERS_MAX],
+            (counts[0], counts[1], counts[2], counts[3]),
+            reason[:REASON_CHARACTERS_MAX],
+        )
+        self._kept.append(kept)
+        return {"request_id": kept.request_id, **dict(zip(SOURCES, kept.tokens, strict=True)), "reason": kept.reason}
+
+    def page(self, query: RequestsQuery) -> RequestsAnswer:
+        """The newest first."""
+        found: list[_Kept] = []
+        following = 0
+        for one in self._wanted(query):
+            if len(found) == query.limit:
+                following = found[-1].number
+                break
+            found.append(one)
+        now = self._clock()
+        shown = [
+            RequestReport(
+                number=one.number,
+                request_id=one.request_id,
+                age_seconds=round(max(0.0, now - one.at), 3),
+                **dict(zip(SOURCES, one.tokens, strict=True)),
+                reason=one.reason,
+                explanation=explained(one.reason),
+            )
+            for one in found
+        ]
+        return RequestsAnswer(requests=shown, next=following, kept=len(self._kept))
+
+    def _wanted(self, query: RequestsQuery) -> Iterator[_Kept]:
+        for one in reversed(self._kept):
+            if query.before and one.number >= query.before:
+                continue
+            if query.request and query.request != one.request_id:
+                continue
+            if not (query.missed and not one.reason):
+                yield one

@@ -1,0 +1,63 @@
+"""A running control API over the fake core, for tests of its HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from kvcommons_node.api.server import Access, Api
+from kvcommons_node.control import Control
+from kvcommons_node.pinning import Pinning
+from kvcommons_node.pump import EventPump
+from node_fakes import FakeCore, FakeIndex
+
+SECRET = bytes(32)
+PINNED_BYTES_MAX = 4 * 4_096
+OPEN = Access(token=None, loopback=True)
+
+
+class Served:
+    """A running control API and what is behind it."""
+
+    def __init__(
+        self, url: str, http: aiohttp.ClientSession, core: FakeCore, index: FakeIndex, control: Control
+    ) -> None:
+        self.url, self.http, self.core, self.index, self.control = url, http, core, index, control
+        self.pump = EventPump(core, index, control.node_metrics, control.reports, control.feed)
+
+    async def get(self, path: str, **options: Any) -> tuple[int, dict[str, Any]]:
+        async with self.http.get(self.url + path, **options) as response:
+            return response.status, await response.json()
+
+    async def post(self, path: str, body: object, **options: Any) -> tuple[int, dict[str, Any]]:
+        async with self.http.post(self.url + path, json=body, **options) as response:
+            return response.status, await response.json()
+
+
+Serve = Callable[..., Coroutine[Any, Any, Served]]
+
+
+async def serve_in(stack: AsyncExitStack, access: Access = OPEN) -> Served:
+    """Serves until the stack is left."""
+    core, index = FakeCore(), FakeIndex()
+    stack.callback(core.stop)
+    control = Control(
+        core,
+        index,
+        Pinning(core, None, PINNED_BYTES_MAX),
+        node_id="node-a",
+        version="0.1.0",
+        socket_path="/run/x.sock",
+        multi_tenant=False,
+        namespace_secret=SECRET,
+    )
+    control.set_serving(True)
+    runner = web.AppRunner(Api(control, access, "0.1.0").application(), access_log=None)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    http = await stack.enter_async_context(aiohttp.ClientSession())
+    return Served(f"http://127.0.0.1:{runner.addresses[0][1]}", http, core, index, control)
