@@ -40,6 +40,7 @@ _WORDS: Final = (
     (SECRET, re.compile(r"references non-existent secret key: (?P<key>[^\s,;\]]+)")),
     (CONFIG_MAP, re.compile(r"references non-existent config key: (?P<key>[^\s,;\]]+)")),
 )
+_LOGINS: Final = re.compile(r"Unable to retrieve some image pull secrets \(([^)]+)\)")
 _CLUSTER_WIDE: Final = frozenset({"PriorityClass", "RuntimeClass"})
 
 
@@ -52,6 +53,12 @@ def missing_in(text: str) -> tuple[Missing, ...]:
             words = match.groupdict()
             found[Missing(kind, (words.get("name") or "").rstrip("."), (words.get("key") or "").rstrip("."))] = None
     return tuple(found)
+
+
+def missing_logins(text: str) -> tuple[Missing, ...]:
+    """Secrets with logins of registries that the kubelet did not find: it goes on without them, and the registry refuses it."""
+    found = _LOGINS.search(text[:TEXT_CHARACTERS_MAX])
+    return tuple(Missing(SECRET, name) for name in found[1].split(", ")) if found else ()
 
 
 @dataclass(frozen=True)

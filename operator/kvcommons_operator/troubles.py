@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from kvcommons_operator.naming import NO_NAMING, Missing, Naming, missing_in
+from kvcommons_operator.naming import NO_NAMING, Missing, Naming, missing_in, missing_logins
 from kvcommons_operator.observed import Container, Manifest, Pod
 
 LAST_WORDS_CHARACTERS_MAX: Final = 200
@@ -81,6 +81,11 @@ def trouble(pod: Pod, naming: Naming = NO_NAMING) -> Trouble | None:
     return None
 
 
+def wants_image(pod: Pod) -> bool:
+    """It waits for an image: that a Secret to log in with is missing is said by its Events alone."""
+    return bool(pod.node) and not pod.ready and any(one.waiting_reason in IMAGE_REASONS for one in pod.containers)
+
+
 def is_silent(pod: Pod) -> bool:
     """It has a node, and nothing of it has begun, and no container says why: volumes, or the sandbox, are in the way."""
     if pod.ready or pod.deleting or pod.phase != "Pending" or not pod.node:
@@ -119,8 +124,11 @@ def _image_trouble(pod: Pod, container: Container, naming: Naming) -> Trouble:
     remedy = f"{_image_remedy(reason, said)}, or correct {field or 'the image'}"
     what = f"image {container.image}" if container.image else "its image"
     words = f": {said[:WORDS_CHARACTERS_MAX]}" if said else ""
+    logins = tuple(sorted({one for warning in pod.warnings for one in missing_logins(warning)}))
+    if logins:
+        remedy = "; ".join(naming.told(one, pod.namespace) for one in logins[:PUZZLES_MAX])
     message = f"pod {pod.name}, container {container.name}: {what} does not come{words}. Remedy: {remedy}"
-    return Trouble(reason, message, stuck=True, reference=reason == "InvalidImageName")
+    return Trouble(reason, message, stuck=True, reference=bool(logins) or reason == "InvalidImageName", missing=logins)
 
 
 IMAGE_REMEDIES: Final = (
@@ -255,6 +263,6 @@ def puzzles(pods: Iterable[Pod], workloads: Iterable[Manifest] = ()) -> tuple[Pu
         for live in workloads
         if live["kind"] in ("DaemonSet", "StatefulSet") and lacks_pods(live)
     ]
-    silent = sorted((pod for pod in pods if is_silent(pod)), key=lambda pod: pod.name)
+    silent = sorted((pod for pod in pods if is_silent(pod) or wants_image(pod)), key=lambda pod: pod.name)
     found += [Puzzle(pod.namespace, pod.name, pod.uid) for pod in silent[:PUZZLES_MAX]]
     return tuple(one for one in found[: 2 * PUZZLES_MAX] if one.uid)

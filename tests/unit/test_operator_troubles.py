@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import operator_examples as examples
@@ -89,6 +90,21 @@ def test_the_remedy_of_an_image_fits_the_registrys_answer(said: str, remedy: str
     found = trouble(waiting("ErrImagePull", said, image="x:1"))
     assert found is not None
     assert remedy in found.message
+
+
+def test_an_image_that_wants_a_login_that_is_not_there_names_the_secret() -> None:
+    """The kubelet goes on without a missing pull Secret and the registry refuses it: the Secret is the cause, and its Events tell of it."""
+    naming = Naming((("", {"podTemplate": {"imagePullSecrets": [{"name": "registry"}]}}),))
+    said = "Unable to retrieve some image pull secrets (registry, other); attempting to pull the image may not succeed."
+    pulling = waiting("ImagePullBackOff", "denied", image="x:1")
+    assert [one.uid for one in puzzles([pulling])] == ["engine-0"]
+    found = trouble(replace(pulling, warnings=(f"FailedToRetrieveImagePullSecret: {said}",)), naming)
+    assert found is not None
+    assert (found.reason, found.reference) == ("ImagePullBackOff", True)
+    assert found.message.endswith(
+        "Secret llm/other does not exist: create it; Secret llm/registry does not exist: create it, or correct "
+        "spec.podTemplate.imagePullSecrets[0]"
+    )
 
 
 def test_a_pod_that_no_node_takes_says_what_is_short() -> None:

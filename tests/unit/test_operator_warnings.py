@@ -31,6 +31,8 @@ def test_only_what_nothing_was_better_after_counts() -> None:
     assert latest(mounted, NOW) == ("FailedMount: b", "FailedMount: a")
     assert latest([*mounted, event("Pulling", "image", 30, "Normal")], NOW) == ("FailedMount: b",)
     assert latest([event("FailedMount", "old", 4_000)], NOW) == ()
+    login = event("FailedToRetrieveImagePullSecret", "none", 9)
+    assert latest([event("Pulling", "image", 8, "Normal"), login], NOW) == ("FailedToRetrieveImagePullSecret: none",)
     assert latest([{"reason": "Odd", "type": "Warning"}], NOW) == ()
 
 

@@ -167,6 +167,7 @@ class Controller:
             self._vanished(key, resource)
             return None
         if other:
+            self._warnings.watch(key, ())
             await self._executor.leave(resource, other)
             return self._slow()
         resource = self._resources.get(key) or resource
@@ -194,6 +195,7 @@ class Controller:
         """It was deleted while nobody watched (kopf tells of no deletion that falls between two of its lists). Without this its children
         would be made again as often as the garbage collector removes them."""
         logger.info("%s is gone, though nobody said so", key)
+        self._warnings.watch(key, ())
         live = self._resources.get(key)
         if live is not None and live["metadata"].get("uid") == resource["metadata"].get("uid"):
             self._resources.remove(key)

@@ -30,6 +30,8 @@ BELIEVED_SECONDS: Final = 1_800.0
 """The kubelet repeats what still fails within minutes, a controller within 17; older words may be about what is over."""
 FORWARD: Final = frozenset({"Scheduled", "Pulling", "Pulled", "Created", "Started", "SuccessfulCreate"})
 """What was warned of before one of these is over."""
+LASTING: Final = frozenset({"FailedToRetrieveImagePullSecret"})
+"""The kubelet tries to pull all the same, again and again: that is no step forward."""
 
 logger = logging.getLogger(__name__)
 
@@ -116,11 +118,13 @@ def latest(events: Iterable[Mapping[str, Any]], now: datetime) -> tuple[str, ...
     """The warnings that count: not those that are old, nor those that something was better after."""
     dated = sorted(((_time(event), event) for event in events), key=lambda one: one[0], reverse=True)
     found: dict[str, None] = {}
+    over = False
     for at, event in dated:
         reason, kind = str(event.get("reason") or ""), event.get("type")
-        if reason in FORWARD or (now - at).total_seconds() > BELIEVED_SECONDS or len(found) >= SAID_MAX:
+        if (now - at).total_seconds() > BELIEVED_SECONDS or len(found) >= SAID_MAX:
             break
-        if kind == "Warning":
+        over = over or reason in FORWARD
+        if kind == "Warning" and (not over or reason in LASTING):
             found[f"{reason}: {event.get('note') or ''}"] = None
     return tuple(found)
 
