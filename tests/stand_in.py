@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = "python3,libstdc++6"  # as python images have them
 BOOTSTRAP_SECONDS_MAX = 900
-USER = 65532
+USER = GROUP = 65532
 # In a mount namespace of its own, which ends with the command: the root read-only, the volumes on it, another user.
 ENTER = f"""
 set -e
@@ -27,7 +27,7 @@ while [ "$1" != -- ]; do
 done
 shift
 mount -o remount,bind,ro "$root"
-exec chroot --userspec={USER}:{USER} "$root" "$@"
+exec chroot --userspec={USER}:{GROUP} "$root" "$@"
 """
 
 

@@ -57,7 +57,7 @@ def volume(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def node() -> Iterator[Path]:
-    """The folder of a real node's socket; other users than ours are let in."""
+    """The folder of a real node's socket; another group than ours is let in."""
     with tempfile.TemporaryDirectory(prefix="kvc-", dir="/tmp") as name:
         os.chmod(name, 0o755)
         core = _native.NodeCore(
@@ -65,7 +65,7 @@ def node() -> Iterator[Path]:
             arena_bytes=16 << 20,
             node_id="node",
             namespace_secret=b"s" * 32,
-            allowed_uids=[stand_in.USER],
+            allowed_gids=[stand_in.GROUP],
             socket_mode=0o666,
         )
         core.start()
