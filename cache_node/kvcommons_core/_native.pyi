@@ -1,7 +1,7 @@
 """The one binding of csrc. Integers are bytes, tokens or milliseconds as named; keys are packed 32-byte strings."""
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 PROTOCOL_VERSION_MIN: Final[int]
 PROTOCOL_VERSION_MAX: Final[int]
@@ -36,6 +36,36 @@ def eviction_replay(policy: str, lengths: object, keys: object, capacity_chunks:
     chunks of each request. keys: a buffer of u64, those of all requests one after the other; equal keys have equal
     prefixes. Returns (chunks found, chunks evicted, changes of policy).
     Raises ValueError naming the argument, its value and the remedy."""
+
+# codecs (docs/codecs.md; kvcommons_core.codecs has names and identities without this module) --------------------------
+CodecShape: TypeAlias = tuple[str, str, int, int, int, int, int, int]
+"""(element "float32" | "float16" | "bfloat16", order of a block's axes outermost first: P = K or V, H = head, N = token,
+layers, blocks, block_tokens, heads, k_size, v_size). v_size 0: a latent."""
+
+def codecs() -> dict[str, tuple[int, bool, bool]]:
+    """Name: (id, loses something, can be used here)."""
+
+def codec_isas() -> list[str]:
+    """Implementations that this processor can run, "scalar" (the reference) first."""
+
+def codec_bytes_max(codec: str, shape: CodecShape, group: int = ...) -> int:
+    """Bytes of a payload, known before it is made: exact, for "lossless" the most. Raises ValueError naming what can't be
+    encoded, its value and the remedy."""
+
+def codec_encode(codec: str, shape: CodecShape, raw: object, out: object, group: int = ..., isa: str = ...) -> int:
+    """Encodes a slot's bytes into `out` (writable, at least codec_bytes_max) and returns how many were written.
+    group: "int4" alone has it (32 is usual). Raises ValueError where a lossy codec meets Inf, NaN or 2**100 (keep the chunk
+    as it is), ImportError where zstd is missing."""
+
+def codec_decode(payload: object, shape: CodecShape, raw: object, isa: str = ...) -> None:
+    """The slot's bytes into `raw` (writable, exactly the shape's bytes; undefined after an error). Raises ValueError for
+    what this version does not write and for another shape."""
+
+def codec_header(payload: object) -> dict[str, object]:
+    """What a payload says of itself: codec, codec_id, group, shape, raw_bytes, body_bytes, raw_checksum."""
+
+def codec_fingerprint(fingerprint: bytes, codec: str, group: int = ...) -> bytes:
+    """kvcommons_core.codecs.lossy_fingerprint, as the node computes it."""
 
 # text of requests (kvcommons_core.textkeys is the reference) -----------------------------------------------------------
 def read_request(body: bytes, refused: frozenset[str]) -> tuple[str, bool, bytes] | None:

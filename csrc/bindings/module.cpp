@@ -10,6 +10,7 @@ void bind_transfer(nb::module_& module);
 void bind_text(nb::module_& module);
 void bind_relay(nb::module_& module);
 void bind_eviction(nb::module_& module);
+void bind_codec(nb::module_& module);
 
 NB_MODULE(_native, module) {
   bind_hash(module);
@@ -19,4 +20,5 @@ NB_MODULE(_native, module) {
   bind_text(module);
   bind_relay(module);
   bind_eviction(module);
+  bind_codec(module);
 }
