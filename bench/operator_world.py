@@ -6,6 +6,7 @@ import json
 import sys
 import tempfile
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -111,7 +112,8 @@ class World:
             flags=(*ALONE, "--max-requests-inflight=2000", "--max-mutating-requests-inflight=1000"),
         )  # fmt: skip
         self.binaries = binaries
-        # A heap of its own size before it is swept: a cluster of this size has a machine for its API server, here it shares two cores.
+        # Each may have some times its heap before it is swept: in a cluster of this size they have machines of their own, here they share two
+        # cores with each other and the operator, and memory is what there is enough of.
         self.server.apiserver.environment["GOGC"] = "400"
         (folder / "audit-policy.yaml").write_text(json.dumps(AUDIT_POLICY))
         self.operator_token = self.server.add_user(OPERATOR_USER, "system:masters")
@@ -227,6 +229,18 @@ def asked(world: World) -> int:
     """Requests of the operator so far, from the API server's own book."""
     with world.server.audit_log.open() as log:
         return sum(f'"username":"{OPERATOR_USER}"' in line for line in log)
+
+
+def requests(world: World) -> list[tuple[str, int]]:
+    """What the operator asked for so far: verb, resource and status, the most frequent first."""
+    found: Counter[str] = Counter()
+    with world.server.audit_log.open() as log:
+        for line in filter(lambda line: f'"username":"{OPERATOR_USER}"' in line, log):
+            event = json.loads(line)
+            about = event.get("objectRef") or {}
+            resource = "/".join(filter(None, (about.get("resource"), about.get("subresource"))))
+            found[f"{event['verb']} {resource} {event.get('responseStatus', {}).get('code')}"] += 1
+    return found.most_common()
 
 
 def cpu_seconds(pid: int) -> float:

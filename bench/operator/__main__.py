@@ -1,11 +1,12 @@
 """The operator on a simulated cluster: how fast it converges, what it asks when idle, and what it weighs.
 
-    python -m bench.operator [--nodes 1000] [--pools 10] [--deployments 200] [--twice] [--idle-seconds 60] [--profile FILE]
+    python -m bench.operator [--nodes 1000] [--pools 10] [--deployments 200] [--twice] [--no-floor] [--idle-seconds 60] [--profile FILE]
 
 Real API server, controllers and scheduler, machines played by kwok. `converge_s` runs from the first resource that is applied until every
 pool has all its cache nodes ready and every deployment its engines and routers, and all say Ready. The cluster's own controllers
 and scheduler are in that time. `idle_requests_s` is what the API server's audit log says of the operator afterwards; `rss_mb` is the most that it
-ever held. `--twice` then adds as many nodes again, and says the same of that (`*_2x`).
+ever held. `floor_s` is what the cluster takes for the same objects without an operator (operator_floor.py), on the same cores in the same
+run. `--twice` says it all of a second cluster with twice the nodes as well (`*_2x`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from kube_process import wait_for
 from operator_process import Operator
 
 from bench.common import report
-from bench.operator_world import POOL_LABEL, Sampler, World, asked, cpu_seconds, say, world
+from bench.operator_floor import floor_seconds, made_by_operator
+from bench.operator_world import POOL_LABEL, Sampler, World, asked, cpu_seconds, requests, say, world
 
 LIMITS = {"converge_s": 60, "idle_requests_s": 2, "rss_mb": 250}
 PROFILED = """
@@ -132,8 +134,9 @@ def measure(
     spent = {name: seconds - before.get(name, 0.0) for name, seconds in cpu(made, operator).items()}
     say(f"CPU seconds: {', '.join(f'{name} {seconds:.1f}' for name, seconds in spent.items())}")
     say(f"converged in {converge:.1f} s, {asked(made)} requests, {sampler.peak_mb:.0f} MB at most")
+    say("; ".join(f"{count} {what}" for what, count in requests(made)))
     settle(made)
-    requests, busy, started = asked(made), cpu_seconds(pid), time.monotonic()
+    asked_before, busy, started = asked(made), cpu_seconds(pid), time.monotonic()
     pause(idle_seconds)
     seconds = time.monotonic() - started
     return {
@@ -141,7 +144,7 @@ def measure(
         "operator_cpu_s": spent["operator"],
         "apiserver_cpu_s": spent["kube-apiserver"],
         "cluster_cpu_s": sum(spent.values()) - spent["operator"],
-        "idle_requests_s": (asked(made) - requests) / seconds,
+        "idle_requests_s": (asked(made) - asked_before) / seconds,
         "idle_cpu_share": (cpu_seconds(pid) - busy) / seconds,
         "rss_mb": sampler.peak_mb,
         "rss_idle_mb": sampler.rss_mb,
@@ -163,46 +166,63 @@ def pause(seconds: float) -> None:
     time.sleep(seconds)
 
 
+def furnished(made: World, nodes: int, pools: int) -> None:
+    """Machines, and the namespaces that pools and deployments are to be in."""
+    made.add_nodes(range(nodes), pools)
+    for place in range(pools):
+        made.server.create_namespace(f"bench-{place}")
+        accounts = f"/api/v1/namespaces/bench-{place}/serviceaccounts"
+        made.server.request("POST", accounts, {"metadata": {"name": "default"}})
+
+
+def run(given: argparse.Namespace, nodes: int) -> Document:
+    """All figures of a cluster of so many machines."""
+    with world() as made:
+        furnished(made, nodes, given.pools)
+        made.server.create_namespace("kvcommons-system")
+        figures = with_operator(made, given, nodes)
+        objects = [] if given.no_floor else made_by_operator(made)
+    if objects:
+        with world() as made:
+            furnished(made, nodes, given.pools)
+            figures["floor_s"] = floor_seconds(made, objects)
+    return figures
+
+
+def with_operator(made: World, given: argparse.Namespace, nodes: int) -> Document:
+    operator = Operator(
+        made.server, made.folder, kubeconfig=made.operator_kubeconfig, lease_seconds=15, log_level="info"
+    )
+    if given.profile:
+        operator.process.command[2:] = ["-c", PROFILED, given.profile]
+    operator.start()
+    try:
+        operator.ready()
+        begun, before = time.monotonic(), cpu(made, operator)
+        made.each(post, [pool(number) for number in range(given.pools)])
+        made.each(post, [deployment(number, given.pools) for number in range(given.deployments)])
+        say(f"applied in {time.monotonic() - begun:.1f} s")
+        return measure(made, operator, nodes // given.pools, begun, before, given.idle_seconds)
+    finally:
+        operator.stop()
+        say(operator.log[-2_000:])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.operator", description=__doc__.partition("\n")[0])
     parser.add_argument("--nodes", type=int, default=1_000)
     parser.add_argument("--pools", type=int, default=10)
     parser.add_argument("--deployments", type=int, default=200)
     parser.add_argument("--idle-seconds", type=float, default=60)
-    parser.add_argument("--twice", action="store_true", help="the same again at twice the nodes")
+    parser.add_argument("--twice", action="store_true", help="the same again in a cluster of twice the nodes")
+    parser.add_argument("--no-floor", action="store_true", help="leave out what the cluster takes without an operator")
     parser.add_argument(
         "--profile", default="", help="where cProfile is to write what the operator did (it doubles its time)"
     )
     given = parser.parse_args()
-    with world() as made:
-        made.add_nodes(range(given.nodes), given.pools)
-        for place in range(given.pools):
-            made.server.create_namespace(f"bench-{place}")
-            made.server.request(
-                "POST", f"/api/v1/namespaces/bench-{place}/serviceaccounts", {"metadata": {"name": "default"}}
-            )
-        made.server.create_namespace("kvcommons-system")
-        operator = Operator(
-            made.server, made.folder, kubeconfig=made.operator_kubeconfig, lease_seconds=15, log_level="info"
-        )
-        if given.profile:
-            operator.process.command[2:] = ["-c", PROFILED, given.profile]
-        operator.start()
-        try:
-            operator.ready()
-            begun, before = time.monotonic(), cpu(made, operator)
-            made.each(post, [pool(number) for number in range(given.pools)])
-            made.each(post, [deployment(number, given.pools) for number in range(given.deployments)])
-            say(f"applied in {time.monotonic() - begun:.1f} s")
-            figures = measure(made, operator, given.nodes // given.pools, begun, before, given.idle_seconds)
-            if given.twice:
-                begun, before = time.monotonic(), cpu(made, operator)
-                made.add_nodes(range(given.nodes, 2 * given.nodes), given.pools)
-                more = measure(made, operator, 2 * given.nodes // given.pools, begun, before, given.idle_seconds)
-                figures |= {f"{name}_2x": value for name, value in more.items()}
-        finally:
-            operator.stop()
-            say(operator.log[-2_000:])
+    figures = run(given, given.nodes)
+    if given.twice:
+        figures |= {f"{name}_2x": value for name, value in run(given, 2 * given.nodes).items()}
     ratios = {name: figures[name] / limit for name, limit in LIMITS.items()}
     report("operator", figures, LIMITS, ratios)
     return 0 if all(ratio <= 1 for ratio in ratios.values()) else 1

@@ -69,7 +69,8 @@ def settings(pages_items_max: int = PAGE_ITEMS_MAX) -> kopf.OperatorSettings:
 
 
 class NoDiffs(kopf.DiffBaseStorage):
-    """kopf takes each object of each event apart for handlers of changes, of which there are none here: three quarters of its time."""
+    """kopf takes each object of each event apart for handlers of changes, of which there are none here: a fifth of the operator's time
+    while a large cluster converges."""
 
     def build(self, *, body: kopf.Body, extra_fields: object = None) -> kopf.BodyEssence:
         """The essence that kopf would compare: none."""

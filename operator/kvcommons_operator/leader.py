@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, cast
 
 import kopf
@@ -25,9 +25,9 @@ from kvcommons_operator.reconcile.fence import Fencer, addresses, holds_node
 from kvcommons_operator.reconcile.inventory import Inventory
 from kvcommons_operator.reconcile.nodes import Address, NodeClient
 from kvcommons_operator.reconcile.observe import Observer
-from kvcommons_operator.reconcile.owners import deployment_of, owner_of, pool_of
+from kvcommons_operator.reconcile.owners import deployment_of, owner_of, owners_of_pod, pool_of
 from kvcommons_operator.reconcile.ownership import other_operator
-from kvcommons_operator.reconcile.poller import Poller, Target, node_shape
+from kvcommons_operator.reconcile.poller import Poller, Target, node_settled, node_shape, with_shares
 from kvcommons_operator.reconcile.queue import WorkQueue
 from kvcommons_operator.reconcile.resources import Id, Resources
 from kvcommons_operator.reconcile.warnings import Warnings
@@ -62,23 +62,27 @@ class Leader:
         self._install = install
         self._metrics = metrics
         self._resources = Resources()
-        self._queue: WorkQueue[Id] = WorkQueue()
+        self._queue: WorkQueue[Id] = WorkQueue(first=_is_pool)
         self._node_client = NodeClient()
         self._fencer = Fencer(self._node_client, metrics, self._live_nodes)
-        self._inventory = Inventory(self._owner_event, self._fencer.pod_changed)
+        self._inventory = Inventory(self._owner_event, self._pod_changed)
         self._world = World(client, settings.namespaces, self._inventory, self._apis_changed)
         self._nodes: Poller[NodeState] = Poller(
-            self._node_targets,
+            _is_node,
+            self._node_target,
             self._ask_node,
             node_shape,
+            node_settled,
             self._queue.add,
             settings.node_polls_per_second_max,
-            follow=followed,
+            follow=_node_followed,
         )
         self._routers: Poller[int | None] = Poller(
-            self._router_targets,
+            _is_router,
+            self._router_target,
             self._ask_router,
             lambda count: count,
+            bool,
             self._queue.add,
             settings.node_polls_per_second_max,
         )
@@ -203,6 +207,20 @@ class Leader:
     def _owner_event(self, owner: Any) -> None:
         self._controller.owner_event(owner)
 
+    def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
+        self._fencer.pod_changed(old, new)
+        self._nodes.pod_changed(old, new)
+        self._routers.pod_changed(old, new)
+        if (old is not None and old.ready) == (new is not None and new.ready):
+            return
+        pod = new or old
+        if pod is not None and pod.labels.get(names.COMPONENT) == names.ENGINE:
+            # Its routers have one more to send to, or one less.
+            for owner in owners_of_pod(pod.labels, pod.namespace):
+                if owner.kind == names.DEPLOYMENT_KIND:
+                    for mate in filter(_is_router, self._inventory.pods(owner)):
+                        self._routers.urge(mate.uid)
+
     def _apis_changed(self) -> None:
         self._controller.all()
 
@@ -229,19 +247,21 @@ class Leader:
             return ()
         return addresses(self._inventory.pods(owner_of(*pool)), token, without=pod)
 
-    def _node_targets(self) -> Iterator[Target]:
-        for pool, _ in self._resources.of_kind(names.POOL_KIND):
-            token = self._token(pool)
-            for pod in self._inventory.pods(owner_of(*pool)) if token is not None else ():
-                if pod.ip and pod.phase == "Running" and holds_node(pod):
-                    member = pod.node if pod.labels.get(names.COMPONENT) == names.CACHE_NODE else pod.name
-                    yield Target(pool, pod, member, Address(pod.ip, token or ""))
+    def _node_target(self, pod: Pod) -> Target | None:
+        pool = self._owned_by(pod, names.POOL_KIND)
+        token = self._token(pool) if pool is not None else None
+        if pool is None or token is None:
+            return None
+        member = pod.node if pod.labels.get(names.COMPONENT) == names.CACHE_NODE else pod.name
+        return Target(pool, pod, member, Address(pod.ip, token))
 
-    def _router_targets(self) -> Iterator[Target]:
-        for deployment, _ in self._resources.of_kind(names.DEPLOYMENT_KIND):
-            for pod in self._inventory.pods(owner_of(*deployment)):
-                if pod.ip and pod.phase == "Running" and pod.labels.get(names.COMPONENT) == names.ROUTER:
-                    yield Target(deployment, pod, pod.name, Address(pod.ip, "", names.ROUTER_PORT))
+    def _router_target(self, pod: Pod) -> Target | None:
+        deployment = self._owned_by(pod, names.DEPLOYMENT_KIND)
+        return Target(deployment, pod, pod.name, Address(pod.ip, "", names.ROUTER_PORT)) if deployment else None
+
+    def _owned_by(self, pod: Pod, kind: str) -> Id | None:
+        owners = [owner for owner in owners_of_pod(pod.labels, pod.namespace) if owner.kind == kind]
+        return self._resources.of_owner(owners[0]) if owners else None
 
     async def _ask_node(self, target: Target) -> NodeState:
         return await self._node_client.state(target.address, target.member)
@@ -267,3 +287,20 @@ class Leader:
             others = addresses([pod for pod in pods if pod.uid != action.uid], token)[:3]
             await self._fencer.ask(others, members, action.reason)
         self._nodes.urge(action.uid)
+
+
+def _is_pool(key: Id) -> bool:
+    """A few pools are what hundreds of deployments wait for."""
+    return key.kind == names.POOL_KIND
+
+
+def _is_node(pod: Pod) -> bool:
+    return bool(pod.ip) and pod.phase == "Running" and holds_node(pod)
+
+
+def _is_router(pod: Pod) -> bool:
+    return bool(pod.ip) and pod.phase == "Running" and pod.labels.get(names.COMPONENT) == names.ROUTER
+
+
+def _node_followed(before: NodeState | None, state: NodeState, seconds: float) -> NodeState:
+    return with_shares(before, followed(before, state, seconds))

@@ -163,6 +163,10 @@ class NodeState:
     """Chunks that it holds and the index does not name (a sample, scaled up)."""
     index_stale: int = 0
     """Chunks that the index names and it does not hold."""
+    hit_percent: int | None = None
+    """Of what was asked for, what was reused: in coarse steps, so that it can be told."""
+    used_percent: int | None = None
+    """Of its arena, likewise."""
 
 
 @dataclass(frozen=True, kw_only=True)

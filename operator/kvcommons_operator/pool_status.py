@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from kvcommons_operator import conditions, names
@@ -13,6 +14,8 @@ from kvcommons_operator.rollout import member
 
 REFERENCES_MAX: Final = 16
 UNHEALTHY_MAX: Final = 16
+SHARE_STEP_PERCENT: Final = 5
+"""A share that has moved by less is told as before."""
 MIB: Final = 1 << 20
 PER_NODE_NOTE: Final = (
     "placement perNode mounts a directory of the node (hostPath): the namespaces of the pool and of its engines must allow Pod "
@@ -220,7 +223,7 @@ def status(view: View, found: list[Condition], resource: Manifest) -> dict[str, 
         },
         "memory": f"{view.pool.arena_bytes * len(up) // MIB}Mi",
     }
-    return told | _used(view)
+    return told | _used(view, resource.get("status") or {})
 
 
 def _address(view: View, index: redis.ManagedIndex | None) -> str:
@@ -230,17 +233,23 @@ def _address(view: View, index: redis.ManagedIndex | None) -> str:
     return (external.url or "") if external is not None else ""
 
 
-def _used(view: View) -> dict[str, Any]:
+def _used(view: View, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Shares as they were told, unless they have moved by more than a little: a status is not written for each chunk."""
     states: list[NodeState] = [s for s in view.observed.nodes.values() if s.reachable and s.arena_bytes]
     total = sum(state.arena_bytes for state in states)
     used = sum(state.used_bytes for state in states)
     asked = sum(state.asked for state in states)
     found: dict[str, Any] = {}
     if total and used:
-        found["memoryUsedPercent"] = min(100, used * 100 // total)
+        found["memoryUsedPercent"] = _share(used, total, before.get("memoryUsedPercent"))
     if asked:
-        found["hitPercent"] = min(100, sum(state.hits for state in states) * 100 // asked)
+        found["hitPercent"] = _share(sum(state.hits for state in states), asked, before.get("hitPercent"))
     return found
+
+
+def _share(part: int, whole: int, told: object) -> int:
+    share = min(100, part * 100 // whole)
+    return told if isinstance(told, int) and abs(share - told) < SHARE_STEP_PERCENT else share
 
 
 def bare(found: list[Condition], resource: Manifest, observed: PoolObserved) -> dict[str, Any]:

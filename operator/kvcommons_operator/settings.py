@@ -57,7 +57,7 @@ class OperatorSection(Section):
     resync_seconds: int = Field(default=600, ge=10)
     """Every object is looked at again this often, to within a fifth."""
     node_polls_per_second_max: int = Field(default=20, ge=1, le=1_000)
-    """Cache nodes that are asked for their state, all pools together."""
+    """Cache nodes that are asked for their state, all pools together; of those that are new or not well, ten times as many."""
     events_after_seconds: int = Field(default=10, ge=0, le=600)
     """The Events of a pod, or of what should make it, are read when it has not come forward for so long."""
     http_host: str = "0.0.0.0"

@@ -27,12 +27,14 @@ class Told:
         self.owners: list[Owner] = []
         self.pods: list[tuple[Pod | None, Pod | None]] = []
         self.inventory = Inventory(self.owners.append, lambda old, new: self.pods.append((old, new)))
-        self._keep = keep_child(kinds.SERVICE.key)
         self._last: dict[str, Child] = {}
 
     def service(self, name: str, labels: dict[str, str], **more: Any) -> None:
+        self.child(kinds.SERVICE, name, labels, **more)
+
+    def child(self, kind: kinds.Kind, name: str, labels: dict[str, str], **more: Any) -> None:
         item = {"metadata": {"name": name, "namespace": "llm", "uid": f"u-{name}", "labels": labels}, **more}
-        self._change(name, self._keep(item))
+        self._change(name, keep_child(kind.key)(item))
 
     def gone(self, name: str) -> None:
         self._change(name, None)
@@ -87,11 +89,11 @@ def test_a_child_that_changes_its_labels_changes_its_owner(told: Told) -> None:
 
 def test_what_only_the_server_writes_is_no_change(told: Told) -> None:
     """Versions and times move without anybody having changed a wish; a status is a change, but none of the wish."""
-    told.service("one", OF_POOL, spec={"a": 1})
+    told.child(kinds.DAEMON_SET, "one", OF_POOL, spec={"a": 1})
     told.owners.clear()
-    told.service("one", OF_POOL, spec={"a": 1})
+    told.child(kinds.DAEMON_SET, "one", OF_POOL, spec={"a": 1})
     assert told.owners == []
-    told.service("one", OF_POOL, spec={"a": 1}, status={"ready": 1})
+    told.child(kinds.DAEMON_SET, "one", OF_POOL, spec={"a": 1}, status={"ready": 1})
     assert told.owners == [POOL]
     before: Document = {"metadata": {"name": "x", "resourceVersion": "1"}, "spec": {}, "status": {"n": 1}}
     after: Document = {
@@ -101,6 +103,20 @@ def test_what_only_the_server_writes_is_no_change(told: Told) -> None:
     }
     assert wish_digest(before) == wish_digest(after)
     assert wish_digest(before) != wish_digest({**after, "spec": {"a": 1}})
+
+
+@pytest.mark.parametrize("kind", [kinds.AUTOSCALER, kinds.DISRUPTION_BUDGET], ids=lambda kind: kind.name)
+def test_nobody_is_woken_by_a_status_that_no_plan_reads(told: Told, kind: kinds.Kind) -> None:
+    """An autoscaler writes what it measures every few seconds; a change of its wish still counts."""
+    told.child(kind, "one", OF_POOL, spec={"a": 1}, status={"currentReplicas": 1})
+    told.owners.clear()
+    told.child(kind, "one", OF_POOL, spec={"a": 1}, status={"currentReplicas": 2})
+    assert told.owners == []
+    live = told.inventory.child(Ref(kind.api_version, kind.name, "llm", "one"))
+    assert live is not None
+    assert live.manifest["status"] == {"currentReplicas": 2}
+    told.child(kind, "one", OF_POOL, spec={"a": 2}, status={"currentReplicas": 2})
+    assert told.owners == [POOL]
 
 
 def test_a_pod_is_seen_by_the_deployment_and_the_pool_that_it_holds_a_node_of(told: Told) -> None:

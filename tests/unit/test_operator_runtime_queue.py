@@ -109,3 +109,16 @@ async def test_others_are_not_held_up(queue: WorkQueue[str], clock: Clock) -> No
     queue.add("quick", 0.0)
     assert await taken(queue) == "quick"
     assert len(queue) == 1
+
+
+async def test_what_goes_first_goes_before_all_that_is_due(clock: Clock) -> None:
+    """Hundreds of deployments that came before a pool do not keep it waiting; what is not due yet keeps nobody."""
+    queue: WorkQueue[str] = WorkQueue(clock=clock, rng=lambda: 1.0, first=lambda key: key.startswith("pool"))
+    for number in range(5):
+        queue.add(f"chat-{number}", 0.0)
+    clock.now = 0.5
+    queue.add("pool-a", 0.0)
+    queue.add("pool-later", 60.0)
+    assert [await taken(queue) for _ in range(7)] == ["pool-a", *(f"chat-{number}" for number in range(5)), None]
+    clock.now = 61.0
+    assert await taken(queue) == "pool-later"

@@ -79,6 +79,8 @@ class Model(BaseModel):
         """The API server takes null for "left out" where there is a default, and refuses it elsewhere."""
         if not isinstance(value, dict):
             return value
+        if None not in value.values():
+            return value
         fields = {field.alias or name: field for name, field in cls.model_fields.items()}
         return {
             key: part

@@ -6,6 +6,7 @@ pool.key, pool.spec.tiers.memory.capacity, pool.metadata.uid
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, TypeVar
@@ -20,6 +21,7 @@ from kvcommons_operator.api.role import InferenceRoleSpec
 from kvcommons_operator.api.status import InferenceDeploymentStatus, InferenceRoleStatus, KVCachePoolStatus
 
 NAME_LENGTH_MAX: Final = 63
+READ_MAX: Final = 4_096
 
 
 class Metadata(Model):
@@ -139,6 +141,8 @@ class InvalidResourceError(Exception):
 
 
 ResourceT = TypeVar("ResourceT", bound=Resource)
+_READ: dict[tuple[str, str], tuple[Any, Any]] = {}
+"""By kind and uid: the latest specification, and what it was read as. Models are frozen."""
 
 
 def parse(kind: type[ResourceT], body: Mapping[str, Any]) -> ResourceT:
@@ -153,18 +157,32 @@ def parse(kind: type[ResourceT], body: Mapping[str, Any]) -> ResourceT:
 
 
 def parse_pool(body: Mapping[str, Any]) -> KVCachePool:
-    """Reads a KVCachePool; see `parse`."""
-    return parse(KVCachePool, body)
+    """Reads a KVCachePool; see `parse`. A wish that was read before is not read anew."""
+    return _remembered(KVCachePool, body)
 
 
 def parse_deployment(body: Mapping[str, Any]) -> InferenceDeployment:
-    """Reads an InferenceDeployment; see `parse`."""
-    return parse(InferenceDeployment, body)
+    """Reads an InferenceDeployment; see `parse`. A wish that was read before is not read anew."""
+    return _remembered(InferenceDeployment, body)
 
 
 def parse_role(body: Mapping[str, Any]) -> InferenceRole:
     """Reads an InferenceRole; see `parse`."""
     return parse(InferenceRole, body)
+
+
+def _remembered(kind: type[ResourceT], body: Mapping[str, Any]) -> ResourceT:
+    """As `parse`, where only the rest of the object has changed since: an object is looked at many times for each change of its wish."""
+    spec, key = body.get("spec"), (kind.KIND, str((body.get("metadata") or {}).get("uid") or ""))
+    known = _READ.get(key)
+    if known is not None and known[0] == spec:
+        return parse(kind, {**body, "spec": known[1]})
+    found = parse(kind, body)
+    if key[1]:
+        if len(_READ) >= READ_MAX:
+            _READ.pop(next(iter(_READ)))
+        _READ[key] = copy.deepcopy(spec), found.spec  # type: ignore[attr-defined]  # every kind has one
+    return found
 
 
 def _first_causes(errors: Sequence[Any]) -> list[Any]:

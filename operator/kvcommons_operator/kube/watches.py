@@ -158,8 +158,11 @@ class Watch(Generic[T]):
         return version
 
     def offer(self, item: Document) -> None:
-        """An object as a request answered it: often newer than what the stream has brought so far."""
-        self._put(_key(item), _version(item), self._keep(item))
+        """An object as a request answered it: often newer than what the stream has brought so far, which then brings it once more."""
+        key, version = _key(item), _version(item)
+        if version and version == self._versions.get(key):
+            return
+        self._put(key, version, self._keep(item))
 
     def _replace(self, found: dict[Key, tuple[int, T]], version: int) -> None:
         for key in [key for key in self.cache if key not in found]:

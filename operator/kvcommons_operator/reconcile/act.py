@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,7 +14,26 @@ from kvcommons_operator import names
 from kvcommons_operator.kube.client import Document, KubeClient
 from kvcommons_operator.kube.errors import ConflictError, ForbiddenError, KubeError, NotFoundError, RejectedError
 from kvcommons_operator.kube.events import Recorder
-from kvcommons_operator.kube.kinds import BY_KEY, OWN_KINDS, POD, Kind, kind_of
+from kvcommons_operator.kube.kinds import (
+    BY_KEY,
+    CONFIG_MAP,
+    DAEMON_SET,
+    DEPLOYMENT,
+    DISRUPTION_BUDGET,
+    LEADER_WORKER_SET,
+    NETWORK_POLICY,
+    OWN_KINDS,
+    POD,
+    ROLE,
+    ROLE_BINDING,
+    ROLE_OWN,
+    SECRET,
+    SERVICE,
+    SERVICE_ACCOUNT,
+    STATEFUL_SET,
+    Kind,
+    kind_of,
+)
 from kvcommons_operator.metrics import OperatorMetrics
 from kvcommons_operator.observed import Manifest, Ref
 from kvcommons_operator.outcome import ActionKind, Finalizer, Plan, PodAction
@@ -26,9 +46,20 @@ from kvcommons_operator.refusals import fields_of
 
 UNWATCHED_SECONDS: Final = 600.0
 """What is not watched (Secrets) is written again this often, which puts drift back."""
+QUIET_SECONDS: Final = 2.0
+"""A status whose verdicts stay as they are is written this often at most."""
 NAME_TAKEN: Final = "NameTaken"
 CHILD_REFUSED: Final = "ChildRefused"
 """What a field of ours asks for is not possible in this cluster."""
+FOUNDATIONS: Final = (SECRET, CONFIG_MAP, SERVICE_ACCOUNT, SERVICE, ROLE, NETWORK_POLICY, DISRUPTION_BUDGET)
+WORKLOADS: Final = (DAEMON_SET, DEPLOYMENT, STATEFUL_SET, LEADER_WORKER_SET)
+WAVES: Final[Mapping[str, int]] = {
+    **dict.fromkeys((kind.name for kind in FOUNDATIONS), 0),
+    **dict.fromkeys((ROLE_BINDING.name, ROLE_OWN.name), 1),
+    **dict.fromkeys((kind.name for kind in WORKLOADS), 2),
+}
+"""Pods begin with what they refer to; a binding names a role, and what scales or selects a workload comes after it."""
+LAST_WAVE: Final = 3
 OWN: Final = {kind.name: kind for kind in OWN_KINDS}
 
 FenceStep = Callable[[Id, PodAction], Awaitable[None]]
@@ -97,11 +128,13 @@ class Executor:
         self._clock = clock
         self._applied: dict[Id, dict[Ref, Applied]] = {}
         self._told: dict[Id, tuple[bytes, bytes]] = {}
+        self._told_at: dict[Id, float] = {}
 
     def forget(self, key: Id) -> None:
         """The resource is gone: nothing that was written for it counts any more."""
         self._applied.pop(key, None)
         self._told.pop(key, None)
+        self._told_at.pop(key, None)
 
     async def carry_out(self, key: Id, resource: Manifest, plan: Plan) -> list[Refused]:
         """Everything but dropping the finalizer, which `marks` does when the caller is sure.
@@ -113,34 +146,29 @@ class Executor:
         memory, uid = self._applied.setdefault(key, {}), str(resource["metadata"].get("uid") or "")
         for ref in plan.renew:
             memory.pop(ref, None)
-        for manifest in plan.apply:
-            try:
-                await self._apply(key, uid, memory, manifest)
-            except (NameTakenError, RejectedError, ForbiddenError) as error:
-                refused.append(refused_of(key, manifest, error))
-            except NotFoundError as error:
-                if not kind_of(manifest).optional:
-                    raise
-                # Its API has gone, and discovery has not noticed yet: the other children do not wait for that.
-                self._world.doubt(kind_of(manifest))
-                refused.append(refused_of(key, manifest, error))
+        for wave in waves(plan.apply):
+            refused += await self._apply_all(key, uid, memory, wave)
         for action in plan.actions:
             await self._step(key, action)
         for ref in plan.delete:
             await self._delete(memory, ref)
         return refused
 
-    async def tell(self, key: Id, resource: Manifest, status: Mapping[str, Any]) -> None:
-        """Writes the status, if it says anything new."""
-        if not status:
-            return
+    async def tell(self, key: Id, resource: Manifest, status: Mapping[str, Any]) -> float | None:
+        """Writes the status, if it says anything new. Returns after how long it is to be written, if that is not now: numbers and words
+        that change every moment wait for each other, no verdict does."""
         live = resource.get("status") or {}
-        if live == status or self._told.get(key) == (_digest(status), _digest(live)):
-            return
+        if not status or live == status or self._told.get(key) == (_digest(status), _digest(live)):
+            return None
+        pause = self._told_at.get(key, -QUIET_SECONDS) + QUIET_SECONDS - self._clock()
+        if pause > 0 and verdicts(live) == verdicts(status):
+            return pause
+        self._told_at[key] = self._clock()
         body = {**_head(OWN[key.kind], resource), "status": status}
         answer = await self._client.apply(body, subresource="status")
         self._told[key] = (_digest(status), _digest(answer.get("status") or {}))
         self._resources.put(key.kind, answer)
+        return None
 
     async def events(self, resource: Manifest, plan: Plan, refused: list[Refused]) -> None:
         """Tells the events of a plan, and what was refused."""
@@ -159,6 +187,24 @@ class Executor:
         await self._recorder.tell(resource, "Warning", "OtherOperator", note)
 
     # manifests --------------------------------------------------------------------------------------------------------
+
+    async def _apply_all(
+        self, key: Id, uid: str, memory: dict[Ref, Applied], manifests: Sequence[Manifest]
+    ) -> list[Refused]:
+        """At once: how many requests there are at a time is the client's affair."""
+        work = (self._apply(key, uid, memory, manifest) for manifest in manifests)
+        results = await asyncio.gather(*work, return_exceptions=True)
+        refused: list[Refused] = []
+        for manifest, result in zip(manifests, results, strict=True):
+            if isinstance(result, NotFoundError) and kind_of(manifest).optional:
+                # Its API has gone, and discovery has not noticed yet: the other children do not wait for that.
+                self._world.doubt(kind_of(manifest))
+                refused.append(refused_of(key, manifest, result))
+            elif isinstance(result, (NameTakenError, RejectedError, ForbiddenError)):
+                refused.append(refused_of(key, manifest, result))
+            elif isinstance(result, BaseException):
+                raise result
+        return refused
 
     async def _apply(self, key: Id, uid: str, memory: dict[Ref, Applied], manifest: Manifest) -> None:
         ref, wish = Ref.of(manifest), _wish(manifest)
@@ -241,6 +287,22 @@ class Executor:
                     await self._client.merge(POD, action.namespace, action.pod, change)
                 except (NotFoundError, ConflictError):
                     return
+
+
+def waves(manifests: Sequence[Manifest]) -> list[list[Manifest]]:
+    """What may be applied at once, in the order in which the one needs the other; within a wave as the plan has it."""
+    found: dict[int, list[Manifest]] = {}
+    for manifest in manifests:
+        found.setdefault(WAVES.get(manifest["kind"], LAST_WAVE), []).append(manifest)
+    return [found[number] for number in sorted(found)]
+
+
+def verdicts(status: Mapping[str, Any]) -> tuple[object, ...]:
+    """Of which generation it speaks, and what it says of each condition but whether there is progress."""
+    told = {
+        one.get("type"): one.get("status") for one in status.get("conditions") or () if one.get("type") != "Progressing"
+    }
+    return status.get("observedGeneration"), told
 
 
 def _wish(manifest: Mapping[str, Any]) -> bytes:

@@ -176,7 +176,7 @@ class Controller:
         refused = await self._executor.carry_out(key, resource, plan)
         status = with_refusals(plan.status, refused, resource)
         try:
-            await self._executor.tell(key, resource, status)
+            later = await self._executor.tell(key, resource, status)
         except NotFoundError:
             self._vanished(key, resource)
             return None
@@ -185,8 +185,7 @@ class Controller:
             await self._executor.marks.drop_finalizer(key, self._resources.get(key) or resource)
         if refused:
             return REFUSED_SECONDS
-        slow = self._slow()
-        return min(plan.requeue_seconds, slow) if plan.requeue_seconds is not None else slow
+        return min(one for one in (plan.requeue_seconds, later, self._slow()) if one is not None)
 
     def _slow(self) -> float:
         return self._resync_seconds * (1 + RESYNC_JITTER * (2 * random.random() - 1))

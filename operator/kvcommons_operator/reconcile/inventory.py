@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from kvcommons_operator.kube.kinds import POD
+from kvcommons_operator.kube.kinds import AUTOSCALER, DISRUPTION_BUDGET, NETWORK_POLICY, POD, SCALED_OBJECT, SERVICE
 from kvcommons_operator.kube.watches import Change, Key
 from kvcommons_operator.observed import Manifest, Pod, Ref, replica_writers
 from kvcommons_operator.reconcile.owners import Owner, interned, owner_of_child, owners_of_pod
@@ -19,6 +19,10 @@ NOISE: Final = frozenset({"resourceVersion", "managedFields", "generation", "cre
 CONTROLLERS_PREFIX: Final = "deployment.kubernetes.io/"
 """Annotations of Kubernetes' own controller of Deployments (revision, ...): it writes them on every one that we make."""
 COMPRESSION: Final = 1
+UNREAD_STATUS: Final = frozenset(
+    {AUTOSCALER.name, DISRUPTION_BUDGET.name, NETWORK_POLICY.name, SERVICE.name, SCALED_OBJECT.name}
+)
+"""Kinds whose status no plan reads, and whose controllers write it all the time: nobody is woken for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ def keep_child(kind: tuple[str, str]) -> Callable[[Manifest], Child]:
             uid=str(metadata.get("uid") or ""),
             owner=owner_of_child(metadata.get("labels") or {}, namespace),
             digest=wish_digest(document),
-            status_digest=_digest(document.get("status")),
+            status_digest=b"" if kind[1] in UNREAD_STATUS else _digest(document.get("status")),
             packed=zlib.compress(json.dumps(document, separators=(",", ":")).encode(), COMPRESSION),
         )
 

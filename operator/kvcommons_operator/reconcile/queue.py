@@ -29,12 +29,15 @@ class WorkQueue(Generic[K]):
         clock: Callable[[], float] = time.monotonic,
         rng: Callable[[], float] = random.random,
         interval_seconds_min: float = INTERVAL_SECONDS_MIN,
+        first: Callable[[K], bool] = lambda key: False,
     ) -> None:
+        """:param first: whether a key that is due goes before all that are not so."""
         self._clock = clock
         self._rng = rng
         self._interval = interval_seconds_min
         self._due: dict[K, float] = {}
-        self._heap: list[tuple[float, int, K]] = []
+        self._first = first
+        self._heaps: tuple[list[tuple[float, int, K]], ...] = ([], [])
         self._order = itertools.count()
         self._busy: set[K] = set()
         self._again: dict[K, float] = {}
@@ -54,7 +57,7 @@ class WorkQueue(Generic[K]):
             return
         if at < self._due.get(key, float("inf")):
             self._due[key] = at
-            heapq.heappush(self._heap, (at, next(self._order), key))
+            heapq.heappush(self._heaps[0 if self._first(key) else 1], (at, next(self._order), key))
             self._wake.set()
 
     def forget(self, key: K) -> None:
@@ -66,16 +69,17 @@ class WorkQueue(Generic[K]):
         """The next that is due; it is the caller's until `done` or `failed`."""
         while True:
             now = self._clock()
-            while self._heap and self._due.get(self._heap[0][2]) != self._heap[0][0]:
-                heapq.heappop(self._heap)
-            if self._heap and self._heap[0][0] <= now:
-                _, _, key = heapq.heappop(self._heap)
-                del self._due[key]
-                self._busy.add(key)
-                self._last[key] = now
-                return key
+            for heap in self._heaps:
+                while heap and self._due.get(heap[0][2]) != heap[0][0]:
+                    heapq.heappop(heap)
+                if heap and heap[0][0] <= now:
+                    _, _, key = heapq.heappop(heap)
+                    del self._due[key]
+                    self._busy.add(key)
+                    self._last[key] = now
+                    return key
             self._wake.clear()
-            wait = self._heap[0][0] - now if self._heap else None
+            wait = min((heap[0][0] - now for heap in self._heaps if heap), default=None)
             try:
                 await asyncio.wait_for(self._wake.wait(), wait)
             except TimeoutError:
