@@ -24,6 +24,8 @@ READY: Final = "Ready"
 INDEX_CONSISTENT: Final = "IndexConsistent"
 CONNECTOR_LOADED: Final = "ConnectorLoaded"
 
+STEPS: Final = frozenset({PROGRESSING, AVAILABLE, READY})
+"""What goes through many reasons while something comes up: each is in the condition while it holds."""
 STUCK_REASONS: Final = frozenset({"RolloutStuck", "PoolInUse"})
 
 
@@ -93,8 +95,12 @@ def previous(resource: Manifest) -> dict[str, Mapping[str, Any]]:
 
 def events(found: Iterable[Condition], resource: Manifest) -> list[Event]:
     """An Event for each condition whose status or reason is new: what went wrong, and that it is well again. A resource that was
-    only just made is told what is wrong with it, not that it is not there yet."""
+    only just made is told what is wrong with it, not that it is not there yet, nor every step of its way; and one that is ready not
+    that it is available too."""
+    found = list(found)
     before = previous(resource)
+    begins = _said(before, READY) == Verdict.FALSE and _said(before, PROGRESSING) == Verdict.TRUE
+    is_ready = any(condition.type == READY and condition.holds for condition in found)
     told: dict[tuple[str, str], Event] = {}
     for condition in found:
         old = before.get(condition.type)
@@ -102,6 +108,10 @@ def events(found: Iterable[Condition], resource: Manifest) -> list[Event]:
         if same or condition.status == Verdict.UNKNOWN:
             continue
         if old is None and (condition.holds or condition.type not in (ACCEPTED, RESOLVED_REFS)):
+            continue
+        if begins and condition.type in STEPS and _said(before, condition.type) == condition.status:
+            continue
+        if is_ready and condition.type == AVAILABLE:
             continue
         bad = condition.reason in STUCK_REASONS if condition.type == PROGRESSING else not condition.holds
         event = Event(
@@ -111,6 +121,10 @@ def events(found: Iterable[Condition], resource: Manifest) -> list[Event]:
         )
         told.setdefault((condition.reason, condition.message), event)
     return list(told.values())
+
+
+def _said(before: Mapping[str, Mapping[str, Any]], kind: str) -> str:
+    return str(before.get(kind, {}).get("status", ""))
 
 
 def ready(parts: Sequence[Condition]) -> Condition:

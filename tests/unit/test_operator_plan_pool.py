@@ -261,6 +261,18 @@ def test_events_are_told_once_a_change() -> None:
     assert [(event.type, event.reason) for event in plan(pool, **world).events] == [("Normal", "Ready")]
 
 
+def test_a_pool_that_comes_up_tells_no_event_of_every_step() -> None:
+    """Why it is not ready yet is in its conditions, and changes many times; that it is ready is told, once."""
+    pool = examples.pool()
+    pool["status"] = plan(pool).status
+    world = running(pool)
+    half = plan(pool, **{**world, "pods": ()})
+    assert examples.condition(half.status, "Ready") != examples.condition(pool["status"], "Ready")
+    assert [event.reason for event in half.events if event.reason != "Consistent"] == []
+    pool["status"] = half.status
+    assert sorted({event.reason for event in plan(pool, **world).events} - {"Consistent"}) == ["Complete", "Ready"]
+
+
 def test_what_is_wished_for_no_more_is_deleted() -> None:
     """A pool that goes from one Redis to three loses the one, its Service and nothing else."""
     one, three = examples.pool(), examples.pool(index={"managed": {"replicas": 3}})

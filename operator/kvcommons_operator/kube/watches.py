@@ -157,12 +157,15 @@ class Watch(Generic[T]):
         self._replace(found, _number(version))
         return version
 
-    def offer(self, item: Document) -> None:
-        """An object as a request answered it: often newer than what the stream has brought so far, which then brings it once more."""
+    def offer(self, item: Document) -> T:
+        """An object as a request answered it: often newer than what the stream has brought so far, which then brings it once more.
+        Returns what is kept of it."""
         key, version = _key(item), _version(item)
         if version and version == self._versions.get(key):
-            return
-        self._put(key, version, self._keep(item))
+            return self.cache[key]
+        kept = self._keep(item)
+        self._put(key, version, kept)
+        return kept
 
     def _replace(self, found: dict[Key, tuple[int, T]], version: int) -> None:
         for key in [key for key in self.cache if key not in found]:

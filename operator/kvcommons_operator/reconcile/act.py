@@ -37,7 +37,7 @@ from kvcommons_operator.kube.kinds import (
 from kvcommons_operator.metrics import OperatorMetrics
 from kvcommons_operator.observed import Manifest, Ref
 from kvcommons_operator.outcome import ActionKind, Finalizer, Plan, PodAction
-from kvcommons_operator.reconcile.inventory import Inventory, wish_digest
+from kvcommons_operator.reconcile.inventory import Child, Inventory, wish_digest
 from kvcommons_operator.reconcile.marks import Marks
 from kvcommons_operator.reconcile.ownership import NameTakenError, is_ours, taken
 from kvcommons_operator.reconcile.resources import Id, Resources
@@ -224,11 +224,11 @@ class Executor:
             if kind.optional:
                 self._world.discovery.forget()
             raise
-        child, digest = self._inventory.child(ref), wish_digest({**answer, **_head_kind(kind)})
+        child, kept = self._inventory.child(ref), self._offer(kind, answer)
+        digest = kept.digest if kept is not None else wish_digest({**answer, **_head_kind(kind)})
         drifted = known is not None and known.wish == wish and (child is None or child.digest != digest)
         self._metrics.applied.labels("repaired" if drifted else "applied").inc()
         memory[ref] = Applied(wish, digest, self._clock(), str(answer["metadata"].get("uid") or ""))
-        self._offer(kind, answer)
 
     async def _see_that_it_is_ours(self, key: Id, uid: str, kind: Kind, ref: Ref, known: Applied | None) -> None:
         """:raises NameTakenError: if there is an object of this name that is not."""
@@ -256,11 +256,11 @@ class Executor:
         child = self._inventory.child(ref)
         return child is not None and child.digest == known.digest
 
-    def _offer(self, kind: Kind, answer: Document) -> None:
-        if kind in OWN_KINDS:
-            self._resources.put(kind.name, answer)
-        else:
-            self._world.offer(kind, answer)
+    def _offer(self, kind: Kind, answer: Document) -> Child | None:
+        if kind not in OWN_KINDS:
+            return self._world.offer(kind, answer)
+        self._resources.put(kind.name, answer)
+        return None
 
     async def _delete(self, memory: dict[Ref, Applied], ref: Ref) -> None:
         memory.pop(ref, None)

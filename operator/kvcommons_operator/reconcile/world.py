@@ -69,14 +69,14 @@ class World:
         """Whether objects of a kind are watched, in any namespace."""
         return any(watched == kind for watched, _ in self._children)
 
-    def offer(self, kind: Kind, item: Mapping[str, Any]) -> None:
-        """An object as a request answered it."""
+    def offer(self, kind: Kind, item: Mapping[str, Any]) -> Child | None:
+        """An object as a request answered it. Returns what is kept of it; None where its kind is not watched."""
         namespace = item["metadata"].get("namespace")
         for place in (namespace, None):
             watch = self._children.get((kind, place))
             if watch is not None:
-                watch.offer(dict(item))
-                return
+                return watch.offer(dict(item))
+        return None
 
     async def start(self) -> None:
         """Returns when everything has been listed once. :raises KubeError: if the APIs are not known."""
