@@ -44,6 +44,7 @@ class WorkQueue(Generic[K]):
         self._last: dict[K, float] = {}
         self._failures: dict[K, int] = {}
         self._wake = asyncio.Event()
+        self._turn = asyncio.Lock()
 
     def __len__(self) -> int:
         now = self._clock()
@@ -66,7 +67,12 @@ class WorkQueue(Generic[K]):
             book.pop(key, None)
 
     async def take(self) -> K:
-        """The next that is due; it is the caller's until `done` or `failed`."""
+        """The next that is due; it is the caller's until `done` or `failed`. Of workers without work one waits for the time and for
+        what comes, and the others for that one."""
+        async with self._turn:
+            return await self._next()
+
+    async def _next(self) -> K:
         while True:
             now = self._clock()
             for heap in self._heaps:
@@ -81,7 +87,8 @@ class WorkQueue(Generic[K]):
             self._wake.clear()
             wait = min((heap[0][0] - now for heap in self._heaps if heap), default=None)
             try:
-                await asyncio.wait_for(self._wake.wait(), wait)
+                async with asyncio.timeout(wait):
+                    await self._wake.wait()
             except TimeoutError:
                 continue
 
