@@ -35,6 +35,9 @@ AUDIT_POLICY = {
 }
 POD_ADDRESS = "127.200.0.1"
 """Of every pod: one stand-in answers for all cache nodes."""
+# Each may have some times its heap before it is swept: in a cluster of this size every one of them has cores of its own; here they share two
+# with each other and the operator, and memory is what there is enough of.
+MEMORY_FOR_TIME = {"GOGC": "800", "GOMEMLIMIT": "2GiB"}
 Document = dict[str, Any]
 
 # What kwok does with pods: ready as soon as they are on a machine, gone as soon as they are to go.
@@ -112,9 +115,6 @@ class World:
             flags=(*ALONE, "--max-requests-inflight=2000", "--max-mutating-requests-inflight=1000"),
         )  # fmt: skip
         self.binaries = binaries
-        # Each may have some times its heap before it is swept: in a cluster of this size they have machines of their own, here they share two
-        # cores with each other and the operator, and memory is what there is enough of.
-        self.server.apiserver.environment["GOGC"] = "400"
         (folder / "audit-policy.yaml").write_text(json.dumps(AUDIT_POLICY))
         self.operator_token = self.server.add_user(OPERATOR_USER, "system:masters")
         self.operator_kubeconfig = folder / "operator.kubeconfig"
@@ -137,6 +137,9 @@ class World:
                 folder,
             ),
         ]  # fmt: skip
+
+        for part in (self.server.etcd, self.server.apiserver, *self.parts):
+            part.environment |= MEMORY_FOR_TIME
 
     def start(self) -> None:
         (self.folder / "kwok.yaml").write_text(STAGES.replace("ADDRESS", POD_ADDRESS))
