@@ -48,6 +48,8 @@ class FakeApi:
     """Paths that end in one of these are always answered 403."""
     silent: bool = False
     """Streams are opened and say nothing, not even that they end."""
+    held: str = ""
+    """Requests whose path has this in it wait until it is empty."""
     _streams: list[tuple[str, asyncio.Queue[Document | None]]] = field(default_factory=list)
 
     def put(self, collection: str, name: str, **more: Any) -> Document:
@@ -91,6 +93,8 @@ class FakeApi:
             self.bodies.append(json.loads(await request.read()))
         if request.path.endswith(self.forbidden):
             return _status(403, "Forbidden")
+        if self.held:
+            await until(lambda: self.held not in request.path or not self.held)
         failure = self._failure(request.method, "watch" in query)
         if failure is not None:
             if not failure.status:

@@ -80,12 +80,14 @@ def words(item: Document) -> str:
 class Progress:
     """What is not there yet, in the operator's own words."""
 
-    def __init__(self, made: World, nodes_per_pool: int) -> None:
+    def __init__(self, made: World, operator: Operator, nodes_per_pool: int) -> None:
         self._made = made
+        self._operator = operator
         self._nodes = nodes_per_pool
         self._said = 0.0
 
     def done(self) -> bool:
+        assert self._operator.process.alive, f"the operator has ended:\n{self._operator.log[-2_000:]}"
         pools = self._made.server.request("GET", f"{GROUP}/kvcachepools")["items"]
         wait_pools = [one for one in pools if not (ready(one) and self._pool_done(one["status"]))]
         if wait_pools:
@@ -122,7 +124,7 @@ def measure(
     made: World, operator: Operator, nodes_per_pool: int, begun: float, before: dict[str, float], idle_seconds: float
 ) -> Document:
     sampler, pid = Sampler(operator.process.pid), operator.process.pid
-    wait_for(Progress(made, nodes_per_pool).done, "everything has converged", CONVERGE_SECONDS_MAX, every=1.0)
+    wait_for(Progress(made, operator, nodes_per_pool).done, "everything has converged", CONVERGE_SECONDS_MAX, every=1.0)
     converge = time.monotonic() - begun
     spent = {name: seconds - before.get(name, 0.0) for name, seconds in cpu(made, operator).items()}
     say(f"CPU seconds: {', '.join(f'{name} {seconds:.1f}' for name, seconds in spent.items())}")

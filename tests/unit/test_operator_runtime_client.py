@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
 import pytest
-from fake_api import Failure, fake_api
+from fake_api import Failure, fake_api, until
 from kvcommons_operator.kube import kinds
-from kvcommons_operator.kube.client import ATTEMPTS_MAX
+from kvcommons_operator.kube.client import ATTEMPTS_MAX, REQUESTS_AT_ONCE_MAX
 from kvcommons_operator.kube.discovery import Discovery
 from kvcommons_operator.kube.errors import (
     ConflictError,
@@ -22,6 +23,7 @@ from kvcommons_operator.kube.errors import (
 from kvcommons_operator.kube.events import Recorder
 
 MAPS = "/api/v1/namespaces/ns/configmaps"
+LEASES = "/apis/coordination.k8s.io/v1/namespaces/ns/leases"
 ONE: dict[str, Any] = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "one", "namespace": "ns"}}
 
 
@@ -41,6 +43,20 @@ async def test_a_list_is_read_page_by_page() -> None:
         assert [len(page.items) for page in pages] == [3, 3, 1]
         assert [query.get("continue") for query in api.requests("GET")] == [None, "3", "6"]
         assert {query["labelSelector"] for query in api.requests("GET")} == {"a=b"}
+
+
+async def test_a_lease_does_not_wait_behind_other_requests() -> None:
+    """With as many requests under way as there may be, the lease is still renewed: a leader that is busy stays the leader."""
+    async with fake_api() as (api, client):
+        api.put(MAPS, "one")
+        api.put(LEASES, "operator")
+        api.held = "configmaps"
+        work = [asyncio.create_task(client.get(kinds.CONFIG_MAP, "ns", "one")) for _ in range(REQUESTS_AT_ONCE_MAX + 8)]
+        await until(lambda: len(api.asked) == REQUESTS_AT_ONCE_MAX)
+        assert (await client.get(kinds.LEASE, "ns", "operator"))["metadata"]["name"] == "operator"
+        assert not any(one.done() for one in work)
+        api.held = ""
+        await asyncio.gather(*work)
 
 
 async def test_retry_after_is_honoured() -> None:

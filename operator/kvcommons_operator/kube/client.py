@@ -7,6 +7,7 @@ bounded in time and tried a bounded number of times; what is left is an error th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import time
@@ -20,7 +21,7 @@ import yarl
 from kubernetes.aio.client import ApiClient
 
 from kvcommons_operator.kube.errors import ConflictError, KubeError, UnavailableError, of_status
-from kvcommons_operator.kube.kinds import Kind, kind_of
+from kvcommons_operator.kube.kinds import LEASE, Kind, kind_of
 
 FIELD_MANAGER: Final = "kvcommons-operator"
 REQUEST_SECONDS_MAX: Final = 30.0
@@ -193,7 +194,8 @@ class KubeClient:
         while True:
             attempt += 1
             try:
-                async with self._at_once:
+                # A lease waits for nothing else: who is slow for a moment is not to lose it.
+                async with contextlib.nullcontext() if kind is LEASE else self._at_once:
                     return await self._once(method, path, kind, query, body, content_type, accept, seconds_max)
             except UnavailableError as error:
                 if attempt >= attempts_max:
