@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 
 import pytest
-from kvcommons_operator.reconcile.queue import BACKOFF_SECONDS_MAX, WorkQueue
+from kvcommons_operator.reconcile.queue import BACKOFF_SECONDS_MAX, INTERVAL_SECONDS_MAX, WorkQueue
 
 
 class Clock:
@@ -122,3 +123,29 @@ async def test_what_goes_first_goes_before_all_that_is_due(clock: Clock) -> None
     assert [await taken(queue) for _ in range(7)] == ["pool-a", *(f"chat-{number}" for number in range(5)), None]
     clock.now = 61.0
     assert await taken(queue) == "pool-later"
+
+
+async def test_when_hundreds_change_at_once_each_is_looked_at_less_often(clock: Clock, queue: WorkQueue[str]) -> None:
+    """The number of looks a second grows far more slowly than the number of objects; every one of them is still looked at within seconds,
+    and the interval is the short one again when the crowd is gone."""
+    looks: dict[str, list[float]] = {}
+    for tick in range(100):
+        clock.now = tick / 5
+        for number in range(200):
+            queue.add(f"chat-{number}", 0.0)
+        while (key := await taken(queue)) is not None:
+            looks.setdefault(key, []).append(clock.now)
+            queue.done(key)
+    assert len(looks) == 200
+    assert sum(map(len, looks.values())) / 20.0 < 80
+    gaps = [later - one for times in looks.values() for one, later in pairwise(times)]
+    assert 2.0 < max(gaps) <= INTERVAL_SECONDS_MAX + 0.2
+    clock.now = 60.0
+    for number in range(200):
+        queue.forget(f"chat-{number}")
+    queue.add("a", 0.0)
+    assert await taken(queue) == "a"
+    queue.done("a")
+    queue.add("a", 0.0)
+    clock.now = 61.1
+    assert await taken(queue) == "a"

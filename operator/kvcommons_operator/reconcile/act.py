@@ -47,7 +47,10 @@ from kvcommons_operator.refusals import fields_of
 UNWATCHED_SECONDS: Final = 600.0
 """What is not watched (Secrets) is written again this often, which puts drift back."""
 QUIET_SECONDS: Final = 2.0
-"""A status whose verdicts stay as they are is written this often at most."""
+QUIET_SECONDS_MAX: Final = 15.0
+QUIET_WRITES_PER_SECOND: Final = 20
+"""A status whose verdicts stay as they are is written that often at most, all resources together, and each not more than every two
+seconds: while two hundred deployments come up, every one of them has new numbers each second."""
 NAME_TAKEN: Final = "NameTaken"
 CHILD_REFUSED: Final = "ChildRefused"
 """What a field of ours asks for is not possible in this cluster."""
@@ -160,7 +163,8 @@ class Executor:
         live = resource.get("status") or {}
         if not status or live == status or self._told.get(key) == (_digest(status), _digest(live)):
             return None
-        pause = self._told_at.get(key, -QUIET_SECONDS) + QUIET_SECONDS - self._clock()
+        quiet = min(QUIET_SECONDS_MAX, max(QUIET_SECONDS, len(self._told_at) / QUIET_WRITES_PER_SECOND))
+        pause = self._told_at.get(key, -quiet) + quiet - self._clock()
         if pause > 0 and verdicts(live) == verdicts(status):
             return pause
         self._told_at[key] = self._clock()

@@ -7,6 +7,7 @@ import heapq
 import itertools
 import random
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
@@ -14,6 +15,13 @@ COALESCE_SECONDS: Final = 0.05
 """What follows an event within this time is done together with it."""
 INTERVAL_SECONDS_MIN: Final = 1.0
 """An object under a storm of events is looked at this often at most."""
+INTERVAL_SECONDS_MAX: Final = 5.0
+LOOKS_PER_SECOND: Final = 20
+"""As many looks a second leave that interval as it is. With more of them, when hundreds of objects change at once, it grows in proportion, and
+each look does more of what has happened."""
+LOOKS_MAX: Final = 10_000
+PACE_SECONDS: Final = 5.0
+"""Over which looks are counted."""
 BACKOFF_SECONDS: Final = 0.5
 BACKOFF_SECONDS_MAX: Final = 60.0
 
@@ -43,6 +51,7 @@ class WorkQueue(Generic[K]):
         self._again: dict[K, float] = {}
         self._last: dict[K, float] = {}
         self._failures: dict[K, int] = {}
+        self._looks: deque[float] = deque(maxlen=LOOKS_MAX)
         self._wake = asyncio.Event()
         self._turn = asyncio.Lock()
 
@@ -52,7 +61,9 @@ class WorkQueue(Generic[K]):
 
     def add(self, key: K, delay_seconds: float = COALESCE_SECONDS) -> None:
         """Due after the delay, unless it is due sooner. While it is being done, it is done again afterwards."""
-        at = max(self._clock() + delay_seconds, self._last.get(key, -self._interval) + self._interval)
+        now = self._clock()
+        last = self._last.get(key)
+        at = now + delay_seconds if last is None else max(now + delay_seconds, last + self._pause(now))
         if key in self._busy:
             self._again[key] = min(at, self._again.get(key, at))
             return
@@ -60,6 +71,13 @@ class WorkQueue(Generic[K]):
             self._due[key] = at
             heapq.heappush(self._heaps[0 if self._first(key) else 1], (at, next(self._order), key))
             self._wake.set()
+
+    def _pause(self, now: float) -> float:
+        """How long an object is left alone that was just looked at."""
+        while self._looks and self._looks[0] <= now - PACE_SECONDS:
+            self._looks.popleft()
+        crowd = len(self._looks) / PACE_SECONDS / LOOKS_PER_SECOND
+        return self._interval * min(INTERVAL_SECONDS_MAX / INTERVAL_SECONDS_MIN, max(1.0, crowd))
 
     def forget(self, key: K) -> None:
         """It exists no more."""
@@ -83,6 +101,7 @@ class WorkQueue(Generic[K]):
                     del self._due[key]
                     self._busy.add(key)
                     self._last[key] = now
+                    self._looks.append(now)
                     return key
             self._wake.clear()
             wait = min((heap[0][0] - now for heap in self._heaps if heap), default=None)
