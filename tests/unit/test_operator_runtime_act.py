@@ -41,7 +41,7 @@ def test_pods_begin_with_what_they_refer_to_and_all_else_is_applied_at_once() ->
 
 
 async def test_numbers_wait_for_each_other_and_a_verdict_does_not() -> None:
-    """What changes every moment is told every two seconds; that something is ready, or is not any more, at once."""
+    """What changes every moment is told every few seconds; that something is ready, or is not any more, at once."""
     async with fake_api() as (api, client):
         clock, resources = [100.0], Resources()
         executor = executor_of(client, resources, clock)

@@ -46,10 +46,10 @@ from kvcommons_operator.refusals import fields_of
 
 UNWATCHED_SECONDS: Final = 600.0
 """What is not watched (Secrets) is written again this often, which puts drift back."""
-QUIET_SECONDS: Final = 2.0
+QUIET_SECONDS: Final = 5.0
 QUIET_SECONDS_MAX: Final = 15.0
 QUIET_WRITES_PER_SECOND: Final = 20
-"""A status whose verdicts stay as they are is written that often at most, all resources together, and each not more than every two
+"""A status whose verdicts stay as they are is written that often at most, all resources together, and each not more than every five
 seconds: while two hundred deployments come up, every one of them has new numbers each second."""
 NAME_TAKEN: Final = "NameTaken"
 CHILD_REFUSED: Final = "ChildRefused"
