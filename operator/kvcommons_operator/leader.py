@@ -20,19 +20,19 @@ from kvcommons_operator.metrics import OperatorMetrics
 from kvcommons_operator.observed import Install, NodeState, Pod
 from kvcommons_operator.outcome import ActionKind, PodAction
 from kvcommons_operator.reconcile.act import Executor
+from kvcommons_operator.reconcile.asked import is_node, is_pool, is_router, node_followed
 from kvcommons_operator.reconcile.controller import Controller
-from kvcommons_operator.reconcile.fence import Fencer, addresses, holds_node
+from kvcommons_operator.reconcile.fence import Fencer, addresses
 from kvcommons_operator.reconcile.inventory import Inventory
 from kvcommons_operator.reconcile.nodes import Address, NodeClient
 from kvcommons_operator.reconcile.observe import Observer
 from kvcommons_operator.reconcile.owners import deployment_of, owner_of, owners_of_pod, pool_of
 from kvcommons_operator.reconcile.ownership import other_operator
-from kvcommons_operator.reconcile.poller import Poller, Target, node_settled, node_shape, with_shares
+from kvcommons_operator.reconcile.poller import Poller, Target, node_settled, node_shape
 from kvcommons_operator.reconcile.queue import WorkQueue
 from kvcommons_operator.reconcile.resources import Id, Resources
 from kvcommons_operator.reconcile.warnings import Warnings
 from kvcommons_operator.reconcile.world import World
-from kvcommons_operator.rollout import followed
 from kvcommons_operator.settings import OperatorSection
 
 CRDS_SECONDS: Final = 2.0
@@ -62,23 +62,23 @@ class Leader:
         self._install = install
         self._metrics = metrics
         self._resources = Resources()
-        self._queue: WorkQueue[Id] = WorkQueue(first=_is_pool)
+        self._queue: WorkQueue[Id] = WorkQueue(first=is_pool)
         self._node_client = NodeClient()
         self._fencer = Fencer(self._node_client, metrics, self._live_nodes)
         self._inventory = Inventory(self._owner_event, self._pod_changed)
         self._world = World(client, settings.namespaces, self._inventory, self._apis_changed)
         self._nodes: Poller[NodeState] = Poller(
-            _is_node,
+            is_node,
             self._node_target,
             self._ask_node,
             node_shape,
             node_settled,
             self._queue.add,
             settings.node_polls_per_second_max,
-            follow=_node_followed,
+            follow=node_followed,
         )
         self._routers: Poller[int | None] = Poller(
-            _is_router,
+            is_router,
             self._router_target,
             self._ask_router,
             lambda count: count,
@@ -218,7 +218,7 @@ class Leader:
             # Its routers have one more to send to, or one less.
             for owner in owners_of_pod(pod.labels, pod.namespace):
                 if owner.kind == names.DEPLOYMENT_KIND:
-                    for mate in filter(_is_router, self._inventory.pods(owner)):
+                    for mate in filter(is_router, self._inventory.pods(owner)):
                         self._routers.urge(mate.uid)
 
     def _apis_changed(self) -> None:
@@ -287,20 +287,3 @@ class Leader:
             others = addresses([pod for pod in pods if pod.uid != action.uid], token)[:3]
             await self._fencer.ask(others, members, action.reason)
         self._nodes.urge(action.uid)
-
-
-def _is_pool(key: Id) -> bool:
-    """A few pools are what hundreds of deployments wait for."""
-    return key.kind == names.POOL_KIND
-
-
-def _is_node(pod: Pod) -> bool:
-    return bool(pod.ip) and pod.phase == "Running" and holds_node(pod)
-
-
-def _is_router(pod: Pod) -> bool:
-    return bool(pod.ip) and pod.phase == "Running" and pod.labels.get(names.COMPONENT) == names.ROUTER
-
-
-def _node_followed(before: NodeState | None, state: NodeState, seconds: float) -> NodeState:
-    return with_shares(before, followed(before, state, seconds))

@@ -11,9 +11,10 @@ from kvcommons_operator.kube.client import KubeClient
 from kvcommons_operator.kube.events import Recorder
 from kvcommons_operator.metrics import OperatorMetrics
 from kvcommons_operator.outcome import PodAction
-from kvcommons_operator.reconcile.act import QUIET_SECONDS, Executor, waves
+from kvcommons_operator.reconcile.act import QUIET_SECONDS, Executor
 from kvcommons_operator.reconcile.inventory import Inventory
 from kvcommons_operator.reconcile.resources import Id, Resources
+from kvcommons_operator.reconcile.waves import waves
 from kvcommons_operator.reconcile.world import World
 
 KEY = Id(names.DEPLOYMENT_KIND, "ns", "chat")

@@ -14,26 +14,7 @@ from kvcommons_operator import names
 from kvcommons_operator.kube.client import Document, KubeClient
 from kvcommons_operator.kube.errors import ConflictError, ForbiddenError, KubeError, NotFoundError, RejectedError
 from kvcommons_operator.kube.events import Recorder
-from kvcommons_operator.kube.kinds import (
-    BY_KEY,
-    CONFIG_MAP,
-    DAEMON_SET,
-    DEPLOYMENT,
-    DISRUPTION_BUDGET,
-    LEADER_WORKER_SET,
-    NETWORK_POLICY,
-    OWN_KINDS,
-    POD,
-    ROLE,
-    ROLE_BINDING,
-    ROLE_OWN,
-    SECRET,
-    SERVICE,
-    SERVICE_ACCOUNT,
-    STATEFUL_SET,
-    Kind,
-    kind_of,
-)
+from kvcommons_operator.kube.kinds import BY_KEY, OWN_KINDS, POD, Kind, kind_of
 from kvcommons_operator.metrics import OperatorMetrics
 from kvcommons_operator.observed import Manifest, Ref
 from kvcommons_operator.outcome import ActionKind, Finalizer, Plan, PodAction
@@ -41,6 +22,7 @@ from kvcommons_operator.reconcile.inventory import Child, Inventory, wish_digest
 from kvcommons_operator.reconcile.marks import Marks
 from kvcommons_operator.reconcile.ownership import NameTakenError, is_ours, taken
 from kvcommons_operator.reconcile.resources import Id, Resources
+from kvcommons_operator.reconcile.waves import waves
 from kvcommons_operator.reconcile.world import World
 from kvcommons_operator.refusals import fields_of
 
@@ -54,15 +36,6 @@ seconds: while two hundred deployments come up, every one of them has new number
 NAME_TAKEN: Final = "NameTaken"
 CHILD_REFUSED: Final = "ChildRefused"
 """What a field of ours asks for is not possible in this cluster."""
-FOUNDATIONS: Final = (SECRET, CONFIG_MAP, SERVICE_ACCOUNT, SERVICE, ROLE, NETWORK_POLICY, DISRUPTION_BUDGET)
-WORKLOADS: Final = (DAEMON_SET, DEPLOYMENT, STATEFUL_SET, LEADER_WORKER_SET)
-WAVES: Final[Mapping[str, int]] = {
-    **dict.fromkeys((kind.name for kind in FOUNDATIONS), 0),
-    **dict.fromkeys((ROLE_BINDING.name, ROLE_OWN.name), 1),
-    **dict.fromkeys((kind.name for kind in WORKLOADS), 2),
-}
-"""Pods begin with what they refer to; a binding names a role, and what scales or selects a workload comes after it."""
-LAST_WAVE: Final = 3
 OWN: Final = {kind.name: kind for kind in OWN_KINDS}
 
 FenceStep = Callable[[Id, PodAction], Awaitable[None]]
@@ -291,14 +264,6 @@ class Executor:
                     await self._client.merge(POD, action.namespace, action.pod, change)
                 except (NotFoundError, ConflictError):
                     return
-
-
-def waves(manifests: Sequence[Manifest]) -> list[list[Manifest]]:
-    """What may be applied at once, in the order in which the one needs the other; within a wave as the plan has it."""
-    found: dict[int, list[Manifest]] = {}
-    for manifest in manifests:
-        found.setdefault(WAVES.get(manifest["kind"], LAST_WAVE), []).append(manifest)
-    return [found[number] for number in sorted(found)]
 
 
 def verdicts(status: Mapping[str, Any]) -> tuple[object, ...]:
