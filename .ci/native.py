@@ -82,6 +82,13 @@ def build_module(werror: bool) -> Path:
     return next(folder.glob("_native*.so"))
 
 
+def build_programs() -> None:
+    """What benchmarks run beside the module, into build/bench."""
+    folder = ROOT / "build" / "bench"
+    configure(folder, "-DCMAKE_BUILD_TYPE=Release", "-DKVCOMMONS_BENCH=ON", "-DKVCOMMONS_WERROR=ON")
+    run_quietly("cmake", "--build", folder, "--", "--quiet")
+
+
 def install_module(built: Path) -> None:
     """Beside the package's sources, under a name that carries the interpreter's ABI."""
     target = ROOT / "cache_node" / "kvcommons_core" / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
@@ -115,7 +122,7 @@ def run_tests(sanitizer: str, only: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=["module", "check", "test"])
+    parser.add_argument("what", choices=["module", "check", "test", "bench"])
     parser.add_argument("--sanitizer", choices=sorted(SANITIZERS), default="address")
     parser.add_argument("--only", default="", help="a regular expression of test names")
     chosen = parser.parse_args()
@@ -124,6 +131,8 @@ def main() -> None:
             run_tests(chosen.sanitizer, chosen.only)
         elif chosen.what == "check":
             build_module(werror=True)
+        elif chosen.what == "bench":
+            build_programs()
         else:
             install_module(build_module(werror=False))
 
