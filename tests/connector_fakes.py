@@ -22,6 +22,7 @@ class FakeNode:
         self.lookups = 0
         self.up = True
         self.multi_tenant = False
+        self.has_tiers = False
         self.attach_count = 1
         self.status = "ok"
         self._lease = 100

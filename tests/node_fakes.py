@@ -8,7 +8,7 @@ import os
 from collections import deque
 
 from kvcommons_node.api.models import IndexStatus
-from kvcommons_node.seam import KnownFingerprint, RawEvent
+from kvcommons_node.seam import KnownFingerprint, KnownTier, RawEvent
 
 FINGERPRINT = bytes(range(32))
 
@@ -18,15 +18,19 @@ def key(number: int) -> bytes:
 
 
 def committed(number: int, text_keys: tuple[int, ...] = ()) -> RawEvent:
-    return ("committed", key(number), FINGERPRINT, text_keys, "", 0)
+    return ("committed", key(number), FINGERPRINT, text_keys, "", 0, "")
 
 
-def freed(number: int, age_ms: int = 1_500) -> RawEvent:
-    return ("freed", key(number), FINGERPRINT, (), "", age_ms)
+def freed(number: int, age_ms: int = 1_500, tier: str = "") -> RawEvent:
+    return ("freed", key(number), FINGERPRINT, (), "", age_ms, tier)
+
+
+def moved(number: int, tier: str) -> RawEvent:
+    return ("moved", key(number), FINGERPRINT, (), "", 0, tier)
 
 
 def feedback(report: str) -> RawEvent:
-    return ("feedback", b"", b"", (), report, 0)
+    return ("feedback", b"", b"", (), report, 0, "")
 
 
 class FakeCore:
@@ -40,6 +44,8 @@ class FakeCore:
         self.adopted = False
         self.arena_id = bytes(16)
         self.notes: list[str] = []
+        self.behind: list[tuple[bytes, bytes, tuple[int, ...], str]] = []
+        self.known_tiers: list[KnownTier] = []
         self.running = False
         self._start_error = start_error
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -81,6 +87,16 @@ class FakeCore:
         page = every[cursor : cursor + items_max]
         following = cursor + len(page)
         return page, following if following < len(every) else 0
+
+    def tier_inventory(
+        self, cursor: int, items_max: int
+    ) -> tuple[list[tuple[bytes, bytes, tuple[int, ...], str]], int]:
+        page = self.behind[cursor : cursor + items_max]
+        following = cursor + len(page)
+        return page, following if following < len(self.behind) else 0
+
+    def tiers(self) -> list[KnownTier]:
+        return self.known_tiers
 
     def stats(self) -> dict[str, int]:
         return {
@@ -140,6 +156,9 @@ class FakeIndex:
 
     def freed(self, key: bytes, fingerprint: bytes, text_keys: tuple[int, ...]) -> None:
         self._hear(("freed", key))
+
+    def placed(self, key: bytes, fingerprint: bytes, text_keys: tuple[int, ...], tier: str) -> None:
+        self._hear(("placed", (key, tier)))
 
     def feedback(self, report: str) -> None:
         self._hear(("feedback", report))

@@ -1,6 +1,6 @@
 """The one binding of csrc. Integers are bytes, tokens or milliseconds as named; keys are packed 32-byte strings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeAlias
 
 PROTOCOL_VERSION_MIN: Final[int]
@@ -134,9 +134,12 @@ class NodeCore:
         allowed_uids: Sequence[int] = ...,
         allowed_gids: Sequence[int] = ...,
         socket_mode: int = ...,
+        disk: Mapping[str, object] = ...,
+        tier_write_queue_max: int = ...,
     ) -> None:
         """allowed_uids: empty means this process' user and root; allowed_gids: whoever is in one of these groups as well.
-        socket_mode: 0 means 0600, or 0660 where others are allowed. slab_bytes: 0 means the default. holder_socket: "" means that the arena ends with this process."""
+        socket_mode: 0 means 0600, or 0660 where others are allowed. slab_bytes: 0 means the default. holder_socket: "" means that the arena ends with this process.
+        disk: settings.DiskSection's values by name; empty for memory alone."""
     def start(self) -> None:
         """Gets the arena from the holder or makes one, adopts or formats it, binds the socket and serves.
         Raises ValueError/OSError with the remedy: socket in use, directory not writable, capacity over the machine's memory."""
@@ -150,9 +153,18 @@ class NodeCore:
     def arena_id(self) -> bytes: ...
     def event_fd(self) -> int:
         """Readable (eventfd) while events wait."""
-    def drain_events(self, events_max: int) -> tuple[list[tuple[str, bytes, bytes, tuple[int, ...], str, int]], bool]:
-        """([(kind, key, fingerprint, text_keys, json, age_ms)], gap). kind: committed, freed, feedback, session_opened, session_closed."""
+    def drain_events(
+        self, events_max: int
+    ) -> tuple[list[tuple[str, bytes, bytes, tuple[int, ...], str, int, str]], bool]:
+        """([(kind, key, fingerprint, text_keys, json, age_ms, tier)], gap). kind: committed, freed, moved, feedback, session_opened,
+        session_closed. tier: where a committed, freed or moved chunk is by now, of a node with tiers; empty for nowhere."""
     def inventory(self, cursor: int, items_max: int) -> tuple[list[tuple[bytes, bytes, tuple[int, ...]]], int]: ...
+    def tier_inventory(
+        self, cursor: int, items_max: int
+    ) -> tuple[list[tuple[bytes, bytes, tuple[int, ...], str]], int]:
+        """([(key, fingerprint, text_keys, tier)], cursor): what is on a tier and not in memory."""
+    def tiers(self) -> list[tuple[str, str, str, dict[str, int]]]:
+        """[(name, health, why, counters)]; health: serving, degraded, gone."""
     def stats(self) -> dict[str, int]: ...
     def fingerprints(self) -> list[tuple[bytes, int, int, list[int]]]:
         """[(fingerprint, chunks, used_bytes, pids of its sessions)], of every fingerprint that is known."""
@@ -192,6 +204,9 @@ class Client:
     def last_error(self) -> str: ...
     @property
     def multi_tenant(self) -> bool: ...
+    @property
+    def has_tiers(self) -> bool:
+        """The node has more behind its memory: an early lookup has it brought in."""
     @property
     def namespace_secret(self) -> bytes: ...
     @property

@@ -15,23 +15,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from kvcommons_core import limits, settings_values
 from kvcommons_core.errors import ConfigurationError, UnknownSettingError
+from kvcommons_core.settings_tiers import Tiers
 
 ENVIRONMENT_PREFIX: Final = "KVCOMMONS_"
 SECTIONS: Final = ("node", "router", "index", "operator")
+Section = settings_values.Section
 Bytes = settings_values.Bytes
 Words = settings_values.Words
 Numbers = settings_values.Numbers
 _SECRET_NAMES: Final = frozenset({"key", "password", "secret"})
-
-
-class Section(BaseModel):
-    """A group of settings; unknown names are refused, and nothing changes after it was read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
 
 
 class IndexSettings(Section):
@@ -104,6 +100,10 @@ class NodeSection(Section):
     """Memory for KV; it is taken at start."""
     slab_bytes: Bytes = Field(default=64 << 20, ge=1 << 20, le=1 << 30)
     """What the arena is given to models in; less where the arena has not eight of them."""
+    tiers: Tiers = ()
+    """What is behind the memory, as JSON: [{"type": "disk", "paths": ["/mnt/nvme0"], "capacity_bytes": "1TiB"}]."""
+    tier_write_queue_max: int = Field(default=65_536, ge=1)
+    """Stored chunks that may wait to be written to a tier; one more is not written, and counted."""
     control_host: str = "127.0.0.1"
     """Address of the control API, health and metrics."""
     control_port: int = Field(default=9470, ge=0, le=65_535)

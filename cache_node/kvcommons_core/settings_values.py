@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic.fields import FieldInfo
 
 _SUFFIXES: Final = {
@@ -38,6 +38,12 @@ _KINDS: Final = {
     "list": "give a list: with commas, or as JSON",
     "missing": "it is required",
 }
+
+
+class Section(BaseModel):
+    """A group of settings; unknown names are refused, and nothing changes after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
 
 
 def parse_bytes(value: object) -> object:

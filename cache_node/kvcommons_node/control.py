@@ -55,6 +55,7 @@ class NoIndex:
     async def stop(self) -> None: ...
     def committed(self, key: bytes, fingerprint: bytes, text_keys: tuple[int, ...]) -> None: ...
     def freed(self, key: bytes, fingerprint: bytes, text_keys: tuple[int, ...]) -> None: ...
+    def placed(self, key: bytes, fingerprint: bytes, text_keys: tuple[int, ...], tier: str) -> None: ...
     def feedback(self, report: str) -> None: ...
     def begin_epoch(self, reason: str) -> None: ...
 
@@ -101,7 +102,7 @@ class Control:
         self._secret = namespace_secret
         self._started = time.monotonic()
         self._serving = False
-        self.node_metrics = NodeMetrics(self._core_stats, index.status)
+        self.node_metrics = NodeMetrics(self._core_stats, index.status, self._tiers)
         self.reports = Reports()
         self.feed = Feed()
 
@@ -117,8 +118,14 @@ class Control:
         reason = "" if self._serving else "the core is not serving"
         if self._serving and index.state == "disconnected":
             reason = f"serving this machine's engines only: {index.detail}"
+        tiers = self._tiers()
+        ill = [f"the {tier.name} tier is {tier.health}: {tier.detail}" for tier in tiers if tier.health != "serving"]
         return models.ReadyAnswer(
-            ready=self._serving, reason=reason, adopted=self._serving and self._core.adopted, index=index
+            ready=self._serving,
+            reason="; ".join([*([reason] if reason else []), *ill]),
+            adopted=self._serving and self._core.adopted,
+            index=index,
+            tiers=tiers,
         )
 
     def stats(self) -> models.StatsAnswer:
@@ -131,6 +138,7 @@ class Control:
             multi_tenant=self._multi_tenant,
             index=self._index.status(),
             fingerprints=fingerprints.listing(self._fingerprints()),
+            tiers=self._tiers(),
             core=self._core_stats(),
         )
 
@@ -210,6 +218,13 @@ class Control:
 
     def _fingerprints(self) -> list[KnownFingerprint]:
         return self._core.fingerprints() if self._serving else []
+
+    def _tiers(self) -> list[models.TierStatus]:
+        known = self._core.tiers() if self._serving else []
+        return [
+            models.TierStatus(name=name, health=models.TIER_HEALTH[health], detail=why, counters=counters)
+            for name, health, why, counters in known
+        ]
 
     def _core_stats(self) -> dict[str, int]:
         return self._core.stats() if self._serving else {}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from kvcommons_core.errors import LimitExceededError
 from kvcommons_core.index.publisher import NodeIndex, Published
-from kvcommons_core.index.schema import MemberInfo, MemberKind
+from kvcommons_core.index.schema import MemberInfo, MemberKind, Tier
 from kvcommons_core.settings_values import without_password
 
 from kvcommons_node.api.models import IndexStatus
@@ -20,6 +20,10 @@ from kvcommons_node.seam import INVENTORY_PAGE_ITEMS_MAX, Core
 MARK_SECONDS = 0.1
 MARKS_MAX = 1_024
 WATCH_SECONDS = 0.5
+TIERS = {"memory": Tier.MEMORY, "disk": Tier.DISK}
+"""The core's names of tiers, in the index' words."""
+BEHIND = 1 << 62
+"""Set in a cursor of the inventory once memory was told whole, and tiers behind it are."""
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +129,10 @@ class RedisIndex:
         self._index.unpublish(key, text_keys)
         self._count(1 + len(text_keys))
 
+    def placed(self, key: bytes, fingerprint: bytes, text_keys: tuple[int, ...], tier: str) -> None:
+        self._index.publish(key, text_keys, TIERS.get(tier, Tier.DISK))
+        self._count(1 + len(text_keys))
+
     def feedback(self, report: str) -> None:
         try:
             self._index.tell(report)
@@ -176,5 +184,10 @@ class RedisIndex:
         self._lag.put(self._words)
 
     def _inventory(self, cursor: int, items_max: int) -> tuple[Sequence[Published], int]:
-        items, following = self._core.inventory(cursor, min(items_max, INVENTORY_PAGE_ITEMS_MAX))
-        return [Published(key, text_keys) for key, _fingerprint, text_keys in items], following
+        page_max = min(items_max, INVENTORY_PAGE_ITEMS_MAX)
+        if cursor & BEHIND:
+            there, following = self._core.tier_inventory(cursor & ~BEHIND, page_max)
+            told = [Published(key, text_keys, TIERS.get(tier, Tier.DISK)) for key, _, text_keys, tier in there]
+            return told, following | BEHIND if following else 0
+        items, following = self._core.inventory(cursor, page_max)
+        return [Published(key, text_keys) for key, _, text_keys in items], following or BEHIND

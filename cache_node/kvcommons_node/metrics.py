@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -10,11 +10,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from kvcommons_node.api.models import IndexStatus
+from kvcommons_node.api.models import TIER_HEALTH, IndexStatus, TierStatus
 
 AGE_SECONDS_BUCKETS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3_600.0, 14_400.0, 86_400.0)
 SLOT_STATES = ("free", "filling", "sealed", "draining", "quarantined")
-EVENT_KINDS = ("committed", "freed", "feedback", "session_opened", "session_closed")
+EVENT_KINDS = ("committed", "freed", "moved", "feedback", "session_opened", "session_closed")
 REUSE_SOURCES = ("own", "commons", "computed")
 
 
@@ -92,6 +92,37 @@ FAMILIES: tuple[Family, ...] = (
         {"evicted": "evicted", "cleared": "cleared"},
         "reason",
     ),
+    Family(
+        "kvcommons_node_promoted_chunks", "Chunks brought back into memory from a tier", {"": "tier_promoted_chunks"}
+    ),
+    Family("kvcommons_node_promoted_bytes", "Bytes brought back into memory from a tier", {"": "tier_promoted_bytes"}),
+    Family(
+        "kvcommons_node_promotions_ended",
+        "Chains from a tier that ended early, by reason: what follows is computed",
+        {"failed": "tier_read_failed", "no_room": "tier_read_no_room", "too_many": "tier_read_refused"},
+        "reason",
+    ),
+    Family(
+        "kvcommons_node_tier_writes",
+        "Shards that were to be written to a tier, by outcome",
+        {
+            "written": "tier_written",
+            "dropped": "tier_write_dropped",
+            "evicted": "tier_write_missed",
+            "refused": "tier_write_refused",
+            "there": "tier_write_there",
+        },
+        "outcome",
+    ),
+    Family("kvcommons_node_tier_written_bytes", "Bytes written to tiers", {"": "tier_written_bytes"}),
+    Family("kvcommons_node_tier_waiting", "Shards that wait to be written", {"": "tier_write_waiting"}, gauge=True),
+    Family(
+        "kvcommons_node_tier_in_flight_bytes",
+        "On their way between memory and tiers",
+        {"write": "tier_write_in_flight_bytes", "read": "tier_read_in_flight_bytes"},
+        "direction",
+        gauge=True,
+    ),
     Family("kvcommons_node_connections", "Open connections", {"": "connections"}, gauge=True),
     Family("kvcommons_node_connections_refused", "Connections refused", {"": "connections_refused"}),
     Family("kvcommons_node_bad_frames", "Frames that were malformed; each ended its connection", {"": "bad_frames"}),
@@ -107,17 +138,55 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
+TIER_USES = {"used": "used_bytes", "capacity": "capacity_bytes"}
+TIER_OPERATIONS = (
+    "puts", "gets", "misses", "evicted", "reinserted", "corrupt", "failed", "refused_busy", "refused_full", "recovered"
+)  # fmt: skip
+
+
+def tier_families(tiers: Sequence[TierStatus]) -> Iterator[Metric]:
+    """What each tier says of itself; nothing of a node with memory alone."""
+    if not tiers:
+        return
+    size = GaugeMetricFamily(
+        "kvcommons_node_tier_bytes", "Size of a tier, and what of it is used", labels=["tier", "use"]
+    )
+    shards = GaugeMetricFamily("kvcommons_node_tier_shards", "Shards of chunks on a tier", labels=["tier"])
+    health = GaugeMetricFamily(
+        "kvcommons_node_tier_health", "1 for the state that a tier is in", labels=["tier", "state"]
+    )
+    operations = CounterMetricFamily(
+        "kvcommons_node_tier_operations", "Shards that a tier took, gave, lost or refused", labels=["tier", "operation"]
+    )
+    for tier in tiers:
+        for use, source in TIER_USES.items():
+            size.add_metric([tier.name, use], float(tier.counters.get(source, 0)))
+        shards.add_metric([tier.name], float(tier.counters.get("shards", 0)))
+        for state in TIER_HEALTH:
+            health.add_metric([tier.name, state], float(state == tier.health))
+        for operation in TIER_OPERATIONS:
+            operations.add_metric([tier.name, operation], float(tier.counters.get(operation, 0)))
+    yield from (size, shards, health, operations)
+
+
 class CoreCollector(Collector):
     """Reads the core and the index link when it is scraped, so that no timer keeps a stale copy."""
 
-    def __init__(self, stats: Callable[[], dict[str, int]], index: Callable[[], IndexStatus]) -> None:
+    def __init__(
+        self,
+        stats: Callable[[], dict[str, int]],
+        index: Callable[[], IndexStatus],
+        tiers: Callable[[], Sequence[TierStatus]],
+    ) -> None:
         self._stats = stats
         self._index = index
+        self._tiers = tiers
 
     def collect(self) -> Iterator[Metric]:
         stats = self._stats()
         for family in FAMILIES:
             yield family.read(stats)
+        yield from tier_families(self._tiers())
         index = self._index()
         connected = GaugeMetricFamily(
             "kvcommons_node_index_connected", "1 while this node is a member of the Redis index, else 0"
@@ -152,7 +221,12 @@ class CoreCollector(Collector):
 class NodeMetrics:
     """The node's registry: what the core counts, and what the daemon itself sees pass."""
 
-    def __init__(self, stats: Callable[[], dict[str, int]], index: Callable[[], IndexStatus]) -> None:
+    def __init__(
+        self,
+        stats: Callable[[], dict[str, int]],
+        index: Callable[[], IndexStatus],
+        tiers: Callable[[], Sequence[TierStatus]] = tuple,
+    ) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
         self.events = Counter(
             "kvcommons_node_events", "Events taken from the core, by kind", ["kind"], registry=self.registry
@@ -178,7 +252,7 @@ class NodeMetrics:
             self.events.labels(kind)
         for source in REUSE_SOURCES:
             self.reused_tokens.labels(source)
-        self.registry.register(CoreCollector(stats, index))
+        self.registry.register(CoreCollector(stats, index, tiers))
 
     def render(self) -> tuple[bytes, str]:
         """The exposition and its content type."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kvcommons_core.settings import IndexSettings, NodeSettings
+from kvcommons_core.settings_tiers import DiskTier
 
 from kvcommons_node import preflight
 
@@ -36,7 +39,7 @@ class StartPlan:
     control_token: str | None
     pinned_bytes_max: int
     """What pins may hold in all."""
-    core: dict[str, int | bool | list[int]]
+    core: dict[str, Any]
     """Further arguments of the native core, by name."""
     address: str
     """What the index tells others; empty: made from the control address."""
@@ -87,6 +90,8 @@ def make_plan(settings: NodeSettings, version: str, memory_bytes: int | None = N
             "verify_one_in": node.verify_one_in,
             "populate": node.populate,
             "huge_pages": node.huge_pages,
+            "disk": disk_of(node.tiers),
+            "tier_write_queue_max": node.tier_write_queue_max,
             "allowed_uids": list(node.allowed_uids),
             "allowed_gids": list(node.allowed_gids),
         },
@@ -96,6 +101,12 @@ def make_plan(settings: NodeSettings, version: str, memory_bytes: int | None = N
         index=settings.index,
         notes=tuple(notes),
     )
+
+
+def disk_of(tiers: Sequence[DiskTier]) -> dict[str, Any]:
+    """The core's disk, by the names of its settings; empty where there is none."""
+    values = next((tier.model_dump(exclude={"type"}) for tier in tiers if tier.type == "disk"), {})
+    return {**values, "paths": list(values["paths"])} if values else {}
 
 
 def _holder_socket(setting: str, socket_path: Path) -> Path | None:

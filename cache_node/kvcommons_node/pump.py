@@ -13,12 +13,19 @@ from kvcommons_node.seam import EVENTS_PER_DRAIN_MAX, Core, CoreEvent
 
 logger = logging.getLogger(__name__)
 
+MEMORY = "memory"
+"""How the core calls the tier that engines read from."""
+
 
 class EventSink(Protocol):
     """Where events go. No method may block or wait: what cannot be kept is dropped there and begins a new epoch."""
 
     def committed(self, key: bytes, fingerprint: bytes, text_keys: tuple[int, ...]) -> None: ...
     def freed(self, key: bytes, fingerprint: bytes, text_keys: tuple[int, ...]) -> None: ...
+    def placed(self, key: bytes, fingerprint: bytes, text_keys: tuple[int, ...], tier: str) -> None:
+        """The chunk is on this tier now, and not in memory."""
+        ...
+
     def feedback(self, report: str) -> None: ...
     def begin_epoch(self, reason: str) -> None: ...
 
@@ -66,7 +73,9 @@ class EventPump:
                 self._sink.committed(event.key, event.fingerprint, event.text_keys)
             case "freed":
                 self._metrics.evicted_age.observe(event.age_ms / 1_000)
-                self._sink.freed(event.key, event.fingerprint, event.text_keys)
+                self._moved(event)
+            case "moved":
+                self._moved(event)
             case "feedback":
                 self._hear(event.json)
                 self._sink.feedback(event.json)
@@ -74,6 +83,13 @@ class EventPump:
                 logger.info(event.kind.replace("_", " "), extra={"fingerprint": event.fingerprint.hex()[:16]})
         if self._feed.followed and event.kind != "feedback":
             self._feed.tell(event.kind, _shown(event))
+
+    def _moved(self, event: CoreEvent) -> None:
+        """It left memory, or a tier took or dropped it: tell where it is by now. In memory again: its commit tells."""
+        if not event.tier:
+            self._sink.freed(event.key, event.fingerprint, event.text_keys)
+        elif event.tier != MEMORY:
+            self._sink.placed(event.key, event.fingerprint, event.text_keys, event.tier)
 
     def _hear(self, report: str) -> None:
         """Keep a request's report and add it to the counters; one that is none is passed on unheard."""
@@ -89,8 +105,10 @@ class EventPump:
 
 def _shown(event: CoreEvent) -> dict[str, object]:
     shown: dict[str, object] = {"fingerprint": event.fingerprint.hex()}
-    if event.kind in ("committed", "freed"):
+    if event.kind in ("committed", "freed", "moved"):
         shown["key"] = event.key.hex()
+    if event.tier:
+        shown["tier"] = event.tier
     if event.kind == "freed":
         shown["age_seconds"] = event.age_ms / 1_000
     return shown

@@ -12,22 +12,28 @@ class CoreEvent(NamedTuple):
     """One entry of the core's ordered event ring."""
 
     kind: str
-    """committed, freed, feedback, session_opened or session_closed."""
+    """committed, freed, moved, feedback, session_opened or session_closed."""
     key: bytes
     fingerprint: bytes
     text_keys: tuple[int, ...]
     json: str
     age_ms: int
     """Of a freed chunk: the time since its commit."""
+    tier: str = ""
+    """Of a node with tiers: where the chunk is by now, "memory" or a tier's name; empty for nowhere."""
 
 
-RawEvent = tuple[str, bytes, bytes, tuple[int, ...], str, int]
+RawEvent = tuple[str, bytes, bytes, tuple[int, ...], str, int, str]
 
 InventoryPage = tuple[list[tuple[bytes, bytes, tuple[int, ...]]], int]
 """Keys with their fingerprints and text keys, and the cursor of the next page (0: the end)."""
 
 KnownFingerprint = tuple[bytes, int, int, list[int]]
 """A fingerprint, its chunks, the bytes of the arena that they take, and the pids of the processes with a session."""
+
+
+KnownTier = tuple[str, str, str, dict[str, int]]
+"""A tier's name, its health (serving, degraded, gone), why in words, and its counters."""
 
 
 class Core(Protocol):
@@ -44,6 +50,10 @@ class Core(Protocol):
     def event_fd(self) -> int: ...
     def drain_events(self, events_max: int) -> tuple[list[RawEvent], bool]: ...
     def inventory(self, cursor: int, items_max: int) -> InventoryPage: ...
+    def tier_inventory(
+        self, cursor: int, items_max: int
+    ) -> tuple[list[tuple[bytes, bytes, tuple[int, ...], str]], int]: ...
+    def tiers(self) -> list[KnownTier]: ...
     def stats(self) -> dict[str, int]: ...
     def fingerprints(self) -> list[KnownFingerprint]: ...
     def lookup(self, fingerprint: bytes, keys: bytes) -> int: ...

@@ -14,6 +14,7 @@ from kvcommons_connector.tracking import Answer, Geometry, NodeClient, Tracked
 KEY: Final = limits.KEY_BYTES
 NO_PARENT: Final = bytes(KEY)
 MISS_MS: Final = 100  # how long a miss is believed before the node is asked again
+PENDING_MS: Final = 5  # the same while chunks are on their way: an engine with nothing else to do asks all the time
 
 
 class Questions:
@@ -74,7 +75,8 @@ class Questions:
         now, answer = self._now_ms(), request.answer
         if answer is not None and answer.asked_chunks == chunks and answer.attach_count == self._client.attach_count:
             age_ms = now - answer.at_ms
-            if not answer.pending_chunks and age_ms < (self._lease_ms_max if answer.lease else MISS_MS):
+            held_ms = self._lease_ms_max if answer.lease else MISS_MS
+            if age_ms < (PENDING_MS if answer.pending_chunks else held_ms):
                 return answer
         if answer is not None:
             self.release(answer)
@@ -95,6 +97,12 @@ class Questions:
         self._counters.lookup(status, took_ms, chunks, hit)
         request.answer = Answer(lease, hit, pending, chunks, now, self._client.attach_count)
         return request.answer
+
+    def announce(self, request: Tracked, tokens: Sequence[int], chunks: int) -> None:
+        """Have what is behind the node's memory brought in, before the engine has room for the request. Takes no lease."""
+        if chunks and self._client.has_tiers and self.ready(request):
+            self.extend_keys(request, tokens, chunks)
+            self._client.lookup(bytes(request.keys[: chunks * KEY]), request.tenant, False)
 
     def worth_waiting(self, request: Tracked) -> bool:
         """Whether chunks that are on their way may still come in time."""

@@ -54,9 +54,11 @@ class SchedulerCore:
 
     # requests -------------------------------------------------------------------------------------------------------
 
-    def add(self, request: Tracked) -> None:
-        """A request has arrived. Nothing is asked yet: the engine asks as soon as it has room."""
+    def add(self, request: Tracked, tokens: Sequence[int] = ()) -> None:
+        """A request has arrived. The engine asks as soon as it has room; a node with a disk is told its tokens at once."""
         self._requests[request.request_id] = request
+        if self._load:
+            self._questions.announce(request, tokens, len(tokens) // self._geometry.chunk_tokens)
 
     def request(self, request_id: str) -> Tracked | None:
         """The request, as long as it lives."""

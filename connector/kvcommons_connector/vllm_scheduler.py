@@ -115,7 +115,7 @@ class SchedulerSide:
         tracked = track(request, self._loras, self._reason, self._cache_life)
         self._requests[request.request_id] = request
         if self.core is not None:
-            self.core.add(tracked)
+            self.core.add(tracked, () if request.skip_reading_prefix_cache else request.all_token_ids)
 
     def matched(self, request: Request, computed_tokens: int) -> tuple[int | None, bool]:
         """See KVCommonsConnector.get_num_new_matched_tokens."""

@@ -196,6 +196,8 @@ void bind_client(nb::module_& module) {
       .def_prop_ro("last_error", &Client::last_error)
       .def_prop_ro("multi_tenant",
                    [](const Client& client) { return (client.hello_flags() & kvcommons::wire::kFlagMultiTenant) != 0; })
+      .def_prop_ro("has_tiers",
+                   [](const Client& client) { return (client.hello_flags() & kvcommons::wire::kFlagTiers) != 0; })
       .def_prop_ro("namespace_secret", &secret)
       .def_prop_ro("node_id", &Client::node_id)
       .def_prop_ro("attach_count", &Client::attach_count)

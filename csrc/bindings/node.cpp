@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "bindings/buffers.h"
+#include "bindings/disk_config.h"
 #include "core/holder.h"
 #include "core/node_core.h"
 #include "core/stats_json.h"
@@ -51,6 +52,8 @@ const char* kind_name(Event::Kind kind) {
       return "session_opened";
     case Event::Kind::SessionClosed:
       return "session_closed";
+    case Event::Kind::Moved:
+      return "moved";
   }
   return "unknown";
 }
@@ -90,7 +93,7 @@ nb::tuple drain_events(Node& node, std::size_t events_max) {
   nb::list out;
   for (const Event& event : events) {
     out.append(nb::make_tuple(kind_name(event.kind), bytes_of(event.key), bytes_of(event.fingerprint),
-                              tuple_of(event.text_keys), event.json, event.age_ms));
+                              tuple_of(event.text_keys), event.json, event.age_ms, event.tier));
   }
   return nb::make_tuple(out, gap);
 }
@@ -103,6 +106,62 @@ nb::tuple inventory(Node& node, std::uint64_t cursor, std::size_t items_max) {
     out.append(nb::make_tuple(bytes_of(item.key), bytes_of(item.fingerprint), tuple_of(item.text_keys)));
   }
   return nb::make_tuple(out, cursor);
+}
+
+// ([(key, fingerprint, text_keys, tier)], cursor): what is on a tier and not in memory.
+nb::tuple tier_inventory(Node& node, std::uint64_t cursor, std::size_t items_max) {
+  std::vector<kvcommons::NodeTiers::Item> items;
+  node.with([&](auto& core) {
+    if (core.tiers() != nullptr) {
+      items = core.tiers()->inventory(&cursor, items_max);
+    } else {
+      cursor = 0;
+    }
+  });
+  nb::list out;
+  for (const auto& [item, tier] : items) {
+    out.append(nb::make_tuple(bytes_of(item.key), bytes_of(item.fingerprint), tuple_of(item.text_keys), tier));
+  }
+  return nb::make_tuple(out, cursor);
+}
+
+const char* health_name(kvcommons::TierHealth health) {
+  switch (health) {
+    case kvcommons::TierHealth::Serving:
+      return "serving";
+    case kvcommons::TierHealth::Degraded:
+      return "degraded";
+    case kvcommons::TierHealth::Gone:
+      return "gone";
+  }
+  return "unknown";
+}
+
+// [(name, health, why, counters)] of each tier, in the order in which they are asked.
+nb::list tiers(Node& node) {
+  struct Told {
+    std::string name, why;
+    kvcommons::TierHealth health;
+    kvcommons::TierStats stats;
+  };
+  std::vector<Told> all;
+  node.with([&](auto& core) {
+    if (core.tiers() == nullptr) return;
+    for (const auto& tier : core.tiers()->manager().tiers()) {
+      Told told{std::string(tier->name()), {}, kvcommons::TierHealth::Serving, tier->stats()};
+      told.health = tier->health(&told.why);
+      all.push_back(std::move(told));
+    }
+  });
+  nb::list out;
+  for (const Told& told : all) {
+    nb::dict counters;
+    visit_counters(told.stats, [&](std::string_view name, std::uint64_t value) {
+      counters[nb::str(name.data(), name.size())] = value;
+    });
+    out.append(nb::make_tuple(told.name, health_name(told.health), told.why, counters));
+  }
+  return out;
 }
 
 nb::list fingerprints(Node& node) {
@@ -122,6 +181,7 @@ nb::dict stats(Node& node) {
     const auto add = [&](std::string_view name, std::uint64_t value) { counters.emplace_back(name, value); };
     visit_counters(core.store().stats(), add);
     visit_counters(core.server().stats(), add);
+    if (core.tiers() != nullptr) visit_counters(core.tiers()->manager().stats(), add);
   });
   nb::dict out;
   for (const auto& [name, value] : counters) out[nb::str(name.c_str())] = value;
@@ -140,9 +200,9 @@ std::uint32_t pin(Node& node, const nb::bytes& keys, bool pinned) {
 }
 
 std::uint64_t clear(Node& node, const nb::object& fingerprint) {
-  if (fingerprint.is_none()) return node.with([](auto& core) { return core.store().clear(nullptr); });
+  if (fingerprint.is_none()) return node.with([](auto& core) { return core.clear(nullptr); });
   const Key of = key_argument("fingerprint", nb::cast<nb::bytes>(fingerprint));
-  return node.with([&](auto& core) { return core.store().clear(&of); });
+  return node.with([&](auto& core) { return core.clear(&of); });
 }
 
 // Python's signal handlers run between two waits of the holder; one that raises ends it.
@@ -175,7 +235,8 @@ void init_node(Node* self, const std::string& socket_path, std::uint64_t arena_b
                bool multi_tenant, std::uint32_t lease_pending_ms_max, std::uint32_t sessions_max,
                std::uint32_t leases_max, std::uint32_t events_max, std::uint32_t verify_one_in, bool populate,
                bool huge_pages, const std::vector<std::uint32_t>& allowed_uids,
-               const std::vector<std::uint32_t>& allowed_gids, std::uint32_t socket_mode) {
+               const std::vector<std::uint32_t>& allowed_gids, std::uint32_t socket_mode, const nb::dict& disk,
+               std::uint64_t tier_write_queue_max) {
   NodeConfig config;
   config.socket_path = socket_path;
   config.node_id = node_id;
@@ -194,6 +255,8 @@ void init_node(Node* self, const std::string& socket_path, std::uint64_t arena_b
   config.store.leases_max = leases_max;
   config.store.events_max = events_max;
   config.store.verify_one_in = verify_one_in;
+  config.tiers.disk = kvcommons::bindings::disk_config(disk);
+  config.tiers.write_queue_max = tier_write_queue_max;
   new (self) Node(std::move(config));
 }
 
@@ -210,7 +273,8 @@ void bind_node(nb::module_& module) {
            "leases_max"_a = defaults.leases_max, "events_max"_a = defaults.events_max,
            "verify_one_in"_a = defaults.verify_one_in, "populate"_a = true, "huge_pages"_a = false,
            "allowed_uids"_a = std::vector<std::uint32_t>{}, "allowed_gids"_a = std::vector<std::uint32_t>{},
-           "socket_mode"_a = 0)
+           "socket_mode"_a = 0, "disk"_a = nb::dict(),
+           "tier_write_queue_max"_a = kvcommons::NodeTiersConfig{}.write_queue_max)
       .def("start", &Node::start)
       .def("stop", &Node::stop)
       .def_prop_ro("adopted", [](Node& node) { return node.with([](auto& core) { return core.adopted(); }); })
@@ -223,6 +287,8 @@ void bind_node(nb::module_& module) {
       .def("event_fd", [](Node& node) { return node.with([](auto& core) { return core.event_fd(); }); })
       .def("drain_events", &drain_events, "events_max"_a)
       .def("inventory", &inventory, "cursor"_a, "items_max"_a)
+      .def("tier_inventory", &tier_inventory, "cursor"_a, "items_max"_a)
+      .def("tiers", &tiers)
       .def("stats", &stats)
       .def("fingerprints", &fingerprints)
       .def("lookup", &lookup, "fingerprint"_a, "keys"_a)

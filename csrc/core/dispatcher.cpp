@@ -93,12 +93,16 @@ bool Dispatcher::lookup(Connection* connection, const Frame& frame) {
   wire::LookupRequest request;
   if (!wire::decode_lookup(frame.payload, &request)) return false;
   LookupResult result;
+  std::uint32_t pending = 0;
   if (connection->role == wire::Role::Tool) {
     result.hit_chunks = store_->lookup_any(connection->fingerprint, request.keys);
   } else {
     result = store_->lookup(connection->session, request.keys, request.lease);
+    if (tiers_ != nullptr) {
+      pending = tiers_->wanted(connection->session, request.tenant, request.keys, result.hit_chunks).chunks;
+    }
   }
-  reply(connection, frame).put(wire::LookupReply{result.lease, result.hit_chunks, 0}).finish();
+  reply(connection, frame).put(wire::LookupReply{result.lease, result.hit_chunks, pending}).finish();
   return true;
 }
 

@@ -9,14 +9,16 @@
 #include "connection.h"
 #include "session_ledger.h"
 #include "store.h"
+#include "tiers/manager.h"
 
 namespace kvcommons {
 
 class Dispatcher {
  public:
-  Dispatcher(Store* store, SessionLedger* ledger, std::function<std::string()> stat_json,
+  // tiers: null for memory alone.
+  Dispatcher(Store* store, TierManager* tiers, SessionLedger* ledger, std::function<std::string()> stat_json,
              std::function<void(std::uint64_t connection)> close)
-      : store_(store), ledger_(ledger), stat_json_(std::move(stat_json)), close_(std::move(close)) {}
+      : store_(store), tiers_(tiers), ledger_(ledger), stat_json_(std::move(stat_json)), close_(std::move(close)) {}
   Dispatcher(const Dispatcher&) = delete;  // its scratch space is for one thread
 
   // false: the frame was malformed: BadFrame is in the connection's buffer, close it after.
@@ -42,6 +44,7 @@ class Dispatcher {
   bool route(Connection* connection, const wire::Frame& frame);
 
   Store* store_;
+  TierManager* tiers_;
   SessionLedger* ledger_;
   std::function<std::string()> stat_json_;
   std::function<void(std::uint64_t)> close_;

@@ -81,6 +81,7 @@ bool Greeting::welcome(Connection* connection, const wire::Frame& frame, const w
   answer.fixed.version =
       wire::negotiate(wire::kVersionMin, wire::kVersionMax, hello.version_min, hello.version_max).value_or(0);
   answer.fixed.flags = config_->multi_tenant ? std::uint32_t{wire::kFlagMultiTenant} : 0u;
+  if (config_->tiers != nullptr) answer.fixed.flags |= wire::kFlagTiers;
   answer.fixed.session = connection->session;
   answer.fixed.arena_bytes = config_->arena_bytes;
   std::memcpy(answer.fixed.arena_id, config_->arena_id.data(), config_->arena_id.size());

@@ -86,6 +86,7 @@ void NodeCore::start() {
       open_store();
     }
     adopted_ = store_->adopted();
+    open_tiers();
     start_server(std::move(listener), std::move(held));
   } catch (...) {
     stop();
@@ -95,6 +96,7 @@ void NodeCore::start() {
 
 void NodeCore::stop() {
   server_.reset();
+  tiers_.reset();
   store_.reset();
   holder_.close();
   arena_fd_.reset();
@@ -170,10 +172,18 @@ void NodeCore::put_arena(HolderLink* holder) const {
 
 void NodeCore::open_store() {
   store_ = std::make_unique<Store>(config_.store, arena_fd_.get(), records_fd_.get());
-  store_->set_event_callback([fd = event_fd_.get()] {
-    const std::uint64_t one = 1;
-    [[maybe_unused]] const ssize_t written = ::write(fd, &one, sizeof one);
-  });
+  store_->set_event_callback([this] { signal_events(); });
+}
+
+void NodeCore::open_tiers() {
+  if (!config_.tiers.disk) return;
+  tiers_ = std::make_unique<NodeTiers>(
+      config_.tiers, store_.get(), arena_fd_.get(), config_.store.arena_bytes, [this] { signal_events(); }, &notes_);
+}
+
+void NodeCore::signal_events() const {
+  const std::uint64_t one = 1;
+  [[maybe_unused]] const ssize_t written = ::write(event_fd_.get(), &one, sizeof one);
 }
 
 void NodeCore::start_server(std::unique_ptr<UnixListener> listener, std::vector<HeldFd> held) {
@@ -188,6 +198,7 @@ void NodeCore::start_server(std::unique_ptr<UnixListener> listener, std::vector<
   server.arena_bytes = config_.store.arena_bytes;
   server.arena_id = arena_id_;
   server.connections_max = config_.store.sessions_max + 64;
+  if (tiers_) server.tiers = &tiers_->manager();
   server.on_holder_attached = [this](HolderLink* holder) { put_arena(holder); };
   server_ = std::make_unique<Server>(std::move(server), std::move(listener), store_.get(), &holder_, std::move(held));
   server_->start();
@@ -203,14 +214,18 @@ const Server& NodeCore::server() const {
   return *server_;
 }
 
+std::uint64_t NodeCore::clear(const Key* fingerprint) {
+  std::uint64_t tier_shards = 0;
+  return tiers_ ? tiers_->manager().clear(fingerprint, &tier_shards) : store().clear(fingerprint);
+}
+
 std::vector<Event> NodeCore::drain_events(std::size_t max, bool* gap) {
   std::uint64_t unused = 0;
   [[maybe_unused]] const ssize_t got = ::read(event_fd_.get(), &unused, sizeof unused);
   std::vector<Event> events = store().drain_events(max, gap);
-  if (events.size() == max) {  // there may be more, for which the store does not call again
-    const std::uint64_t one = 1;
-    [[maybe_unused]] const ssize_t written = ::write(event_fd_.get(), &one, sizeof one);
-  }
+  const bool more = events.size() == max;  // there may be, and the store does not call again
+  if (tiers_) tiers_->complete_events(&events, 2 * max, gap);
+  if (more || events.size() >= max) signal_events();
   return events;
 }
 

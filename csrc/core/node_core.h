@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "holder.h"
+#include "node_tiers.h"
 #include "server.h"
 #include "store.h"
 
@@ -25,6 +26,7 @@ struct NodeConfig {
   bool populate = true;
   bool huge_pages = false;
   StoreConfig store;
+  NodeTiersConfig tiers;  // without one: memory alone
 };
 
 class NodeCore {
@@ -41,8 +43,11 @@ class NodeCore {
   [[nodiscard]] bool adopted() const noexcept { return adopted_; }
   [[nodiscard]] const std::array<std::uint8_t, 16>& arena_id() const noexcept { return arena_id_; }
   [[nodiscard]] int event_fd() const noexcept { return event_fd_.get(); }
-  [[nodiscard]] Store& store();  // throws std::logic_error unless running
+  [[nodiscard]] Store& store();                                       // throws std::logic_error unless running
+  [[nodiscard]] NodeTiers* tiers() noexcept { return tiers_.get(); }  // null: memory alone
   [[nodiscard]] const Server& server() const;
+  // From memory and from every tier; returns how many chunks memory had.
+  std::uint64_t clear(const Key* fingerprint);
   std::vector<Event> drain_events(std::size_t max, bool* gap);
   // What the operator of the node should know and no error says: a cold start and why, huge pages that were not there.
   [[nodiscard]] const std::vector<std::string>& notes() const noexcept { return notes_; }
@@ -57,6 +62,8 @@ class NodeCore {
   void make_arena();
   void put_arena(HolderLink* holder) const;
   void open_store();
+  void open_tiers();
+  void signal_events() const;
   void start_server(std::unique_ptr<UnixListener> listener, std::vector<HeldFd> held);
 
   NodeConfig config_;
@@ -67,7 +74,8 @@ class NodeCore {
   bool adopted_ = false;
   std::vector<std::string> notes_;
   std::unique_ptr<Store> store_;
-  std::unique_ptr<Server> server_;  // ends before the store
+  std::unique_ptr<NodeTiers> tiers_;  // ends before the store
+  std::unique_ptr<Server> server_;    // ends before both
 };
 
 }  // namespace kvcommons

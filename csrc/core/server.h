@@ -13,6 +13,7 @@
 #include "holder.h"
 #include "socket.h"
 #include "store.h"
+#include "tiers/manager.h"
 
 namespace kvcommons {
 
@@ -29,6 +30,7 @@ struct ServerConfig {
   std::uint32_t hello_ms_max = 5'000;                   // a connection that has not greeted by then is closed
   std::uint32_t stalled_ms_max = 10'000;                // as is one whose half frame or unread reply makes no progress
   std::uint64_t buffers_bytes_max = 256ull << 20;       // of all connections together
+  TierManager* tiers = nullptr;                         // asked for what memory has not; outlives the server
   std::function<void(HolderLink*)> on_holder_attached;  // puts what is the caller's again, on the server's thread
 };
 

@@ -69,12 +69,14 @@ struct CommitItem {
 
 // What the daemon publishes. Events of one store are totally ordered: Freed of a key comes after its Committed.
 struct Event {
-  enum class Kind : std::uint8_t { Committed, Freed, Feedback, SessionOpened, SessionClosed } kind{};
+  // Moved: not the store's own; a tier behind memory has stored or dropped it.
+  enum class Kind : std::uint8_t { Committed, Freed, Feedback, SessionOpened, SessionClosed, Moved } kind{};
   Key key{};
   Key fingerprint{};
   std::vector<std::uint64_t> text_keys;  // Committed and Freed: what to publish or unpublish with the key
   std::string json;                      // Feedback: one object, validated as UTF-8 and <= 4 KiB
   std::uint64_t age_ms = 0;              // Freed: time since commit
+  std::string tier;                      // of a node with tiers: where the chunk is by now; empty: nowhere
 };
 
 struct InventoryItem {

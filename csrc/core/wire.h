@@ -65,6 +65,7 @@ static_assert(sizeof(HelloShard) == 16);
 
 enum HelloFlags : std::uint32_t {
   kFlagMultiTenant = 1,  // the connector must not cache unsalted requests
+  kFlagTiers = 2,        // there is more behind memory: an early lookup has it brought in
 };
 
 // Followed by node_id_bytes of UTF-8. Ancillary: the arena's fd (SCM_RIGHTS); a client maps it again only if arena_id

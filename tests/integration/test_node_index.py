@@ -44,7 +44,7 @@ async def test_what_is_committed_is_published_and_what_is_freed_is_removed() -> 
             node.core.emit(committed(1, (77,)), committed(2))
             await index.becomes(token_key8(key(2)), [place])
             assert await index.holders(text_key8(77)) == [place]
-            node.core.emit(("freed", key(1), b"", (77,), "", 5), freed(2))
+            node.core.emit(("freed", key(1), b"", (77,), "", 5, ""), freed(2))
             await index.becomes(token_key8(key(2)), [])
             await index.becomes(text_key8(77), [])
 

@@ -453,23 +453,6 @@ def test_loading_between_steps_where_a_failure_could_not_be_taken_back(node: Fak
     assert engine.core.matched("b", tokens, 0) == (896, True)
 
 
-def test_chunks_on_their_way_are_waited_for_within_a_bound(node: FakeNode, engine: Engine) -> None:
-    """While disk or a peer brings a chunk the answer is None; after the bound the request goes ahead without it."""
-    tokens = list(range(1024))
-    maker = Engine(FakeNode())
-    maker.add("x", tokens)
-    maker.run_prefill("x", tokens)
-    keys = sorted(maker.node.present)
-    node.pending = set(keys)
-    engine.add("a", tokens)
-    assert engine.core.matched("a", tokens, 0) == (None, False)
-    engine.now_ms += 501
-    assert engine.core.matched("a", tokens, 0) == (0, False)
-    node.present = set(keys)
-    engine.add("b", tokens)
-    assert engine.core.matched("b", tokens, 0) == (896, False)
-
-
 def test_a_node_that_is_away_is_a_miss_with_a_reason(node: FakeNode, engine: Engine) -> None:
     """The request is served, nothing is stored, and the reason is counted; when the node is back it is used."""
     node.up = False

@@ -196,6 +196,24 @@ async def test_a_core_that_does_not_serve_is_not_ready(serve: Serve) -> None:
     assert (status, stats["core"]) == (200, {})
 
 
+async def test_an_ill_tier_is_told_and_costs_no_readiness(serve: Serve) -> None:
+    """Engines are served without it: /readyz is 200 and says what is wrong, statistics and metrics have the tier's own counters."""
+    node = await serve()
+    node.core.known_tiers = [
+        ("disk", "degraded", "/mnt/a: no space", {"capacity_bytes": 1 << 30, "shards": 5, "gets": 2})
+    ]
+    status, ready = await node.get("/readyz")
+    assert (status, ready["reason"]) == (200, "the disk tier is degraded: /mnt/a: no space")
+    assert ready["tiers"][0]["health"] == "degraded"
+    _, stats = await node.get("/v1/stats")
+    assert stats["tiers"][0]["counters"]["shards"] == 5
+    async with node.http.get(node.url + "/metrics") as response:
+        text = await response.text()
+    assert 'kvcommons_node_tier_health{state="degraded",tier="disk"} 1.0' in text
+    assert 'kvcommons_node_tier_bytes{tier="disk",use="capacity"} 1.073741824e+09' in text
+    assert 'kvcommons_node_tier_operations_total{operation="gets",tier="disk"} 2.0' in text
+
+
 async def test_the_openapi_document_describes_what_is_served(serve: Serve) -> None:
     """Every operation is in the OpenAPI 3.1 document, and every reference in it resolves."""
     node = await serve()

@@ -10,7 +10,7 @@ from kvcommons_node.control import Control
 from kvcommons_node.index_link import Lag, Standing
 from kvcommons_node.pinning import Pinning
 from kvcommons_node.pump import EventPump
-from node_fakes import FakeCore, FakeIndex, committed, feedback, freed, key
+from node_fakes import FakeCore, FakeIndex, committed, feedback, freed, key, moved
 
 
 class Pumped:
@@ -48,6 +48,18 @@ def test_events_are_handed_on_in_order(pumped: Pumped) -> None:
     assert pumped.index.told == [("committed", (key(1), (7, 8))), ("committed", (key(2), ())), ("freed", key(1))]
     assert pumped.metric("kvcommons_node_freed_age_seconds_count") == 1
     assert pumped.metric("kvcommons_node_events_total", kind="committed") == 2
+
+
+def test_where_a_chunk_is_by_now_is_what_is_told(pumped: Pumped) -> None:
+    """What left memory and is on the disk is published as there; it is taken back when no tier has it; back in memory it is left alone."""
+    pumped.core.emit(freed(1, tier="disk"), moved(1, ""), moved(2, "disk"), freed(3, tier="memory"), freed(4))
+    pumped.pump.drain()
+    assert pumped.index.told == [
+        ("placed", (key(1), "disk")),
+        ("freed", key(1)),
+        ("placed", (key(2), "disk")),
+        ("freed", key(4)),
+    ]
 
 
 def test_a_gap_begins_an_epoch_before_what_follows_it(pumped: Pumped) -> None:

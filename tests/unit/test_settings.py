@@ -92,6 +92,32 @@ def test_an_unknown_name_deep_in_a_list_is_found(tmp_path: Path) -> None:
         load_settings(ProxySettings, file=file, environ={})
 
 
+def test_a_tier_is_a_table_of_its_own() -> None:
+    """A list of tables as JSON, or one alone; sizes have units, and what is wrong is named with its place and the remedy."""
+
+    def tiers(text: str) -> NodeSettings:
+        return load_settings(NodeSettings, environ={"KVCOMMONS_NODE__TIERS": text})
+
+    assert load_settings(NodeSettings, environ={}).node.tiers == ()
+    (disk,) = tiers('[{"type": "disk", "paths": ["/a", "/b"], "capacity_bytes": "1TiB"}]').node.tiers
+    assert (disk.type, disk.paths, disk.capacity_bytes, disk.engine) == ("disk", ("/a", "/b"), 1 << 40, "auto")
+    assert tiers('{"type": "disk", "paths": "/a,/b", "capacity_bytes": "1TiB"}').node.tiers == (disk,)
+    with pytest.raises(UnknownSettingError, match=r"node.tiers.0.path: .*did you mean node.tiers.0.paths\?"):
+        tiers('[{"type": "disk", "path": "/a", "capacity_bytes": "1TiB"}]')
+    for text, message in (
+        ('[{"type": "tape", "paths": "/a", "capacity_bytes": "1TiB"}]', "node.tiers.0.type: 'tape': give one of disk"),
+        (
+            '[{"type": "disk", "paths": "/a", "capacity_bytes": "1XiB"}]',
+            "node.tiers.0.capacity_bytes: '1XiB': give a number",
+        ),
+        ('[{"type": "disk", "paths": "/a"}]', "node.tiers.0.capacity_bytes: .*: it is required"),
+        ('[{"type": "disk", "paths": "/a", "capacity_bytes": "200MiB"}]', "at least two segments"),
+        ('[{"type": "disk", "paths": "/a,/a", "capacity_bytes": "1GiB"}]', "another folder"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            tiers(text)
+
+
 def test_variables_that_are_no_settings_are_left_alone() -> None:
     """Only names with a section (two underscores) are settings."""
     load_settings(NodeSettings, environ={"KVCOMMONS_CACHE_DIR": "/x", "KVCOMMONS_NO_SKIP": "1", "OTHER__X": "1"})

@@ -94,6 +94,19 @@ class IndexStatus(Model):
     held: bool = Field(default=False, description="Asked to leave the index until the next start (/v1/fence, hold).")
 
 
+TierHealth = Literal["serving", "degraded", "gone"]
+TIER_HEALTH: dict[str, TierHealth] = {"serving": "serving", "degraded": "degraded", "gone": "gone"}
+
+
+class TierStatus(Model):
+    """A place for chunks behind memory. Its failures reach an engine as misses only."""
+
+    name: str = Field(description="disk")
+    health: TierHealth = Field(description="degraded: reads but does not write, or is slow. gone: neither.")
+    detail: str = Field(default="", description="Why, in words; empty while it serves.")
+    counters: dict[str, int] = Field(default={}, description="Of this tier: sizes in bytes, shards, operations.")
+
+
 class EngineProcess(Model):
     """A process that has a session with this node."""
 
@@ -123,6 +136,7 @@ class StatsAnswer(Model):
     fingerprints: list[FingerprintAnswer] = Field(
         default=[], description="What the node holds chunks or sessions of, the largest first; at most 64."
     )
+    tiers: list[TierStatus] = Field(default=[], description="What is behind the memory, in the order it is asked.")
     core: dict[str, int] = Field(description="Counters of the native core: bytes, slots by state, leases, outcomes.")
 
 
@@ -139,6 +153,9 @@ class ReadyAnswer(Model):
     reason: str = Field(description="In words, when something is amiss; empty when all is well.")
     adopted: bool
     index: IndexStatus
+    tiers: list[TierStatus] = Field(
+        default=[], description="What is behind the memory: an ill one costs hits, no service."
+    )
 
 
 class ErrorDetail(Model):

@@ -105,6 +105,7 @@ void TierManager::Impl::end_stopping_locked() {
 
 void TierManager::Impl::settle_ended(std::vector<WritePtr> writes, std::vector<ReadPtr> reads) {
   for (const WritePtr& write : writes) write_ended(*write);
+  if (!writes.empty() && config_.on_events) config_.on_events();
   for (const ReadPtr& read : reads) {
     read->over = true;
     settle_reads(read->chain);
@@ -119,6 +120,11 @@ bool TierManager::Impl::step() {
   }
   const bool read = read_some();
   return write_some() || read;
+}
+
+void TierManager::Impl::know(const ShardId& id) {
+  const std::lock_guard lock(mutex_);
+  know_rect_locked(id.fingerprint, id.rect);
 }
 
 void TierManager::Impl::know_rect_locked(const Key& fingerprint, const Rect& rect) {
@@ -204,6 +210,7 @@ std::uint64_t TierManager::clear(const Key* fingerprint, std::uint64_t* tier_sha
   return impl_->clear(fingerprint, tier_shards);
 }
 int TierManager::where(const Key& fingerprint, const Key& key) { return impl_->where(fingerprint, key); }
+void TierManager::know(const ShardId& id) { impl_->know(id); }
 std::span<const std::shared_ptr<Tier>> TierManager::tiers() const { return impl_->tiers(); }
 TierManagerStats TierManager::stats() const { return impl_->stats(); }
 bool TierManager::idle() const { return impl_->idle(); }

@@ -37,6 +37,7 @@ struct TierManagerConfig {
   std::uint32_t failed_ms = 1'000;        // for so long nothing is expected behind a chunk that did not come
   std::uint32_t stop_ms_max = 2'000;      // for so long a stop writes what still waits
   std::uint32_t former_ms = 10'000;       // until what a dead daemon was reading has surely ended
+  std::function<void()> on_events;        // the tiers may have events; called on the mover's thread
   std::function<std::uint64_t()> now_ms;  // monotonic; injected by tests
 };
 
@@ -70,6 +71,8 @@ class TierManager {
   std::uint64_t clear(const Key* fingerprint, std::uint64_t* tier_shards);
   // The first tier that has a shard of this chunk, as far as it is known without its layout; -1: none.
   [[nodiscard]] int where(const Key& fingerprint, const Key& key);
+  // A rectangle that where() is to ask for.
+  void know(const ShardId& id);
 
   [[nodiscard]] std::span<const std::shared_ptr<Tier>> tiers() const;
   [[nodiscard]] TierManagerStats stats() const;
@@ -80,6 +83,32 @@ class TierManager {
   class Impl;
   std::unique_ptr<Impl> impl_;
 };
+
+template <typename Visit>
+void visit_counters(const TierStats& s, Visit visit) {
+#define KVCOMMONS_COUNTER(name) visit(std::string_view(#name), s.name)
+  KVCOMMONS_COUNTER(capacity_bytes);
+  KVCOMMONS_COUNTER(used_bytes);
+  KVCOMMONS_COUNTER(shards);
+  KVCOMMONS_COUNTER(puts);
+  KVCOMMONS_COUNTER(put_bytes);
+  KVCOMMONS_COUNTER(gets);
+  KVCOMMONS_COUNTER(get_bytes);
+  KVCOMMONS_COUNTER(misses);
+  KVCOMMONS_COUNTER(evicted);
+  KVCOMMONS_COUNTER(reinserted);
+  KVCOMMONS_COUNTER(corrupt);
+  KVCOMMONS_COUNTER(failed);
+  KVCOMMONS_COUNTER(refused_busy);
+  KVCOMMONS_COUNTER(refused_full);
+  KVCOMMONS_COUNTER(queued_puts);
+  KVCOMMONS_COUNTER(queued_gets);
+  KVCOMMONS_COUNTER(recovered);
+  KVCOMMONS_COUNTER(recovery_us);
+  KVCOMMONS_COUNTER(metadata_bytes);
+#undef KVCOMMONS_COUNTER
+}
+static_assert(sizeof(TierStats) == 19 * sizeof(std::uint64_t), "a counter is missing above");
 
 template <typename Visit>
 void visit_counters(const TierManagerStats& s, Visit visit) {

@@ -40,6 +40,7 @@ class TierManager::Impl {
   void stop();
   std::uint64_t clear(const Key* fingerprint, std::uint64_t* tier_shards);
   int where(const Key& fingerprint, const Key& key);
+  void know(const ShardId& id);
   [[nodiscard]] std::span<const std::shared_ptr<Tier>> tiers() const { return tiers_; }
   [[nodiscard]] TierManagerStats stats() const;
   [[nodiscard]] bool idle() const;

@@ -1,0 +1,53 @@
+"""Settings of the tiers behind a node's memory: `node.tiers`, a list of tables, each with its `type`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from kvcommons_core.settings_values import Bytes, Section, Words
+
+DEVICES_MAX: Final = 64
+
+
+class DiskTier(Section):
+    """Local disks: what memory lets go of is read from there instead of being computed again."""
+
+    type: Literal["disk"]
+    """What kind of tier this is."""
+    paths: Words = Field(min_length=1, max_length=DEVICES_MAX)
+    """Folders, one a device; each gets one file of capacity_bytes."""
+    capacity_bytes: Bytes = Field(ge=8 << 20)
+    """Of each device: a hard limit, and taken at the first start."""
+    segment_bytes: Bytes = Field(default=128 << 20, ge=1 << 20, le=1 << 30)
+    """What is written and reused at one time; a device whose segments had another size starts empty."""
+    engine: Literal["auto", "io_uring", "threads"] = "auto"
+    """How the devices are driven; auto takes io_uring where the kernel allows it, and the log names which."""
+    buffered: bool = False
+    """Goes on through the page cache where the file system has no O_DIRECT; else that is an error at start."""
+    wear_bytes_per_day: Bytes = Field(default=0, ge=0)
+    """Written to each device within a day at most; 0 for no limit."""
+    read_bytes_per_second_max: Bytes = Field(default=0, ge=0)
+    """From each device; 0 for no limit."""
+    write_bytes_per_second_max: Bytes = Field(default=0, ge=0)
+    """To each device; 0 for no limit."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.capacity_bytes < 2 * self.segment_bytes:
+            raise ValueError(
+                f"capacity_bytes ({self.capacity_bytes}) must be at least two segments ({2 * self.segment_bytes}): "
+                "give more, or smaller segment_bytes"
+            )
+        if len(set(self.paths)) != len(self.paths):
+            raise ValueError("each of paths must be another folder")
+        return self
+
+
+def _one_or_many(value: object) -> object:
+    return [value] if isinstance(value, dict) else value
+
+
+Tiers = Annotated[tuple[DiskTier, ...], BeforeValidator(_one_or_many), Field(max_length=1)]
+"""In the order in which they are asked. One of each type."""

@@ -1,0 +1,79 @@
+#include "node_tiers.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "arena_mapping.h"
+
+namespace kvcommons {
+namespace {
+
+constexpr int kTierShift = 56;  // of an inventory's cursor: which tier, above the tier's own
+constexpr std::string_view kMemory = "memory";
+
+}  // namespace
+
+NodeTiers::NodeTiers(const NodeTiersConfig& config, Store* store, int arena_fd, std::uint64_t arena_bytes,
+                     std::function<void()> on_events, std::vector<std::string>* notes)
+    : store_(store) {
+  std::string why;
+  arena_ = map_arena(arena_fd, arena_bytes, &why);
+  if (!arena_) throw std::runtime_error("the arena could not be mapped for its tiers: " + why);
+  std::vector<std::shared_ptr<Tier>> tiers;
+  if (config.disk) tiers.push_back(make_disk_tier(*config.disk, notes));
+  TierManagerConfig manager;
+  manager.arena_bytes = arena_bytes;
+  manager.arena = arena_.get();
+  manager.write_queue_max = config.write_queue_max;
+  manager.on_events = std::move(on_events);
+  manager_ = std::make_unique<TierManager>(manager, store, std::move(tiers));
+  manager_->start();
+}
+
+std::string NodeTiers::place_of(const Key& fingerprint, const Key& key) {
+  if (store_->lookup_any(fingerprint, std::span(&key, 1)) == 1) return std::string(kMemory);
+  const int tier = manager_->where(fingerprint, key);
+  return tier < 0 ? std::string() : std::string(manager_->tiers()[static_cast<std::size_t>(tier)]->name());
+}
+
+void NodeTiers::complete_events(std::vector<Event>* events, std::size_t max, bool* gap) {
+  const std::size_t own = events->size();
+  for (const auto& tier : manager_->tiers()) {
+    bool lost = false;
+    for (TierEvent& told : tier->drain_events(max - std::min(max, events->size()), &lost)) {
+      manager_->know(told.meta.id);
+      Event event;
+      event.kind = Event::Kind::Moved;
+      event.key = told.meta.id.key;
+      event.fingerprint = told.meta.id.fingerprint;
+      event.text_keys = std::move(told.meta.text_keys);
+      events->push_back(std::move(event));
+    }
+    *gap = *gap || lost;
+  }
+  for (std::size_t i = 0; i < events->size(); ++i) {
+    Event& event = (*events)[i];
+    const bool placed = event.kind == Event::Kind::Committed || event.kind == Event::Kind::Freed || i >= own;
+    if (placed) event.tier = place_of(event.fingerprint, event.key);
+  }
+  // Its commit said so, or will.
+  std::erase_if(*events, [](const Event& e) { return e.kind == Event::Kind::Moved && e.tier == kMemory; });
+}
+
+std::vector<NodeTiers::Item> NodeTiers::inventory(std::uint64_t* cursor, std::size_t max) {
+  std::vector<Item> out;
+  const auto tiers = manager_->tiers();
+  std::uint64_t tier = *cursor >> kTierShift, within = *cursor & ((std::uint64_t{1} << kTierShift) - 1);
+  *cursor = 0;
+  if (tier >= tiers.size()) return out;
+  for (ShardMeta& meta : tiers[tier]->inventory(&within, max)) {
+    manager_->know(meta.id);
+    if (place_of(meta.id.fingerprint, meta.id.key) == kMemory) continue;
+    out.push_back({{meta.id.key, meta.id.fingerprint, std::move(meta.text_keys)}, std::string(tiers[tier]->name())});
+  }
+  if (within == 0) ++tier;
+  if (tier < tiers.size()) *cursor = (tier << kTierShift) | within;
+  return out;
+}
+
+}  // namespace kvcommons

@@ -1,0 +1,49 @@
+// The tiers of a node: opened from its configuration, the manager over them, and what the daemon is told of them.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "store.h"
+#include "tiers/disk_tier.h"
+#include "tiers/manager.h"
+
+namespace kvcommons {
+
+struct NodeTiersConfig {
+  std::optional<DiskConfig> disk;
+  std::uint64_t write_queue_max = TierManagerConfig{}.write_queue_max;
+};
+
+class NodeTiers {
+ public:
+  // Opens every tier. Throws std::invalid_argument or std::system_error with the remedy. on_events: called when
+  // drain_events() may have something new, from any thread.
+  NodeTiers(const NodeTiersConfig& config, Store* store, int arena_fd, std::uint64_t arena_bytes,
+            std::function<void()> on_events, std::vector<std::string>* notes);
+  NodeTiers(const NodeTiers&) = delete;  // owns the arena's mapping and a thread
+
+  [[nodiscard]] TierManager& manager() noexcept { return *manager_; }
+  // Appends at most `max` events of kind Moved; sets `tier` of those and of every Committed and Freed before them:
+  // where the chunk is by now.
+  void complete_events(std::vector<Event>* events, std::size_t max, bool* gap);
+  // What is on tiers and not in memory. Pages as Tier::inventory does.
+  struct Item {
+    InventoryItem item;
+    std::string tier;
+  };
+  std::vector<Item> inventory(std::uint64_t* cursor, std::size_t max);
+
+ private:
+  [[nodiscard]] std::string place_of(const Key& fingerprint, const Key& key);
+
+  Store* store_;
+  std::shared_ptr<std::byte> arena_;
+  std::unique_ptr<TierManager> manager_;  // ends before the mapping
+};
+
+}  // namespace kvcommons

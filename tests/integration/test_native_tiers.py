@@ -1,0 +1,186 @@
+"""A node with a disk behind its memory, through Python and over a real socket and real files."""
+
+from __future__ import annotations
+
+import select
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from kvcommons_core import _native
+from kvcommons_core.limits import KEY_BYTES
+
+FINGERPRINT = bytes(range(32))
+SLOT_BYTES = 128 << 10
+ARENA_BYTES = 8 << 20
+CHAIN = 4
+WAIT_SECONDS_MAX = 20.0
+
+
+def wait_until(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS_MAX
+    while not holds():
+        assert time.monotonic() < deadline, f"{what}: not within {WAIT_SECONDS_MAX:.0f} s"
+        select.select([], [], [], 0.002)
+
+
+def make_node(folder: Path, **disk: object) -> _native.NodeCore:
+    """Memory for 64 chunks, and a disk for many more."""
+    (folder / "disk").mkdir(exist_ok=True)
+    values: dict[str, object] = {"paths": [str(folder / "disk")], "capacity_bytes": 64 << 20, "segment_bytes": 4 << 20}
+    return _native.NodeCore(
+        socket_path=str(folder / "n"),
+        arena_bytes=ARENA_BYTES,
+        node_id="node-1",
+        namespace_secret=b"s" * 32,
+        disk=values | {"buffered": True} | disk,  # whatever file system the test runs on
+    )
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A directory with a path short enough for Unix sockets."""
+    with tempfile.TemporaryDirectory(prefix="kvc-", dir="/tmp") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def node(folder: Path) -> Iterator[_native.NodeCore]:
+    core = make_node(folder)
+    core.start()
+    yield core
+    core.stop()
+
+
+def make_client(folder: Path, role: str = "worker") -> _native.Client:
+    return _native.Client(
+        socket_path=str(folder / "n"),
+        role=role,
+        call_ms_max=5_000,
+        fingerprint=FINGERPRINT,
+        chunk_tokens=256,
+        shards=[((0, 2, 0, 4), SLOT_BYTES)],
+        own_shard=0 if role == "worker" else -1,
+    )
+
+
+def keys_of(chain: int) -> bytes:
+    return b"".join(_native.sha256(f"{chain}:{index}".encode()) for index in range(CHAIN))
+
+
+def payload(chain: int, index: int) -> bytes:
+    return _native.sha256(f"{index}:{chain}".encode()) * (SLOT_BYTES // KEY_BYTES)
+
+
+def store(client: _native.Client, chain: int) -> None:
+    client.copy_started()
+    status, slots = client.reserve(7, b"", keys_of(chain))
+    assert (status, {slot[0] for slot in slots}) == ("ok", {"granted"})
+    for index, (_, offset, _) in enumerate(slots):
+        client.write_arena(offset, payload(chain, index))
+    assert client.commit([(offset, generation, 0, (chain,)) for _, offset, generation in slots]) == ("ok", CHAIN)
+    client.copy_finished()
+
+
+def written(node: _native.NodeCore, chunks: int) -> None:
+    wait_until(lambda: node.stats()["tier_written"] == chunks, f"{chunks} chunks are on the disk")
+
+
+def store_and_evict(folder: Path, node: _native.NodeCore, chains: int = 40) -> None:
+    """Two and a half times what memory holds, each on the disk before the next."""
+    worker = make_client(folder)
+    for chain in range(chains):
+        store(worker, chain)
+        written(node, (chain + 1) * CHAIN)
+    worker.close()
+
+
+def check_chain(folder: Path, chain: int) -> None:
+    """Asks as an engine does, again while chunks are pending, and compares every byte."""
+    scheduler, reader = make_client(folder, "scheduler"), make_client(folder)
+    assert scheduler.ensure_connected()
+    assert scheduler.has_tiers
+    status, lease, hit, pending = scheduler.lookup(keys_of(chain), 7, True)
+    assert (status, hit + pending) == ("ok", CHAIN)
+
+    def here() -> bool:
+        nonlocal lease, hit, pending
+        if pending:
+            if lease:
+                scheduler.release(lease)
+            _, lease, hit, pending = scheduler.lookup(keys_of(chain), 7, True)
+        return hit == CHAIN
+
+    wait_until(here, "the chunks are in memory")
+    status, slots = reader.begin(lease)
+    assert status == "ok"
+    for index, (offset, _) in enumerate(slots):
+        assert reader.read_arena(offset, SLOT_BYTES) == payload(chain, index)
+    reader.release(lease)
+    scheduler.close()
+    reader.close()
+
+
+def test_what_memory_let_go_of_is_answered_from_the_disk(folder: Path, node: _native.NodeCore) -> None:
+    """A lookup that memory can't answer has the chunks brought in; they are those that were stored, and nothing is left behind."""
+    store_and_evict(folder, node)
+    assert node.lookup(FINGERPRINT, keys_of(0)) == 0
+    for chain in (0, 1, 39):
+        check_chain(folder, chain)
+    stats = node.stats()
+    assert stats["tier_promoted_chunks"] == 2 * CHAIN
+    assert stats["slots_filling"] == stats["slots_quarantined"] == stats["tier_write_dropped"] == 0
+    ((name, health, why, counters),) = node.tiers()
+    assert (name, health, why) == ("disk", "serving", "")
+    assert counters["shards"] == 40 * CHAIN
+
+
+def test_where_each_chunk_is_by_now_is_told(folder: Path, node: _native.NodeCore) -> None:
+    """Events say that an evicted chunk is on the disk; the disk's inventory lists what memory has not; a clear leaves neither."""
+    store_and_evict(folder, node)
+    events, gap = node.drain_events(10_000)
+    assert not gap
+    freed = {event[1]: event[6] for event in events if event[0] == "freed"}
+    assert freed[keys_of(0)[:KEY_BYTES]] == "disk"
+    listed: dict[bytes, tuple[tuple[int, ...], str]] = {}
+    cursor = 0
+    while True:
+        items, cursor = node.tier_inventory(cursor, 16)
+        listed |= {key: (text_keys, tier) for key, _, text_keys, tier in items}
+        if not cursor:
+            break
+    assert listed[keys_of(0)[:KEY_BYTES]] == ((0,), "disk")
+    assert keys_of(39)[:KEY_BYTES] not in listed
+    assert len(listed) + node.stats()["chunks"] == 40 * CHAIN
+    node.clear()
+    events, gap = node.drain_events(10_000)
+    assert {event[6] for event in events if event[0] in {"freed", "moved"}} == {""}
+    assert make_client(folder, "scheduler").lookup(keys_of(0), 7, True)[2:] == (0, 0)
+    assert node.tiers()[0][3]["shards"] == 0
+
+
+def test_the_disk_outlives_the_memory(folder: Path) -> None:
+    """A node that starts with an empty memory answers from what an earlier one wrote."""
+    first = make_node(folder)
+    first.start()
+    store_and_evict(folder, first, 10)
+    first.stop()
+    second = make_node(folder)
+    second.start()
+    assert second.stats()["chunks"] == 0
+    assert any("extents recovered" in note for note in second.notes)
+    check_chain(folder, 3)
+    second.stop()
+
+
+def test_a_disk_that_cannot_be_used_refuses_the_start(folder: Path) -> None:
+    """The message names what was given and what to do; nothing is left behind, and the next start works."""
+    with pytest.raises((ValueError, OSError), match="nowhere"):
+        make_node(folder, paths=[str(folder / "nowhere")]).start()
+    with pytest.raises(ValueError, match="give one of auto"):
+        make_node(folder, engine="steam")
+    node = make_node(folder)
+    node.start()
+    node.stop()
