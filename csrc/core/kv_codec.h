@@ -126,14 +126,6 @@ void write_header(const PayloadHeader& header, std::byte* out);  // kHeaderBytes
 
 namespace detail {
 
-// Where the parts of a quantised body begin; a layer is its K parameters, V parameters, K codes and V codes, each
-// aligned to kSectionAlignBytes.
-struct LayerPlan {
-  std::uint64_t k_params = 0, v_params = 0, k_codes = 0, v_codes = 0, bytes = 0;  // offsets within a layer, its size
-  std::uint64_t k_params_head = 0, v_params_head = 0, k_codes_head = 0, v_codes_head = 0;  // bytes of one head
-};
-[[nodiscard]] LayerPlan plan_layer(const CodecSpec& spec, const KvShape& shape);
-
 CodecResult encode_lossless(const KvShape& shape, std::span<const std::byte> raw, std::span<std::byte> body);
 CodecResult decode_lossless(const PayloadHeader& header, std::span<const std::byte> body, std::span<std::byte> raw);
 [[nodiscard]] std::uint64_t lossless_bytes_max(const KvShape& shape);
