@@ -261,6 +261,23 @@ def test_events_are_told_once_a_change() -> None:
     assert [(event.type, event.reason) for event in plan(pool, **world).events] == [("Normal", "Ready")]
 
 
+def test_shares_are_told_and_not_written_for_every_chunk() -> None:
+    """Hits and memory are in the status as soon as there are any; a move of less than five points is told as before."""
+    pool = examples.pool()
+
+    def told(hits: int, used_percent: int) -> tuple[int, int]:
+        used = (8 << 30) * used_percent // 100 + 1
+        nodes = {
+            f"pod-{number}": examples.node_state(number, hits=hits, asked=100, used_bytes=used) for number in range(3)
+        }
+        pool["status"] = plan(pool, **{**running(pool), "nodes": nodes}).status
+        return pool["status"]["hitPercent"], pool["status"]["memoryUsedPercent"]
+
+    assert told(40, 20) == (40, 20)
+    assert told(44, 24) == (40, 20)
+    assert told(45, 25) == (45, 25)
+
+
 def test_a_pool_that_comes_up_tells_no_event_of_every_step() -> None:
     """Why it is not ready yet is in its conditions, and changes many times; that it is ready is told, once."""
     pool = examples.pool()
