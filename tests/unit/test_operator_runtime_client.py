@@ -34,6 +34,17 @@ async def test_an_apply_is_forced_and_names_its_manager() -> None:
         assert api.asked == [("PATCH", f"{MAPS}/one", {"fieldManager": "kvcommons-operator", "force": "true"})]
 
 
+async def test_what_is_only_to_be_made_changes_nothing_that_is_there() -> None:
+    """In one request: it is made where there is none, and where there is one the answer says so, once."""
+    async with fake_api() as (api, client):
+        await client.apply({**ONE, "data": {"a": "1"}}, only_new=True)
+        assert api.objects[MAPS]["one"]["data"] == {"a": "1"}
+        with pytest.raises(ConflictError):
+            await client.apply({**ONE, "data": {"a": "2"}}, only_new=True)
+        assert api.objects[MAPS]["one"]["data"] == {"a": "1"}
+        assert len(api.asked) == 2
+
+
 async def test_a_list_is_read_page_by_page() -> None:
     """No answer is larger than a page, and none is lost."""
     async with fake_api() as (api, client):

@@ -36,6 +36,9 @@ REQUESTS_AT_ONCE_MAX: Final = 32
 APPLY: Final = "application/apply-patch+yaml"
 MERGE: Final = "application/merge-patch+json"
 JSON: Final = "application/json"
+VERSION_OF_NONE: Final = "1"
+"""No object has it: the first write of all, which nobody's object is, has the second. An apply that names a version changes an object of that
+version or none, and makes one where there is none."""
 METADATA_ONLY: Final = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 METADATA_LIST_ONLY: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
@@ -85,10 +88,19 @@ class KubeClient:
         return await self.request("GET", kind.path(namespace, name), kind=kind, accept=accept)
 
     async def apply(
-        self, manifest: Mapping[str, Any], *, subresource: str = "", manager: str = FIELD_MANAGER
+        self,
+        manifest: Mapping[str, Any],
+        *,
+        subresource: str = "",
+        manager: str = FIELD_MANAGER,
+        only_new: bool = False,
     ) -> Document:
-        """Server-side apply, by force: what the operator wants to own, it owns. Answers with the object as it is now."""
+        """Server-side apply, by force: what the operator wants to own, it owns. Answers with the object as it is now.
+
+        :param only_new: makes the object, or changes nothing. :raises ConflictError: if there is one of that name already."""
         kind, metadata = kind_of(manifest), manifest["metadata"]
+        if only_new:
+            manifest = {**manifest, "metadata": {**metadata, "resourceVersion": VERSION_OF_NONE}}
         path = kind.path(metadata.get("namespace"), metadata["name"], subresource)
         query = {"fieldManager": manager, "force": "true"}
         return await self.request("PATCH", path, kind=kind, query=query, body=manifest, content_type=APPLY)

@@ -189,12 +189,10 @@ class Executor:
         if known is not None and known.wish == wish and self._unchanged(kind, ref, known):
             self._metrics.applied.labels("skipped").inc()
             return
-        await self._see_that_it_is_ours(key, uid, kind, ref, known)
         status = manifest.get("status") if kind in OWN_KINDS else None
         try:
-            answer = await self._client.apply(
-                {k: v for k, v in manifest.items() if k != "status"} if status else manifest
-            )
+            whole = {k: v for k, v in manifest.items() if k != "status"} if status else manifest
+            answer = await self._write(key, uid, ref, known, whole)
             if status:
                 answer = await self._client.apply({**_head(kind, manifest), "status": status}, subresource="status")
         except NotFoundError:
@@ -207,21 +205,35 @@ class Executor:
         self._metrics.applied.labels("repaired" if drifted else "applied").inc()
         memory[ref] = Applied(wish, digest, self._clock(), str(answer["metadata"].get("uid") or ""))
 
-    async def _see_that_it_is_ours(self, key: Id, uid: str, kind: Kind, ref: Ref, known: Applied | None) -> None:
-        """:raises NameTakenError: if there is an object of this name that is not."""
-        if kind in OWN_KINDS:
-            live = self._resources.get(Id(ref.kind, ref.namespace, ref.name))
-            metadata = live["metadata"] if live is not None else None
-        else:
-            child = self._inventory.child(ref)
-            metadata = child.manifest["metadata"] if child is not None else None
-        if metadata is None:
+    async def _write(self, key: Id, uid: str, ref: Ref, known: Applied | None, manifest: Manifest) -> Document:
+        """What is not known to be there is made, in one request that changes nothing where it is; only then it is looked at whose it is.
+        :raises NameTakenError: if there is an object of this name that is not ours."""
+        kind = kind_of(manifest)
+        metadata = self._metadata(kind, ref)
+        if metadata is None and known is not None and not self._world.watches(kind):
             try:
                 metadata = await self._client.metadata(kind, ref.namespace, ref.name)
             except NotFoundError:
-                return
+                known = None
+        if metadata is None:
+            try:
+                return await self._client.apply(manifest, only_new=True)
+            except ConflictError as conflict:
+                try:
+                    metadata = await self._client.metadata(kind, ref.namespace, ref.name)
+                except NotFoundError:
+                    raise conflict from None
         if not is_ours(metadata, key, uid, known.uid if known is not None else ""):
             raise taken(ref, metadata, key)
+        return await self._client.apply(manifest)
+
+    def _metadata(self, kind: Kind, ref: Ref) -> Mapping[str, Any] | None:
+        """Of the live object, where it is in a cache."""
+        if kind in OWN_KINDS:
+            live = self._resources.get(Id(ref.kind, ref.namespace, ref.name))
+            return live["metadata"] if live is not None else None
+        child = self._inventory.child(ref)
+        return child.manifest["metadata"] if child is not None else None
 
     def _unchanged(self, kind: Kind, ref: Ref, known: Applied) -> bool:
         """Nobody has touched the object since we wrote it, as far as can be seen."""

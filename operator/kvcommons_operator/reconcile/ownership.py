@@ -1,7 +1,8 @@
 """Whose an object is, before anything is written on it: ours, somebody else's of the same name, or another operator's.
 
-What is applied by force takes over whatever has the name. So an object that is not known as ours is looked at first, by an empty patch that
-is only tried (dryRun): it answers with the metadata alone and needs no right that an apply does not need, so that no Secret is read."""
+What is applied by force takes over whatever has the name. So what is not known to be there is applied on a version that no object has: that
+makes it, or changes nothing. If there is one, it is looked at by an empty patch that is only tried (dryRun): it answers with the metadata alone
+and needs no right that an apply does not need, so that no Secret is read."""
 
 from __future__ import annotations
 
