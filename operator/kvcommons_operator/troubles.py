@@ -147,18 +147,30 @@ def _image_remedy(reason: str, said: str) -> str:
     return next((remedy for words, remedy in IMAGE_REMEDIES if words.search(said)), "see that the machine can pull it")
 
 
+CONTAINER_REMEDIES: Final = (
+    (re.compile(r"runAsNonRoot"), "say runAsUser in the security context, or take an image whose user is a number and not root"),
+    (re.compile(r"no such file or directory|executable file not found"), "see the command, and the image that should have it"),
+)  # fmt: skip
+
+
 def _container_trouble(pod: Pod, container: Container, naming: Naming) -> Trouble:
     reason, why = container.waiting_reason, container.waiting_message or container.waiting_reason
     found = missing_in(why) if reason == "CreateContainerConfigError" else ()
     if found:
         return _not_found(pod, why, found, naming, f", container {container.name},")
-    last = (
-        f" (it ended with status {container.exit_code}{_last_words(container)})"
-        if container.exit_code is not None
-        else ""
-    )
-    message = f"pod {pod.name}, container {container.name}: {why[:WORDS_CHARACTERS_MAX]}{last}"
-    return Trouble(reason, message, stuck=True, reference=reason == "CreateContainerConfigError")
+    # The kubelet's words for a crash are how long it waits, another time each time.
+    told = "it ends again and again" if reason == "CrashLoopBackOff" else why[:WORDS_CHARACTERS_MAX]
+    message = f"pod {pod.name}, container {container.name}: {told}{_end(container)}{_remedy(CONTAINER_REMEDIES, why)}"
+    return Trouble(reason, message, stuck=True)
+
+
+def _end(container: Container) -> str:
+    """How it ended last."""
+    if container.exit_code is None:
+        return ""
+    if container.exit_reason == "OOMKilled":
+        return " (it was killed for want of memory. Remedy: raise its memory limit)"
+    return f" (it ended with status {container.exit_code}{_last_words(container)})"
 
 
 def _last_words(container: Container) -> str:

@@ -107,6 +107,29 @@ def test_an_image_that_wants_a_login_that_is_not_there_names_the_secret() -> Non
     )
 
 
+def test_what_a_container_refuses_is_no_missing_reference() -> None:
+    """An image that would run as root names nothing that could be created: its remedy is another."""
+    said = 'container has runAsNonRoot and image will run as root (pod: "p", container: engine)'
+    found = trouble(waiting("CreateContainerConfigError", said))
+    assert found is not None
+    assert (found.reason, found.reference) == ("CreateContainerConfigError", False)
+    assert "Remedy: say runAsUser" in found.message
+
+
+def test_a_crash_is_one_trouble_however_long_the_kubelet_waits() -> None:
+    """The pause grows with each attempt; the message stays, with the last words or the want of memory."""
+    pauses = [f"back-off {n}s restarting failed container=engine" for n in (10, 20)]
+    first, second = (
+        trouble(waiting("CrashLoopBackOff", said, exit_code=1, termination_message="no GPU")) for said in pauses
+    )
+    assert first == second
+    assert first is not None
+    assert first.message.endswith("it ends again and again (it ended with status 1: no GPU)")
+    killed = trouble(waiting("CrashLoopBackOff", pauses[0], exit_code=137, exit_reason="OOMKilled"))
+    assert killed is not None
+    assert "want of memory. Remedy: raise its memory limit" in killed.message
+
+
 def test_a_pod_that_no_node_takes_says_what_is_short() -> None:
     """The scheduler's words without its talk of preemption, and what to change."""
     said = "0/2 nodes are available: 2 Insufficient nvidia.com/gpu. preemption: 0/2 nodes are available"
