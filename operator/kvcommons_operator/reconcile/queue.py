@@ -16,7 +16,7 @@ COALESCE_SECONDS: Final = 0.05
 INTERVAL_SECONDS_MIN: Final = 1.0
 """An object under a storm of events is looked at this often at most."""
 INTERVAL_SECONDS_MAX: Final = 5.0
-LOOKS_PER_SECOND: Final = 20
+LOOKS_PER_SECOND: Final = 10
 """As many looks a second leave that interval as it is. With more of them, when hundreds of objects change at once, it grows in proportion, and
 each look does more of what has happened."""
 LOOKS_MAX: Final = 10_000
