@@ -96,6 +96,19 @@ class Encoder {
   std::vector<float> inverses_;
 };
 
+// What lies between the sections is part of the payload.
+void clear_gaps(const CodecSpec& spec, const KvShape& shape, std::byte* body) {
+  const detail::LayerPlan plan = detail::plan_layer(spec, shape);
+  const std::uint64_t heads = shape.heads;
+  for (std::uint32_t layer = 0; layer < shape.layers; ++layer, body += plan.bytes) {
+    const auto clear = [&](std::uint64_t begin, std::uint64_t end) { std::memset(body + begin, 0, end - begin); };
+    clear(plan.k_params + heads * plan.k_params_head, plan.v_params);
+    clear(plan.v_params + heads * plan.v_params_head, plan.k_codes);
+    clear(plan.k_codes + heads * plan.k_codes_head, plan.v_codes);
+    clear(plan.v_codes + heads * plan.v_codes_head, plan.bytes);
+  }
+}
+
 bool encode_tiles(const CodecSpec& spec, const KvShape& shape, std::span<const std::byte> raw, std::byte* body,
                   const QuantKernels& kernels) {
   Encoder encoder(spec, shape, kernels);
@@ -128,7 +141,7 @@ CodecResult encode(const CodecSpec& spec, const KvShape& shape, std::span<const 
   }
   if (spec.id == CodecId::Lossless) return detail::encode_lossless(shape, raw, out);
   const std::span<std::byte> body = out.subspan(kHeaderBytes, most - kHeaderBytes);
-  std::memset(body.data(), 0, body.size());  // what lies between sections is part of the payload
+  clear_gaps(spec, shape, body.data());
   if (!encode_tiles(spec, shape, raw, body.data(), kernels::quant_kernels(isa))) {
     return failed(CodecStatus::NotFinite, "Inf, NaN or a magnitude from 2^100 on: keep this chunk as it is");
   }
