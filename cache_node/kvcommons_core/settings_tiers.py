@@ -6,9 +6,10 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from kvcommons_core.settings_values import Bytes, Section, Words
+from kvcommons_core.settings_values import Bytes, Section, Words, format_bytes
 
 DEVICES_MAX: Final = 64
+SEGMENTS_MIN: Final = 4
 
 
 class DiskTier(Section):
@@ -35,10 +36,11 @@ class DiskTier(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.capacity_bytes < 2 * self.segment_bytes:
+        least = SEGMENTS_MIN * self.segment_bytes
+        if self.capacity_bytes < least:
             raise ValueError(
-                f"capacity_bytes ({self.capacity_bytes}) must be at least two segments ({2 * self.segment_bytes}): "
-                "give more, or smaller segment_bytes"
+                f"capacity_bytes ({format_bytes(self.capacity_bytes)}) must be at least {SEGMENTS_MIN} segments "
+                f"({format_bytes(least)}): give more, or smaller segment_bytes"
             )
         if len(set(self.paths)) != len(self.paths):
             raise ValueError("each of paths must be another folder")

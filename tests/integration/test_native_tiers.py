@@ -9,6 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from kvcommons_connector.identity import RequestIdentity, TextHints
+from kvcommons_connector.scheduler import SchedulerCore
+from kvcommons_connector.stats import Counters
+from kvcommons_connector.tracking import Geometry, Tracked
 from kvcommons_core import _native
 from kvcommons_core.limits import KEY_BYTES
 
@@ -135,6 +139,48 @@ def test_what_memory_let_go_of_is_answered_from_the_disk(folder: Path, node: _na
     ((name, health, why, counters),) = node.tiers()
     assert (name, health, why) == ("disk", "serving", "")
     assert counters["shards"] == 40 * CHAIN
+
+
+def test_an_engine_that_asks_early_waits_for_the_disk_and_then_loads(folder: Path, node: _native.NodeCore) -> None:
+    """The connector's scheduler side over a real node: a request that arrives has its chunks brought in, is told to ask again, and is then
+    offered all of them."""
+    scheduler, tokens = make_client(folder, "scheduler"), list(range(CHAIN * 256 + 1))
+    assert scheduler.ensure_connected()
+    geometry = Geometry(256, 128, FINGERPRINT, asynchronous=False)
+    core = SchedulerCore(
+        geometry,
+        scheduler,
+        Counters(),
+        lambda: time.monotonic() * 1e3,
+        load=True,
+        store=True,
+        lease_ms_max=10_000,
+        fetch_ms_max=int(WAIT_SECONDS_MAX * 1e3),
+    )
+    asked = Tracked("first", len(tokens), RequestIdentity(), TextHints())
+    core.add(asked, tokens)
+    assert core.matched("first", tokens, 0) == (0, False)
+    worker = make_client(folder)
+    worker.copy_started()
+    slots = worker.reserve(0, b"", bytes(asked.keys))[1]
+    assert worker.commit([(offset, generation, 0, ()) for _, offset, generation in slots])[1] == CHAIN
+    worker.copy_finished()
+    written(node, CHAIN)
+    for chain in range(40):
+        store(worker, chain)
+        written(node, (chain + 2) * CHAIN)
+    assert node.lookup(FINGERPRINT, bytes(asked.keys)) == 0
+    core.add(Tracked("again", len(tokens), RequestIdentity(), TextHints()), tokens)
+    answers: list[tuple[int | None, bool]] = []
+
+    def offered() -> bool:
+        answers.append(core.matched("again", tokens, 0))
+        return answers[-1][0] is not None
+
+    wait_until(offered, "the chunks are offered")
+    assert answers[-1] == (CHAIN * 256, False)
+    core.finish("again", len(tokens))
+    assert node.stats()["leases_pending"] == node.stats()["slots_filling"] == 0
 
 
 def test_where_each_chunk_is_by_now_is_told(folder: Path, node: _native.NodeCore) -> None:

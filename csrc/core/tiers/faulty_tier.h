@@ -142,18 +142,9 @@ class FaultyTier final : public Tier {
         statuses[i] = TierStatus::Ok;  // forgotten at once
       }
     }
-    if (good.empty()) return done(statuses);
-    auto all = std::make_shared<std::vector<TierStatus>>(std::move(statuses));
-    ++forwarded_;
-    const bool taken = inner_->put(good, [this, all, places, done](std::span<const TierStatus> results) {
-      for (std::size_t i = 0; i < places.size(); ++i) (*all)[places[i]] = results[i];
-      done(*all);
-      --forwarded_;
-    });
-    if (taken) return;
-    --forwarded_;
-    for (const std::size_t i : places) (*all)[i] = TierStatus::Busy;
-    done(*all);
+    pass_on(
+        good, places, std::move(statuses), TierStatus::Busy, done,
+        [this](std::vector<PutItem> items, PutDone taker) { return inner_->put(std::move(items), std::move(taker)); });
   }
 
   void get_now(const std::vector<GetItem>& batch, const GetDone& done, bool closing) {
@@ -170,17 +161,26 @@ class FaultyTier final : public Tier {
         if (results[i].status == TierStatus::Corrupt) inner_->remove(std::span(&batch[i].id, 1));
       }
     }
+    pass_on(
+        good, places, std::move(results), GetResult{TierStatus::Busy, {}}, done,
+        [this](std::vector<GetItem> items, GetDone taker) { return inner_->get(std::move(items), std::move(taker)); });
+  }
+
+  // What had no fault goes to the inner tier; its answers take their places among the others.
+  template <typename Item, typename Result, typename Done, typename Forward>
+  void pass_on(const std::vector<Item>& good, const std::vector<std::size_t>& places, std::vector<Result> results,
+               const Result& busy, const Done& done, Forward forward) {
     if (good.empty()) return done(results);
-    auto all = std::make_shared<std::vector<GetResult>>(std::move(results));
+    auto all = std::make_shared<std::vector<Result>>(std::move(results));
     ++forwarded_;
-    const bool taken = inner_->get(good, [this, all, places, done](std::span<const GetResult> got) {
+    const bool taken = forward(good, [this, all, places, done](std::span<const Result> got) {
       for (std::size_t i = 0; i < places.size(); ++i) (*all)[places[i]] = got[i];
       done(*all);
       --forwarded_;
     });
     if (taken) return;
     --forwarded_;
-    for (const std::size_t i : places) (*all)[i].status = TierStatus::Busy;
+    for (const std::size_t i : places) (*all)[i] = busy;
     done(*all);
   }
 

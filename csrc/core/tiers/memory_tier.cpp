@@ -18,13 +18,17 @@ MemoryTier::MemoryTier(MemoryTierConfig config) : config_(std::move(config)), th
 
 MemoryTier::~MemoryTier() { thread_.close(); }
 
-bool MemoryTier::put(std::vector<PutItem> batch, PutDone done) {
+// Each item of the batch by itself, on the tier's thread. What the queue has no room for is counted.
+template <typename Item, typename Result, typename Done>
+bool MemoryTier::post(std::vector<Item> batch, Done done, Result (MemoryTier::*one)(const Item&),
+                      const Result& closed) {
   const std::size_t items = batch.size();
-  const bool taken = thread_.post([this, batch = std::move(batch), done = std::move(done)](bool closing) {
-    std::vector<TierStatus> statuses(batch.size(), TierStatus::Closed);
-    if (!closing)
-      std::transform(batch.begin(), batch.end(), statuses.begin(), [&](auto& item) { return put_one(item); });
-    done(statuses);
+  const bool taken = thread_.post([this, batch = std::move(batch), done = std::move(done), one, closed](bool closing) {
+    std::vector<Result> results(batch.size(), closed);
+    if (!closing) {
+      std::transform(batch.begin(), batch.end(), results.begin(), [&](const Item& item) { return (this->*one)(item); });
+    }
+    done(results);
   });
   if (!taken) {
     const std::lock_guard lock(mutex_);
@@ -33,19 +37,12 @@ bool MemoryTier::put(std::vector<PutItem> batch, PutDone done) {
   return taken;
 }
 
+bool MemoryTier::put(std::vector<PutItem> batch, PutDone done) {
+  return post(std::move(batch), std::move(done), &MemoryTier::put_one, TierStatus::Closed);
+}
+
 bool MemoryTier::get(std::vector<GetItem> batch, GetDone done) {
-  const std::size_t items = batch.size();
-  const bool taken = thread_.post([this, batch = std::move(batch), done = std::move(done)](bool closing) {
-    std::vector<GetResult> results(batch.size(), GetResult{TierStatus::Closed, {}});
-    if (!closing)
-      std::transform(batch.begin(), batch.end(), results.begin(), [&](auto& item) { return get_one(item); });
-    done(results);
-  });
-  if (!taken) {
-    const std::lock_guard lock(mutex_);
-    stats_.refused_busy += items;
-  }
-  return taken;
+  return post(std::move(batch), std::move(done), &MemoryTier::get_one, GetResult{TierStatus::Closed, {}});
 }
 
 TierStatus MemoryTier::put_one(const PutItem& item) {

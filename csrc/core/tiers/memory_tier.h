@@ -56,6 +56,8 @@ class MemoryTier final : public Tier {
   };
   using List = std::list<Kept>;  // oldest first
 
+  template <typename Item, typename Result, typename Done>
+  bool post(std::vector<Item> batch, Done done, Result (MemoryTier::*one)(const Item&), const Result& closed);
   TierStatus put_one(const PutItem& item);
   GetResult get_one(const GetItem& item);
   bool make_room(std::uint64_t bytes);
