@@ -14,8 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITES = ("tests/unit", "tests/integration", "tests/cluster", "tests/engine")
-# After the long ones: what make test runs as well, at length, and in the images that users get. The last one is collected by
-# nobody who does not name it.
+# After the long ones: what make test runs as well, at length, and in the images that users get. Files soak_* are collected by
+# nobody who does not name them.
 SOAKED = (
     "tests/soak",
     "tests/cluster/test_crd_random.py",
