@@ -66,9 +66,13 @@ def abandoned(folder: Path) -> bool:
 
 
 def _entries(folder: Path, kind: str) -> list[list[str]]:
-    """Of the folder's record and those of the folders in it."""
-    records = [*folder.glob(RECORD), *folder.glob(f"*/{RECORD}")]
-    lines = [line.split("\t") for record in records for line in record.read_text().splitlines()]
+    """Of the folder's record and those of the folders in it; somebody else may clear them meanwhile."""
+    texts = []
+    with contextlib.suppress(FileNotFoundError):
+        for place in (folder, *(folder / name for name in os.listdir(folder))):
+            with contextlib.suppress(OSError):
+                texts.append((place / RECORD).read_text())
+    lines = [line.split("\t") for text in texts for line in text.splitlines()]
     return [line[1:] for line in lines if line[0] == kind]
 
 
@@ -91,12 +95,17 @@ def _recorded(folder: Path) -> Iterator[int]:
             yield int(pid)
 
 
+def _groups(path: Path) -> list[Path]:
+    """A control group and those in it, innermost first. Not by rglob, which raises when somebody else removes them meanwhile."""
+    return [Path(place) for place, _, _ in os.walk(path, topdown=False)]
+
+
 def _in_cgroups(folder: Path) -> Iterator[int]:
     """Processes in the recorded control groups: the pods'."""
     for (path,) in _entries(folder, "cgroup"):
-        for file in Path(path).rglob("cgroup.procs"):
+        for group in _groups(Path(path)):
             with contextlib.suppress(OSError):
-                yield from map(int, file.read_text().split())
+                yield from map(int, (group / "cgroup.procs").read_text().split())
 
 
 def _until_gone(pids: list[int]) -> None:
@@ -123,12 +132,9 @@ def _remove_cgroup(path: Path) -> None:
     """From the leaves up; a group is busy for a moment after its last process."""
     pause = threading.Event()
     for _ in range(ROUNDS_MAX):
-        for inner in sorted(path.rglob("*"), key=lambda place: -len(place.parts)):
-            if inner.is_dir():
-                with contextlib.suppress(OSError):
-                    inner.rmdir()
-        with contextlib.suppress(OSError):
-            path.rmdir()
+        for group in _groups(path):
+            with contextlib.suppress(OSError):
+                group.rmdir()
         if not path.exists():
             return
         pause.wait(PAUSE_SECONDS)

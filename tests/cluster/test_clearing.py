@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import kube_binaries
@@ -33,6 +34,18 @@ def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[subprocess.
         assert process.stdout is not None
         yield process
         process.kill()
+
+
+def test_two_that_clear_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """A run that was killed is cleared by its own watcher, and by the next run if that begins meanwhile."""
+    folder, group = tmp_path / "cluster", tmp_path / "group"
+    folder.mkdir()
+    kube_reaper.record_cgroup(folder, group)
+    for number in range(2_000):
+        (group / f"pod-{number % 40}" / f"container-{number}").mkdir(parents=True)
+    with ThreadPoolExecutor(4) as workers:
+        list(workers.map(kube_reaper.clear, [folder] * 4))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.timeout(300)
