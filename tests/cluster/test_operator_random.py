@@ -22,7 +22,7 @@ POOLS_AT_ONCE: Final = 4
 DEPLOYMENTS_AT_ONCE: Final = 8
 COPIES_MAX: Final = 3
 """Of engines and routers: a thousand take a controller minutes to make."""
-SETTLE_SECONDS_MAX: Final = 60.0
+SETTLE_SECONDS_MAX: Final = 90.0
 LOOKS_WITHOUT_REQUEST: Final = 12
 MANAGED: Final = "?labelSelector=app.kubernetes.io/managed-by=kvcommons-operator"
 CHILDREN: Final = (
