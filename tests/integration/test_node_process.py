@@ -236,6 +236,26 @@ def test_the_arena_is_held_once_over_a_restart(node: NodeProcess) -> None:
     assert arenas(node) == before
 
 
+def test_a_disk_keeps_chunks_over_a_clean_stop(node: NodeProcess) -> None:
+    """Settings reach the core: what was stored is on the disk when the memory is gone, and the next life answers from there."""
+    disk = node.folder / "disk"
+    disk.mkdir()
+    table = {"type": "disk", "paths": [str(disk)], "capacity_bytes": "64MiB", "segment_bytes": "8MiB", "buffered": True}
+    node.start("--tiers", json.dumps([table]))
+    worker, scheduler = connect(node, "worker"), connect(node, "scheduler")
+    keys = keys_of(worker, 4)
+    store(worker, keys, [payload(n) for n in range(4)])
+    until(lambda: node.stats()["core"]["tier_written"] == 4, "the chunks are on the disk")
+    assert node.stop() == 0
+    node.start("--tiers", json.dumps([table]))
+    assert node.get("/readyz")[1]["tiers"][0]["health"] == "serving"
+    assert node.stats()["core"]["chunks"] == 0
+    until(scheduler.ensure_connected, scheduler.last_error)
+    until(worker.ensure_connected, worker.last_error)
+    until(lambda: scheduler.lookup(keys)[2:] == (4, 0), "the chunks are in memory")
+    assert read(scheduler, worker, keys) == [payload(n) for n in range(4)]
+
+
 def test_a_clean_stop_leaves_nothing(node: NodeProcess) -> None:
     """SIGTERM ends the node with status 0, its holder with it; of sockets and lock files none is left."""
     node.start()

@@ -66,6 +66,7 @@ class FaultyTier final : public Tier {
     const std::lock_guard lock(mutex_);
     return waiting_.size();
   }
+  [[nodiscard]] std::uint64_t touched() const { return touched_.load(); }  // shards
   void set_health(TierHealth health) { health_.store(health); }
 
   [[nodiscard]] std::string_view name() const noexcept override { return inner_->name(); }
@@ -85,7 +86,10 @@ class FaultyTier final : public Tier {
     }
   }
   bool describe(const ShardId& id, ShardMeta* out) override { return inner_->describe(id, out); }
-  void touch(std::span<const ShardId> ids) override { inner_->touch(ids); }
+  void touch(std::span<const ShardId> ids) override {
+    touched_.fetch_add(ids.size());
+    inner_->touch(ids);
+  }
   std::uint64_t remove(std::span<const ShardId> ids) override { return inner_->remove(ids); }
   std::uint64_t clear(const Key* fingerprint) override { return inner_->clear(fingerprint); }
   std::vector<ShardMeta> inventory(std::uint64_t* cursor, std::size_t max) override {
@@ -192,6 +196,7 @@ class FaultyTier final : public Tier {
   std::deque<TierThread::Job> waiting_;
   std::atomic<TierHealth> health_{TierHealth::Serving};
   std::atomic<std::size_t> forwarded_{0};
+  std::atomic<std::uint64_t> touched_{0};
   std::unique_ptr<TierThread> thread_;
 };
 

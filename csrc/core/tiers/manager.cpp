@@ -61,7 +61,8 @@ void TierManager::Impl::wake_locked() {
 }
 
 bool TierManager::Impl::idle_locked() const {
-  return writes_.empty() && chains_.empty() && under_way_ == 0 && ended_writes_.empty() && ended_reads_.empty();
+  return writes_.empty() && chains_.empty() && touches_.empty() && under_way_ == 0 && ended_writes_.empty() &&
+         ended_reads_.empty();
 }
 
 bool TierManager::Impl::idle() const {
@@ -118,8 +119,8 @@ bool TierManager::Impl::step() {
     resolve_at_ms_.reset();
     store_->resolve_former_internal();
   }
-  const bool read = read_some();
-  return write_some() || read;
+  const bool read = read_some(), touched = touch_some();
+  return write_some() || read || touched;
 }
 
 void TierManager::Impl::know(const ShardId& id) {

@@ -130,6 +130,7 @@ class TierManager::Impl {
   void remove_cleared(const Write& write);
   // manager_wanted.cpp
   LayoutPtr layout_locked(const SessionSpec& spec);
+  bool touch_some();
   std::size_t on_tiers(const Layout& layout, std::span<const Key> keys, std::vector<std::uint8_t>* tier);
   // manager_read.cpp
   bool read_some();
@@ -166,6 +167,7 @@ class TierManager::Impl {
   std::multiset<std::uint64_t> writing_;  // epochs of the writes under way
   std::deque<SealedShard> writes_;
   std::deque<ChainPtr> chains_;
+  std::deque<std::pair<LayoutPtr, std::vector<Key>>> touches_;  // of lookups that memory answered
   std::vector<WritePtr> ended_writes_;
   std::vector<ReadPtr> ended_reads_;
   std::vector<LayoutPtr> layouts_;

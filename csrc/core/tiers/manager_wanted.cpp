@@ -8,6 +8,7 @@ namespace {
 
 constexpr std::size_t kLayoutsMax = 256;
 constexpr std::size_t kKeysPerFind = 64;
+constexpr std::size_t kTouchesMax = 64;  // lookups; more are not told to the tiers
 
 }  // namespace
 
@@ -56,10 +57,27 @@ std::size_t TierManager::Impl::on_tiers(const Layout& layout, std::span<const Ke
   return tier->size();
 }
 
+// What is read from memory again and again is read from no tier, and would leave it as if nobody wanted it.
+bool TierManager::Impl::touch_some() {
+  std::pair<LayoutPtr, std::vector<Key>> hit;
+  {
+    const std::lock_guard lock(mutex_);
+    if (touches_.empty() || quiet_) return false;
+    hit = std::move(touches_.front());
+    touches_.pop_front();
+  }
+  std::vector<ShardId> ids;
+  for (const Key& key : hit.second) {
+    for (const ShardSpec& shard : hit.first->spec.shards) ids.push_back({hit.first->spec.fingerprint, key, shard.rect});
+  }
+  for (const auto& tier : tiers_) tier->touch(ids);
+  return true;
+}
+
 Expected TierManager::Impl::wanted(SessionId session, std::uint64_t tenant, std::span<const Key> keys,
                                    std::uint32_t hit_chunks) {
   SessionSpec spec;
-  if (hit_chunks >= keys.size() || !store_->session_spec(session, &spec) || spec.shards.empty()) return {};
+  if (keys.empty() || !store_->session_spec(session, &spec) || spec.shards.empty()) return {};
   const std::uint64_t now = now_ms();
   LayoutPtr layout;
   std::uint64_t epoch = 0;
@@ -69,7 +87,12 @@ Expected TierManager::Impl::wanted(SessionId session, std::uint64_t tenant, std:
   {
     const std::lock_guard lock(mutex_);
     layout = layout_locked(spec);
-    if (!layout || stopping_ || fenced_locked()) return {};
+    if (!layout || stopping_) return {};
+    if (hit_chunks > 0 && touches_.size() < kTouchesMax) {
+      touches_.emplace_back(layout, std::vector<Key>(keys.begin(), keys.begin() + hit_chunks));
+      wake_locked();
+    }
+    if (hit_chunks >= keys.size() || fenced_locked()) return {};
     epoch = epoch_;
     const auto sour = layout->sour.find(keys[at]);
     if (sour != layout->sour.end() && sour->second > now) return {};
