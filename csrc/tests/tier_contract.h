@@ -344,20 +344,24 @@ inline void inventory(const TierMaker& make) {
 
 // A flood is refused at a bound or taken: each batch that was taken is answered once, no other is.
 inline void flood(const TierMaker& make) {
+  constexpr std::size_t kRounds = 5;
   std::atomic<int> answered{0};
   int taken = 0;
   std::vector<Sample> samples;
-  for (std::uint64_t i = 0; i < 400; ++i) samples.emplace_back(i, 40'000);
-  const Aligned into(40'000);
+  for (std::uint64_t i = 0; i < 200; ++i) samples.emplace_back(i, 40'000);
+  std::vector<Aligned> into;  // one for each get: a buffer is the tier's until it has answered
+  for (std::size_t i = 0; i < kRounds * samples.size(); ++i) into.emplace_back(40'000);
   {
     const auto tier = make(64 * kTierMiB);
-    for (int round = 0; round < 5; ++round) {
-      for (const Sample& s : samples) {
+    for (std::size_t round = 0; round < kRounds; ++round) {
+      for (std::size_t i = 0; i < samples.size(); ++i) {
+        const Sample& s = samples[i];
+        const Aligned& buffer = into[round * samples.size() + i];
         taken += tier->put({s.put()}, [&](std::span<const TierStatus> items) {
           CHECK_EQ(items.size(), 1u);
           ++answered;
         });
-        taken += tier->get({GetItem{s.meta.id, into.data(), into.bytes()}}, [&](std::span<const GetResult> items) {
+        taken += tier->get({GetItem{s.meta.id, buffer.data(), buffer.bytes()}}, [&](std::span<const GetResult> items) {
           CHECK_EQ(items.size(), 1u);
           ++answered;
         });
