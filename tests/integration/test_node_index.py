@@ -7,9 +7,9 @@ from typing import Any, Self
 
 import redis.asyncio as redis_asyncio
 from kvcommons_core import redis_server
-from kvcommons_core.index.schema import decode_member, text_key8, token_key8, unpack_holders
+from kvcommons_core.index.schema import Tier, decode_member, text_key8, token_key8, unpack_holders
 from node_daemon import NAMES, SECONDS_MAX, running, until
-from node_fakes import FakeCore, committed, feedback, freed, key
+from node_fakes import FINGERPRINT, FakeCore, committed, feedback, freed, key, moved
 
 
 class Index:
@@ -27,6 +27,13 @@ class Index:
     async def holders(self, key8: bytes) -> list[tuple[int, int]]:
         packed = await self.redis.get(NAMES.holders(key8))
         return [(holder.slot, holder.epoch) for holder in unpack_holders(packed or b"")]
+
+    async def is_on(self, key8: bytes, tier: Tier) -> None:
+        async def is_so() -> bool:
+            packed = await self.redis.get(NAMES.holders(key8))
+            return [holder.tier for holder in unpack_holders(packed or b"")] == [tier]
+
+        await until(is_so)
 
     async def becomes(self, key8: bytes, wanted: list[tuple[int, int]]) -> None:
         async def is_so() -> bool:
@@ -47,6 +54,24 @@ async def test_what_is_committed_is_published_and_what_is_freed_is_removed() -> 
             node.core.emit(("freed", key(1), b"", (77,), "", 5, ""), freed(2))
             await index.becomes(token_key8(key(2)), [])
             await index.becomes(text_key8(77), [])
+
+
+async def test_what_left_memory_for_the_disk_stays_published_as_there() -> None:
+    """The node is still a holder, of a slower kind; so is what the disk held before the node joined; neither once the disk drops it."""
+    core = FakeCore()
+    core.behind = [(key(9), FINGERPRINT, (99,), "disk")]
+    with redis_server.running() as server:
+        async with running(server.url, core) as node, Index(server) as index:
+            await until(node.connected)
+            place = await node.place()
+            await index.becomes(token_key8(key(9)), [place])
+            await index.is_on(text_key8(99), Tier.DISK)
+            core.emit(committed(1))
+            await index.is_on(token_key8(key(1)), Tier.MEMORY)
+            core.emit(freed(1, tier="disk"))
+            await index.is_on(token_key8(key(1)), Tier.DISK)
+            core.emit(moved(1, ""))
+            await index.becomes(token_key8(key(1)), [])
 
 
 async def test_a_node_without_redis_serves_and_joins_when_it_is_there() -> None:
