@@ -44,6 +44,7 @@ class FakeCore:
         self.adopted = False
         self.arena_id = bytes(16)
         self.notes: list[str] = []
+        self.remarks: list[str] = []
         self.behind: list[tuple[bytes, bytes, tuple[int, ...], str]] = []
         self.known_tiers: list[KnownTier] = []
         self.running = False

@@ -150,6 +150,9 @@ class NodeCore:
     def notes(self) -> list[str]:
         """What start() found that is no error but worth a warning: no holder, an arena given up, no huge pages."""
     @property
+    def remarks(self) -> list[str]:
+        """What start() found that is as it should be and worth a line: each disk's engine, and what was found on it."""
+    @property
     def arena_id(self) -> bytes: ...
     def event_fd(self) -> int:
         """Readable (eventfd) while events wait."""

@@ -78,7 +78,7 @@ class Daemon:
             self._attach(control, core, index, stack)
             await index.start()
             stack.push_async_callback(_leave, index)
-            self._announce(core.notes, core.adopted)
+            self._announce(core.notes, core.remarks, core.adopted)
             self.serving.set()
             await self._stopping.wait()
             logger.info("stopping")
@@ -120,7 +120,7 @@ class Daemon:
                 _stop_holder(plan.holder_socket)
             raise StartRefusedError(str(error)) from error
 
-    def _announce(self, notes: Sequence[str], adopted: bool) -> None:
+    def _announce(self, notes: Sequence[str], remarks: Sequence[str], adopted: bool) -> None:
         """Leave a note for tools, and for whoever chose port 0."""
         host, port = self.http_address or ("", 0)
         note = {
@@ -135,6 +135,8 @@ class Daemon:
         scratch.replace(file)
         for line in (*notes, *self._plan.notes):
             logger.warning("%s", line)
+        for line in remarks:
+            logger.info("%s", line)
         arena = f"arena of {format_bytes(self._plan.arena_bytes)}{', adopted with what it held' if adopted else ''}"
         told = f"engines attach at {note['socket']} ({arena}), control API at http://{note['http']}"
         logger.info("serving as %s: %s", self._plan.node_id, told, extra=note)

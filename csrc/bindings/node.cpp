@@ -279,6 +279,7 @@ void bind_node(nb::module_& module) {
       .def("stop", &Node::stop)
       .def_prop_ro("adopted", [](Node& node) { return node.with([](auto& core) { return core.adopted(); }); })
       .def_prop_ro("notes", [](Node& node) { return node.with([](auto& core) { return core.notes(); }); })
+      .def_prop_ro("remarks", [](Node& node) { return node.with([](auto& core) { return core.remarks(); }); })
       .def_prop_ro("arena_id",
                    [](Node& node) {
                      const auto id = node.with([](auto& core) { return core.arena_id(); });

@@ -68,6 +68,7 @@ void NodeCore::start() {
   if (server_) throw std::logic_error("the node is running already");
   raise_descriptor_limit();
   notes_.clear();
+  remarks_.clear();
   try {
     // Before any memory is taken; clients are refused until the server listens.
     auto listener = std::make_unique<UnixListener>(config_.socket_path, SOCK_STREAM, config_.socket_mode);
@@ -178,7 +179,7 @@ void NodeCore::open_store() {
 void NodeCore::open_tiers() {
   if (!config_.tiers.disk) return;
   tiers_ = std::make_unique<NodeTiers>(
-      config_.tiers, store_.get(), arena_fd_.get(), config_.store.arena_bytes, [this] { signal_events(); }, &notes_);
+      config_.tiers, store_.get(), arena_fd_.get(), config_.store.arena_bytes, [this] { signal_events(); }, &remarks_);
 }
 
 void NodeCore::signal_events() const {
@@ -223,9 +224,9 @@ std::vector<Event> NodeCore::drain_events(std::size_t max, bool* gap) {
   std::uint64_t unused = 0;
   [[maybe_unused]] const ssize_t got = ::read(event_fd_.get(), &unused, sizeof unused);
   std::vector<Event> events = store().drain_events(max, gap);
-  const bool more = events.size() == max;  // there may be, and the store does not call again
-  if (tiers_) tiers_->complete_events(&events, 2 * max, gap);
-  if (more || events.size() >= max) signal_events();
+  bool more = events.size() == max;  // there may be, and the store does not call again
+  if (tiers_ && tiers_->complete_events(&events, 2 * max, gap)) more = true;
+  if (more) signal_events();
   return events;
 }
 

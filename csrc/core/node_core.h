@@ -51,6 +51,8 @@ class NodeCore {
   std::vector<Event> drain_events(std::size_t max, bool* gap);
   // What the operator of the node should know and no error says: a cold start and why, huge pages that were not there.
   [[nodiscard]] const std::vector<std::string>& notes() const noexcept { return notes_; }
+  // What is as it should be and worth a line: each disk's engine, what was found on it.
+  [[nodiscard]] const std::vector<std::string>& remarks() const noexcept { return remarks_; }
 
  private:
   struct ArenaMeta {
@@ -72,7 +74,7 @@ class NodeCore {
   UniqueFd arena_fd_, records_fd_;
   std::array<std::uint8_t, 16> arena_id_{};
   bool adopted_ = false;
-  std::vector<std::string> notes_;
+  std::vector<std::string> notes_, remarks_;
   std::unique_ptr<Store> store_;
   std::unique_ptr<NodeTiers> tiers_;  // ends before the store
   std::unique_ptr<Server> server_;    // ends before both

@@ -36,7 +36,7 @@ std::string NodeTiers::place_of(const Key& fingerprint, const Key& key) {
   return tier < 0 ? std::string() : std::string(manager_->tiers()[static_cast<std::size_t>(tier)]->name());
 }
 
-void NodeTiers::complete_events(std::vector<Event>* events, std::size_t max, bool* gap) {
+bool NodeTiers::complete_events(std::vector<Event>* events, std::size_t max, bool* gap) {
   const std::size_t own = events->size();
   for (const auto& tier : manager_->tiers()) {
     bool lost = false;
@@ -56,8 +56,10 @@ void NodeTiers::complete_events(std::vector<Event>* events, std::size_t max, boo
     const bool placed = event.kind == Event::Kind::Committed || event.kind == Event::Kind::Freed || i >= own;
     if (placed) event.tier = place_of(event.fingerprint, event.key);
   }
+  const bool more = events->size() >= max;
   // Its commit said so, or will.
   std::erase_if(*events, [](const Event& e) { return e.kind == Event::Kind::Moved && e.tier == kMemory; });
+  return more;
 }
 
 std::vector<NodeTiers::Item> NodeTiers::inventory(std::uint64_t* cursor, std::size_t max) {

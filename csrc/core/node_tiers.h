@@ -28,9 +28,9 @@ class NodeTiers {
   NodeTiers(const NodeTiers&) = delete;  // owns the arena's mapping and a thread
 
   [[nodiscard]] TierManager& manager() noexcept { return *manager_; }
-  // Appends at most `max` events of kind Moved; sets `tier` of those and of every Committed and Freed before them:
-  // where the chunk is by now.
-  void complete_events(std::vector<Event>* events, std::size_t max, bool* gap);
+  // Appends events of kind Moved, up to `max` in all; sets `tier` of those and of every Committed and Freed before
+  // them: where the chunk is by now. True: there may be more.
+  bool complete_events(std::vector<Event>* events, std::size_t max, bool* gap);
   // What is on tiers and not in memory. Pages as Tier::inventory does.
   struct Item {
     InventoryItem item;

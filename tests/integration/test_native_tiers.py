@@ -216,7 +216,7 @@ def test_the_disk_outlives_the_memory(folder: Path) -> None:
     second = make_node(folder)
     second.start()
     assert second.stats()["chunks"] == 0
-    assert any("extents recovered" in note for note in second.notes)
+    assert any("extents recovered" in line for line in second.remarks)
     check_chain(folder, 3)
     second.stop()
 
