@@ -111,7 +111,10 @@ def test_a_tier_is_a_table_of_its_own() -> None:
             "node.tiers.0.capacity_bytes: '1XiB': give a number",
         ),
         ('[{"type": "disk", "paths": "/a"}]', "node.tiers.0.capacity_bytes: .*: it is required"),
-        ('[{"type": "disk", "paths": "/a", "capacity_bytes": "200MiB"}]', "200MiB. must be at least 4 segments .512MiB.: give more, or smaller segment_bytes"),
+        (
+            '[{"type": "disk", "paths": "/a", "capacity_bytes": "200MiB"}]',
+            "200MiB. must be at least 4 segments .512MiB.: give more, or smaller segment_bytes",
+        ),
         ('[{"type": "disk", "paths": "/a,/a", "capacity_bytes": "1GiB"}]', "another folder"),
     ):
         with pytest.raises(ConfigurationError, match=message):
