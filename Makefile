@@ -10,6 +10,7 @@ export KVCOMMONS_CACHE ?= $(CURDIR)/.cache
 NAME ?=
 ARGS ?=
 ONLY ?=
+BENCHES := codec copy disk eviction keys lookup operator router throughput ttft
 
 help:
 	@echo "make demo              two engines, a node, a router: see one replica answer from what the other computed"
@@ -39,8 +40,9 @@ test: build
 check: build
 	@$(PY) .ci/check.py $(ARGS)
 
-bench: build
-	@test -n "$(NAME)" || { echo "which? make bench NAME=... of: $$(cd bench && echo *.py | sed 's/\.py//g')"; exit 2; }
+bench:
+	@case " $(BENCHES) " in *" $(or $(NAME),?) "*) ;; *) echo "which? make bench NAME=... of: $(BENCHES)" >&2; exit 2;; esac
+	@$(SETUP)
 	@exec $(PY) -m bench.$(NAME) $(ARGS)
 
 soak: build

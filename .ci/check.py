@@ -35,6 +35,9 @@ def checks() -> dict[str, list[str]]:
 
 def main() -> None:
     wanted = sys.argv[1:]
+    unknown = [part for part in wanted if not any(part in name for name in checks())]
+    if unknown:
+        sys.exit(f"no check is called {', '.join(unknown)}; there are: {', '.join(checks())}")
     failed = []
     for name, command in checks().items():
         if wanted and not any(part in name for part in wanted):

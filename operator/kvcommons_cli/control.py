@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from kvcommons_cli import talk
 
@@ -23,9 +24,19 @@ class InputError(Exception):
 def parser(command: str, description: str | None) -> argparse.ArgumentParser:
     """A parser with what every such command takes."""
     made = argparse.ArgumentParser(prog=f"kvcommons {command}", description=description)
-    made.add_argument("--url", default=URL_DEFAULT, help=f"control API of the node (default {URL_DEFAULT})")
+    made.add_argument(
+        "--url", type=address, default=URL_DEFAULT, help=f"control API of the node (default {URL_DEFAULT})"
+    )
     made.add_argument("--token-file", type=Path, help="file with the bearer token, where the node wants one")
     return made
+
+
+def address(text: str) -> str:
+    """:raises argparse.ArgumentTypeError: if it is no HTTP address."""
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise argparse.ArgumentTypeError(f"{text!r} is no address: give http://HOST:PORT")
+    return text
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
@@ -80,6 +91,7 @@ def explained(error: talk.TalkError) -> str:
     try:
         detail = json.loads(error.detail)["error"]
         field = f"{detail['field']}: " if detail.get("field") else ""
-        return f"{field}{detail['message']}; {detail['remedy']}"
+        value = f"{detail['value']}: " if detail.get("value") else ""
+        return f"{field}{value}{detail['message']}; {detail['remedy']}"
     except (ValueError, KeyError, TypeError):
         return f"{error}; is the node running? Its address is given by --url" if error.status == 0 else str(error)

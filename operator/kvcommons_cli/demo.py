@@ -145,6 +145,7 @@ def ask_through_a_crash(
     cold = scenario.ask("first question, by the router", prompts[0], "cold")
     scenario.wait_stored(cold.prompt_tokens, before)
     held = node_counter(stack.node_url, "chunks")
+    reset_all(scenario)  # else its own cache may answer, and nothing shows that the text is computed again
     progress.say("kill -9 of the cache node")
     stack.kill_node()
     scenario.ask("second, with the node dead, by the router", prompts[1], "served")

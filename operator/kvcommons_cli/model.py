@@ -210,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(argv)
     try:
         made = MAKERS[chosen.name](chosen.out)
-    except ModelError as error:
+    except (ModelError, OSError) as error:
         print(f"kvcommons model: {error}", file=sys.stderr)  # noqa: T201 - the command's answer
         return 1
     print(made)  # noqa: T201 - the command's answer

@@ -92,7 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("file", help="a file of JSON lines; - reads standard input")
     parser.add_argument("--model", required=True, help="as the router's /v1/models lists it")
-    parser.add_argument("--url", default=URL_DEFAULT, help=f"of a router, or of an engine (default {URL_DEFAULT})")
+    parser.add_argument(
+        "--url", type=control.address, default=URL_DEFAULT, help=f"of a router, or of an engine (default {URL_DEFAULT})"
+    )
     parser.add_argument("--token-file", type=Path, help="file with the tenant's API key, where the router wants one")
     parser.add_argument("--at-once", type=int, default=4, help="requests at one time (default 4)")
     parser.add_argument("--skip", type=int, default=0, help="leave out so many lines: to go on where one stopped")

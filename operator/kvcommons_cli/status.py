@@ -22,7 +22,12 @@ def add_cluster_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", default="", help="context of the kubeconfig (default its current one)")
     parser.add_argument("-n", "--namespace", default="", help="only this namespace (default all)")
     parser.add_argument("--local", action="store_true", help="this machine's node, even where a cluster is known")
-    parser.add_argument("--url", default=control.URL_DEFAULT, help=f"its control API (default {control.URL_DEFAULT})")
+    parser.add_argument(
+        "--url",
+        type=control.address,
+        default=control.URL_DEFAULT,
+        help=f"its control API (default {control.URL_DEFAULT})",
+    )
     parser.add_argument("--token-file", type=Path, help="file with its bearer token, where it wants one")
     parser.add_argument("-o", "--output", choices=["table", "json"], default="table", help="table (default) or json")
 

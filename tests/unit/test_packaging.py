@@ -152,3 +152,14 @@ third = sorted(name for name, file in fresh.items() if "site-packages" in file a
 assert not third, third
 """
     python("-c", code, folder=ROOT)
+
+
+def test_make_bench_knows_every_benchmark_and_no_other_module() -> None:
+    """`make bench` lists what its modules say can be run by `python -m bench.NAME`, so that a misspelt name is refused at once."""
+    listed = re.search(r"^BENCHES := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert listed is not None
+    told = set()
+    for file in (*(ROOT / "bench").glob("*.py"), *(ROOT / "bench").glob("*/__main__.py")):
+        own = file.parent.name if file.name == "__main__.py" else file.stem
+        told |= {own} & set(re.findall(r"python -m bench\.([a-z]+)", file.read_text()))
+    assert set(listed[1].split()) == told
