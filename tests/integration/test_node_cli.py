@@ -14,7 +14,9 @@ from kvcommons_cli import clear, events, lookup, pin, pins, prewarm, stats, unpi
 from kvcommons_core.redis_server import free_port
 
 FINGERPRINT = "ab" * 32
-REFUSAL = {"error": {"type": "invalid_request", "message": "too short", "field": "fingerprint", "remedy": "look it up"}}
+REFUSAL: dict[str, dict[str, Any]] = {
+    "error": {"type": "invalid_request", "message": "too short", "field": "fingerprint", "remedy": "look it up"}
+}
 
 
 class Node(ThreadingHTTPServer):
@@ -22,6 +24,7 @@ class Node(ThreadingHTTPServer):
 
     daemon_threads = True
     refusing = False
+    refusal: dict[str, Any] = REFUSAL
     answers: dict[str, Any]
     """By path without its query; else the one below."""
 
@@ -47,7 +50,7 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self, method: str, body: Any) -> None:
         self.server.asked.append((method, self.path, body, self.headers.get("Authorization")))
         answer = self.server.answers.get(self.path.partition("?")[0], {"hit_chunks": 2})
-        content = json.dumps(REFUSAL if self.server.refusing else answer).encode()
+        content = json.dumps(self.server.refusal if self.server.refusing else answer).encode()
         self.send_response(400 if self.server.refusing else 200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -254,3 +257,20 @@ def test_documents_that_fail_are_counted_and_named(
     assert "line 1: fingerprint: too short" in said.err
     assert "2 failed" in said.out
     assert len(node.asked) == 2
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:9470", "foo", "ftp://x", "http://"])
+def test_what_is_no_address_is_refused_with_the_form_of_one(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """An address without its scheme would be taken for a node that is away: it is refused before anything is asked."""
+    with pytest.raises(SystemExit) as ended:
+        stats.main(["--url", url])
+    assert ended.value.code == 2
+    assert f"{url!r} is no address: give http://HOST:PORT" in capsys.readouterr().err
+
+
+def test_a_refusal_names_the_value(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was given stands beside its field, so that one sees which of several it was."""
+    node.refusing = True
+    node.refusal = {"error": {**REFUSAL["error"], "value": "'abc'"}}
+    assert clear.main(["--url", node.url, "--fingerprint", "abc"]) == 1
+    assert capsys.readouterr().err == "kvcommons clear: fingerprint: 'abc': too short; look it up\n"
