@@ -4,10 +4,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <cstring>
 #include <functional>
 #include <map>
-#include <random>
+#include <system_error>
 #include <thread>
 
 #include "seq_points.h"
@@ -103,9 +104,10 @@ class Recovery {
 
   static DeviceId fresh_id() {
     DeviceId id{};
-    if (::getrandom(id.data(), id.size(), 0) == static_cast<ssize_t>(id.size())) return id;
-    std::random_device random;  // what getrandom refuses, it asks for elsewhere
-    std::generate(id.begin(), id.end(), [&] { return static_cast<std::uint8_t>(random()); });
+    // Not std::random_device: the library's own needs a newer glibc than engines' images have.
+    if (::getrandom(id.data(), id.size(), 0) != static_cast<ssize_t>(id.size())) {
+      throw std::system_error(errno, std::generic_category(), "getrandom");
+    }
     return id;
   }
 
