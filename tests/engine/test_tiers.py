@@ -1,0 +1,62 @@
+"""A real engine beside a node whose memory is too small: what the memory let go of comes back from the disk."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from engine.engine_client import Engine, Node, connector
+from engine.test_main_path import Prompt, same
+
+PROMPT_TOKENS = 1100
+REUSED_TOKENS = 1024
+CHUNKS = 4
+ARENA_BYTES = 8 << 20
+"""Sixteen chunks of the tiny model, of the forty that are stored."""
+WAIT_SECONDS_MAX = 30.0
+
+
+def on_disk(node: Node, chunks: int) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS_MAX
+    while node.stats()["tier_written"] < chunks:
+        assert time.monotonic() < deadline, f"{chunks} chunks are not on the disk: {node.stats()}"
+        select.select([], [], [], 0.01)
+
+
+def test_a_prompt_that_memory_let_go_of_is_answered_from_the_disk(
+    tmp_path: Path,
+    tiny: str,
+    engine_of: Callable[..., Engine],
+    reference: Engine,
+    prompt: Callable[..., Prompt],
+) -> None:
+    """The engine waits for the chunks instead of computing them, says the same tokens, and nothing stays behind in the node."""
+    (tmp_path / "disk").mkdir()
+    disk: dict[str, Any] = {
+        "paths": [str(tmp_path / "disk")],
+        "capacity_bytes": 256 << 20,
+        "segment_bytes": 16 << 20,
+        "buffered": True,
+    }
+    node = Node(tmp_path, arena_bytes=ARENA_BYTES, slab_bytes=1 << 20, disk=disk)
+    engine = engine_of({"model": tiny}, connector(socket=node.socket, fetch_ms_max=20_000))
+    texts = [prompt(PROMPT_TOKENS) for _ in range(10)]
+    for number, text in enumerate(texts):
+        engine.generate([text])
+        engine.call("settle")
+        on_disk(node, (number + 1) * CHUNKS)
+    assert engine.call("reset")
+    before = node.stats()
+    assert before["evicted"] > 0
+    again = engine.generate(texts[:2], max_tokens=6, logprobs=3)
+    assert [answer["cached"] for answer in again] == [REUSED_TOKENS] * 2
+    same(again, [reference.generate([text], max_tokens=6, logprobs=3)[0] for text in texts[:2]])
+    engine.call("settle")
+    after = node.stats()
+    assert after["tier_promoted_chunks"] - before["tier_promoted_chunks"] == 2 * CHUNKS
+    assert after["slots_filling"] == after["leases_copying"] == after["slots_quarantined"] == 0
+    engine.close()
+    node.close()
