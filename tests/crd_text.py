@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import random
-from re import _constants as codes  # type: ignore[attr-defined]  # the parser's own names; there are no public ones
-from re import _parser as parser  # type: ignore[attr-defined]
+from re import _constants as codes  # type: ignore[attr-defined, unused-ignore]  # the parser's own names; there are no public ones
+from re import _parser as parser  # type: ignore[attr-defined, unused-ignore]
 from typing import Any
 
 REPEATS_MAX = 6
