@@ -16,7 +16,9 @@ IDLE_SECONDS_MAX = 60.0
 def main(argv: Sequence[str] | None = None) -> int:
     parser = control.parser("events", __doc__)
     parser.add_argument(
-        "--kinds", default="", help="committed, freed, request, session_opened, session_closed, with commas (all)"
+        "--kinds",
+        default="",
+        help="committed, freed, moved, request, session_opened, session_closed, with commas (all)",
     )
     options = parser.parse_args(argv)
 

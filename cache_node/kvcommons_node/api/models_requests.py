@@ -50,7 +50,7 @@ class EventsQuery(Model):
 
     kinds: Annotated[str, Field(max_length=256)] = Field(
         default="",
-        description="committed, freed, request, session_opened, session_closed, with commas; all when empty.",
+        description="committed, freed, moved, request, session_opened, session_closed, with commas; all when empty.",
     )
 
 
@@ -58,7 +58,8 @@ class EventData(Model):
     """The data of one event, by its kind. An event `gap` says that others were lost: what was known is to be asked for anew."""
 
     fingerprint: str | None = Field(default=None, description="Of committed, freed, session_opened, session_closed.")
-    key: str | None = Field(default=None, description="The chunk's, of committed and freed.")
+    key: str | None = Field(default=None, description="The chunk's, of committed, freed and moved.")
+    tier: str | None = Field(default=None, description="Where the chunk is by now; not given: nowhere on this node.")
     age_seconds: float | None = Field(default=None, description="Of freed: since its commit.")
     request_id: str | None = Field(default=None, description="Of request, with the four counts and the reason.")
     prompt_tokens: int | None = None
