@@ -114,6 +114,7 @@ class FakeTransfer:
         keys: bytes,
         block_ids: object,
         text_keys: Sequence[Sequence[int]] = (),
+        hints: int = 0,
     ) -> str:
         """Accepted, unless the queue is full."""
         if self.store_status == "ok":

@@ -136,6 +136,9 @@ class NodeCore:
         socket_mode: int = ...,
         disk: Mapping[str, object] = ...,
         tier_write_queue_max: int = ...,
+        eviction: str = ...,
+        shadow_chunks_max: int = ...,
+        tenant_percent_max: int = ...,
     ) -> None:
         """allowed_uids: empty means this process' user and root; allowed_gids: whoever is in one of these groups as well.
         socket_mode: 0 means 0600, or 0660 where others are allowed. slab_bytes: 0 means the default. holder_socket: "" means that the arena ends with this process.
@@ -262,7 +265,9 @@ class Transfer:
         keys: bytes,
         block_ids: object,
         text_keys: Sequence[Sequence[int]] = ...,
-    ) -> str: ...
+        hints: int = ...,
+    ) -> str:
+        """hints: for eviction, packed as RESERVE carries them (docs/protocol.md)."""
     def wait_stores(self, jobs: Sequence[int]) -> None: ...
     def wait_all_stores(self) -> None: ...
     def take_finished_loads(self) -> list[tuple[int, str, int, int]]:

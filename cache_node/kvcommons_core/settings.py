@@ -124,6 +124,12 @@ class NodeSection(Section):
     """Commits and evictions that may wait to be published; one more begins a new epoch."""
     verify_one_in: int = Field(default=64, ge=0)
     """Every so many reads from memory are checksummed (16 MiB a call at most); 0 for none, 1 for all."""
+    eviction: Literal["lru", "s3fifo", "cost", "auto"] = "lru"
+    """Which chunk goes when there is no room; auto: by the policy that would have hit most of late."""
+    shadow_chunks_max: int = Field(default=0, ge=0, le=1 << 20)
+    """Chunks (of about 200 bytes) that the shadow of each policy remembers, to tell what it would have hit; 0: shadows for auto alone."""
+    tenant_percent_max: int = Field(default=100, ge=1, le=100)
+    """Who holds more of the arena than this gives way first; 100 for no limit."""
     populate: bool = True
     """Takes all of the arena's memory at start, not when it is first used."""
     huge_pages: bool = False

@@ -42,6 +42,8 @@ class Family:
         return family
 
 
+POLICIES = ("lru", "s3fifo", "cost")
+
 FAMILIES: tuple[Family, ...] = (
     Family(
         "kvcommons_node_arena_bytes",
@@ -123,6 +125,23 @@ FAMILIES: tuple[Family, ...] = (
         "direction",
         gauge=True,
     ),
+    Family(
+        "kvcommons_node_shadow_hit_chunks",
+        "Chunks that a cache with this policy would have found, of those that its sample was asked for",
+        {policy: f"shadow_hit_chunks_{policy}" for policy in POLICIES},
+        "policy",
+    ),
+    Family("kvcommons_node_shadow_asked_chunks", "Chunks that the sample was asked for", {"": "shadow_asked_chunks"}),
+    Family("kvcommons_node_shadow_dropped", "Requests that shadows missed, being late", {"": "shadow_dropped"}),
+    Family(
+        "kvcommons_node_eviction_policy",
+        "The policy in force: 0 lru, 1 s3fifo, 2 cost",
+        {"": "eviction_policy"},
+        gauge=True,
+    ),
+    Family("kvcommons_node_eviction_policy_changes", "Changes of the policy by auto", {"": "eviction_policy_changes"}),
+    Family("kvcommons_node_hinted_chunks", "Chunks that came with hints or were marked by them", {"": "hinted_chunks"}),
+    Family("kvcommons_node_expired_chunks", "Chunks past their time, first to go", {"": "expired_chunks"}),
     Family("kvcommons_node_connections", "Open connections", {"": "connections"}, gauge=True),
     Family("kvcommons_node_connections_refused", "Connections refused", {"": "connections_refused"}),
     Family("kvcommons_node_bad_frames", "Frames that were malformed; each ended its connection", {"": "bad_frames"}),

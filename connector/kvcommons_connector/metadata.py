@@ -30,6 +30,8 @@ class StorePlan:
     keys: bytes
     block_ids: array[int]
     text_keys: list[list[int]]
+    hints: int = 0
+    """For eviction, packed as RESERVE carries them."""
 
 
 @dataclass(slots=True)

@@ -284,6 +284,7 @@ class SchedulerCore:
                 bytes(request.keys[begin * KEY : complete * KEY]),
                 blocks,
                 request.hints.by_chunk(request.prompt_tokens, geometry.chunk_tokens, begin, complete),
+                request.eviction_hints,
             )
         )
         self._step_stores.append((request, begin))

@@ -66,6 +66,8 @@ class Tracked:
     prompt_tokens: int
     identity: RequestIdentity
     hints: TextHints
+    eviction_hints: int = 0
+    """What the request says of its chunks' future; see hints.py."""
     reason: str = ""
     """Why it can't be cached; empty if it can."""
     root: bytes = b""

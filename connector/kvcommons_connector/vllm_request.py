@@ -10,6 +10,7 @@ from kvcommons_core.errors import IdentityError, NotCacheableError
 from kvcommons_core.keys import MultimodalItem
 from kvcommons_core.weights import lora_digest
 
+from kvcommons_connector.hints import packed_hints
 from kvcommons_connector.identity import RequestIdentity, parse_hints
 from kvcommons_connector.tracking import Tracked
 
@@ -68,6 +69,7 @@ def track(request: Any, loras: LoraIdentities, model_reason: str, cache_life: in
         prompt_tokens=request.num_prompt_tokens,
         identity=identity,
         hints=parse_hints(request.kv_transfer_params),
+        eviction_hints=packed_hints(request.kv_transfer_params),
         reason=reason,
     )
 

@@ -26,6 +26,7 @@ class NodeTransfer(Protocol):
         keys: bytes,
         block_ids: object,
         text_keys: Sequence[Sequence[int]] = ...,
+        hints: int = ...,
     ) -> str: ...
     def wait_stores(self, jobs: Sequence[int]) -> None: ...
     def take_finished_loads(self) -> list[tuple[int, str, int, int]]: ...
@@ -149,7 +150,7 @@ class WorkerCore:
         status = refused if self._stores else "not_mine"
         if not status:
             status = self._transfer.store(
-                store.job, store.tenant, store.parent, store.keys, store.block_ids, store.text_keys
+                store.job, store.tenant, store.parent, store.keys, store.block_ids, store.text_keys, store.hints
             )
         if status != "ok":
             self._stores_done[store.job] = 1

@@ -236,7 +236,8 @@ void init_node(Node* self, const std::string& socket_path, std::uint64_t arena_b
                std::uint32_t leases_max, std::uint32_t events_max, std::uint32_t verify_one_in, bool populate,
                bool huge_pages, const std::vector<std::uint32_t>& allowed_uids,
                const std::vector<std::uint32_t>& allowed_gids, std::uint32_t socket_mode, const nb::dict& disk,
-               std::uint64_t tier_write_queue_max) {
+               std::uint64_t tier_write_queue_max, const std::string& eviction, std::uint32_t shadow_chunks_max,
+               std::uint32_t tenant_percent_max) {
   NodeConfig config;
   config.socket_path = socket_path;
   config.node_id = node_id;
@@ -257,6 +258,9 @@ void init_node(Node* self, const std::string& socket_path, std::uint64_t arena_b
   config.store.verify_one_in = verify_one_in;
   config.tiers.disk = kvcommons::bindings::disk_config(disk);
   config.tiers.write_queue_max = tier_write_queue_max;
+  config.store.eviction = eviction;
+  config.store.shadow_chunks_max = shadow_chunks_max;
+  config.store.tenant_percent_max = tenant_percent_max;
   new (self) Node(std::move(config));
 }
 
@@ -274,7 +278,8 @@ void bind_node(nb::module_& module) {
            "verify_one_in"_a = defaults.verify_one_in, "populate"_a = true, "huge_pages"_a = false,
            "allowed_uids"_a = std::vector<std::uint32_t>{}, "allowed_gids"_a = std::vector<std::uint32_t>{},
            "socket_mode"_a = 0, "disk"_a = nb::dict(),
-           "tier_write_queue_max"_a = kvcommons::NodeTiersConfig{}.write_queue_max)
+           "tier_write_queue_max"_a = kvcommons::NodeTiersConfig{}.write_queue_max, "eviction"_a = defaults.eviction,
+           "shadow_chunks_max"_a = defaults.shadow_chunks_max, "tenant_percent_max"_a = defaults.tenant_percent_max)
       .def("start", &Node::start)
       .def("stop", &Node::stop)
       .def_prop_ro("adopted", [](Node& node) { return node.with([](auto& core) { return core.adopted(); }); })

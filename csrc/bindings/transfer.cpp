@@ -65,7 +65,7 @@ const char* load(Transfer& transfer, std::uint64_t job, std::uint64_t lease, std
 }
 
 const char* store(Transfer& transfer, std::uint64_t job, std::uint64_t tenant, const nb::bytes& parent,
-                  const nb::bytes& keys, const nb::object& block_ids, TextKeys text_keys) {
+                  const nb::bytes& keys, const nb::object& block_ids, TextKeys text_keys, std::uint32_t hints) {
   kvcommons::StoreJob store;
   store.job = job;
   store.tenant = tenant;
@@ -73,6 +73,7 @@ const char* store(Transfer& transfer, std::uint64_t job, std::uint64_t tenant, c
   store.keys = keys_argument("keys", keys);
   store.block_ids = ids_of(block_ids);
   store.text_keys = std::move(text_keys);
+  store.hints = hints;
   const nb::gil_scoped_release released;
   return status_name(transfer.store(std::move(store)));
 }
@@ -188,7 +189,8 @@ void bind_transfer(nb::module_& module) {
           "wait_load",
           [](Transfer& t, std::uint64_t job, std::uint32_t ms_max) { return status_name(t.wait_load(job, ms_max)); },
           "job"_a, "ms_max"_a, Released())
-      .def("store", &store, "job"_a, "tenant"_a, "parent"_a, "keys"_a, "block_ids"_a, "text_keys"_a = TextKeys{})
+      .def("store", &store, "job"_a, "tenant"_a, "parent"_a, "keys"_a, "block_ids"_a, "text_keys"_a = TextKeys{},
+           "hints"_a = 0)
       .def(
           "wait_stores", [](Transfer& t, const std::vector<std::uint64_t>& jobs) { t.wait_stores(jobs); }, "jobs"_a,
           Released())

@@ -57,11 +57,11 @@ Status Client::begin(LeaseId lease, std::vector<SlotRef>* out) {
 }
 
 Status Client::reserve(std::uint64_t tenant, const Key& parent, std::span<const Key> keys,
-                       std::vector<Reservation>* out) {
+                       std::vector<Reservation>* out, std::uint32_t hints) {
   if (keys.size() > kChunksPerReserveMax) return Status::TooLarge;
   return impl_->call(
       Type::Reserve,
-      [&](ByteBuffer* buffer, std::uint64_t id) { wire::encode_reserve(buffer, id, {tenant, parent, keys}); },
+      [&](ByteBuffer* buffer, std::uint64_t id) { wire::encode_reserve(buffer, id, {tenant, parent, keys, hints}); },
       [&](std::span<const std::byte> payload) {
         return wire::decode_reserve_reply(payload, out) && out->size() == keys.size() &&
                std::all_of(out->begin(), out->end(), [&](const Reservation& item) {

@@ -58,7 +58,8 @@ class Client {
   };
   Status lookup(std::span<const Key> keys, std::uint64_t tenant, bool lease, Hit* out);
   Status begin(LeaseId lease, std::vector<SlotRef>* out);
-  Status reserve(std::uint64_t tenant, const Key& parent, std::span<const Key> keys, std::vector<Reservation>* out);
+  Status reserve(std::uint64_t tenant, const Key& parent, std::span<const Key> keys, std::vector<Reservation>* out,
+                 std::uint32_t hints = 0);
   Status commit(std::span<const CommitItem> items, std::uint32_t* accepted);
   Status abort(std::span<const SlotRef> slots);
   Status release(LeaseId lease);

@@ -166,6 +166,7 @@ bool decode_reserve(Bytes payload, ReserveRequest* out) {
   Reserve fixed{};
   if (!reader.take(&fixed)) return false;
   out->tenant = fixed.tenant;
+  out->hints = fixed.hints;
   std::memcpy(out->parent.bytes.data(), fixed.parent, kKeyBytes);
   return reader.rest_is_keys(fixed.count, kChunksPerReserveMax, &out->keys);
 }

@@ -69,6 +69,7 @@ struct ReserveRequest {
   std::uint64_t tenant = 0;
   Key parent;
   std::span<const Key> keys;
+  std::uint32_t hints = 0;
 };
 bool decode_reserve(std::span<const std::byte> payload, ReserveRequest* out);
 

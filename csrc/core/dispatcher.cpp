@@ -126,8 +126,8 @@ bool Dispatcher::reserve(Connection* connection, const Frame& frame) {
   if (!wire::decode_reserve(frame.payload, &request)) return false;
   reservations_.clear();
   ledger_->set_own_drained(connection->session, false);
-  const Status status =
-      store_->reserve(connection->session, request.tenant, request.parent, request.keys, &reservations_);
+  const Status status = store_->reserve(connection->session, request.tenant, request.parent, request.keys,
+                                        &reservations_, eviction::Hints::unpacked(request.hints));
   if (status == Status::Ok) {
     wire::encode_reserve_reply(connection->out(), frame.header, reservations_);
   } else {

@@ -79,6 +79,7 @@ void encode_reserve(ByteBuffer* out, std::uint64_t request_id, const ReserveRequ
   Reserve fixed{};
   fixed.tenant = reserve.tenant;
   fixed.count = count_of(reserve.keys);
+  fixed.hints = reserve.hints;
   std::memcpy(fixed.parent, reserve.parent.bytes.data(), kKeyBytes);
   FrameWriter(out, request_type(Type::Reserve), Status::Ok, request_id)
       .put(fixed)

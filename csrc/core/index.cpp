@@ -5,7 +5,8 @@
 namespace kvcommons::internal {
 namespace {
 constexpr int kCandidatesSeenMax = 32;  // of other strides, before the search for a victim gives up in a shard
-}
+constexpr int kRankedAnewMax = 256;     // a search, after a change of policy: one must not wait for all
+}  // namespace
 
 void Parts::push_back(const Part& part) {
   if (size_ == 0 && many_.empty()) {
@@ -63,53 +64,159 @@ bool Entry::evictable() const noexcept {
          std::all_of(parts.begin(), parts.end(), [](const Part& p) { return p.sealed; });
 }
 
+template <typename Visit>
+void IndexShard::each_group(const Entry& e, Visit visit) {
+  visit(Group{e.fingerprint, false, 0});
+  if (by_tenant) {
+    visit(Group{e.fingerprint, true, e.tenant});
+  }
+}
+
+void IndexShard::came(Entry& e, std::uint32_t pages, std::uint32_t position, std::uint64_t tick) {
+  e.use.pages = pages;
+  e.use.position = static_cast<std::uint16_t>(std::min(position, eviction::kPositionMax));
+  policy->came(e.use, e.key->prefix64(), tick);
+}
+
+void IndexShard::went(Entry& e) {
+  forget(e);
+  expire_after(e, 0);
+  policy->went(e.use);
+}
+
 void IndexShard::forget(Entry& e) {
-  if (!e.candidate) {
+  if (e.candidate == Entry::kNoCandidate) {
     return;
   }
-  const auto it = candidates.find(e.fingerprint);
-  it->second.erase({e.tick, &e});
-  if (it->second.empty()) {
-    candidates.erase(it);
-  }
-  e.candidate = false;
+  const auto rank = eviction::Policy::rank(e.use, static_cast<eviction::Kind>(e.candidate));
+  each_group(e, [&](const Group& group) {
+    const auto it = candidates.find(group);
+    it->second[e.candidate].erase({rank, &e});
+    if (std::all_of(it->second.begin(), it->second.end(), [](const Ranked& ranked) { return ranked.empty(); })) {
+      candidates.erase(it);
+    }
+  });
+  e.candidate = Entry::kNoCandidate;
 }
 
 void IndexShard::refresh(Entry& e) {
   const bool wanted = e.evictable();
-  if (wanted && !e.candidate) {
-    candidates[e.fingerprint].insert({e.tick, &e});
-    e.candidate = true;
+  if (wanted && e.candidate == Entry::kNoCandidate) {
+    const eviction::Kind kind = policy->kind();
+    e.candidate = static_cast<std::uint8_t>(kind);
+    const auto rank = eviction::Policy::rank(e.use, kind);
+    each_group(e, [&](const Group& group) { candidates[group][e.candidate].insert({rank, &e}); });
   } else if (!wanted) {
     forget(e);
   }
 }
 
 void IndexShard::access(Entry& e, std::uint64_t tick) {
-  if (!e.candidate) {
-    e.tick = tick;
+  if (e.expires) {
+    expire_after(e, due_of.at(&e).ttl_s);
+  }
+  if (e.candidate == Entry::kNoCandidate) {
+    policy->used(e.use, tick);
     return;
   }
-  auto& set = candidates[e.fingerprint];
-  auto node = set.extract({e.tick, &e});
-  e.tick = tick;
-  node.value().first = tick;
-  set.insert(std::move(node));
+  const auto before = eviction::Policy::rank(e.use, static_cast<eviction::Kind>(e.candidate));
+  policy->used(e.use, tick);
+  const auto after = eviction::Policy::rank(e.use, static_cast<eviction::Kind>(e.candidate));
+  each_group(e, [&](const Group& group) {
+    Ranked& ranked = candidates[group][e.candidate];
+    auto node = ranked.extract({before, &e});
+    node.value().first = after;
+    ranked.insert(std::move(node));
+  });
 }
 
-Entry* IndexShard::oldest(std::uint32_t fingerprint, std::uint32_t stride_pages) {
-  const auto it = candidates.find(fingerprint);
+void IndexShard::mark(Entry& e) {
+  forget(e);
+  e.use.first = true;
+  refresh(e);
+}
+
+void IndexShard::expire_after(Entry& e, std::uint16_t ttl_s) {
+  if (e.expires) {
+    const auto it = due_of.find(&e);
+    due.erase({it->second.at_s, &e});
+    due_of.erase(it);
+  }
+  e.expires = ttl_s != 0;
+  if (e.expires) {
+    const std::uint64_t at_s = now_s->load(std::memory_order_relaxed) + ttl_s;
+    due.insert({at_s, &e});
+    due_of.insert({&e, {at_s, ttl_s}});
+  }
+}
+
+std::size_t IndexShard::mark_due(std::size_t max) {
+  const std::uint64_t now = now_s->load(std::memory_order_relaxed);
+  std::size_t marked = 0;
+  while (marked < max && !due.empty() && due.begin()->first < now) {
+    Entry& e = *due.begin()->second;
+    expire_after(e, 0);
+    mark(e);
+    ++marked;
+  }
+  return marked;
+}
+
+void IndexShard::rank_anew(Candidates& ranked, eviction::Kind kind) {
+  int left = kRankedAnewMax;
+  for (std::size_t former = 0; former < ranked.size(); ++former) {
+    Ranked& from = ranked[former];
+    while (former != static_cast<std::size_t>(kind) && !from.empty() && left-- > 0) {
+      Entry& e = *from.begin()->second;
+      const bool last = from.size() == 1;
+      forget(e);  // the group itself stays while it has others, and is found again by the caller
+      refresh(e);
+      if (last) {
+        return;
+      }
+    }
+  }
+}
+
+Turn IndexShard::turn(const Entry& e) const noexcept {
+  const eviction::Rank rank = policy->rank(e.use);
+  return {static_cast<std::uint8_t>(e.use.first ? 0 : rank >= policy->start() ? 1 : 2), rank};
+}
+
+Entry* IndexShard::victim(const Group& group, std::uint32_t stride_pages) {
+  const eviction::Kind kind = policy->kind();
+  auto it = candidates.find(group);
   if (it == candidates.end()) {
     return nullptr;
   }
+  rank_anew(it->second, kind);
+  it = candidates.find(group);
   int seen = 0;
-  for (const auto& [tick, e] : it->second) {
-    const auto usable = [&](const Part& p) { return p.stride_pages == stride_pages; };
-    if (std::any_of(e->parts.begin(), e->parts.end(), usable)) {
+  const auto first_of = [&](const Ranked& ranked, const eviction::Rank& from) -> Entry* {
+    for (auto at = ranked.lower_bound({from, nullptr}); at != ranked.end() && seen < kCandidatesSeenMax; ++at, ++seen) {
+      Entry* e = at->second;
+      if (std::any_of(e->parts.begin(), e->parts.end(),
+                      [&](const Part& p) { return p.stride_pages == stride_pages; })) {
+        return e;
+      }
+    }
+    return nullptr;
+  };
+  const Ranked& ranked = it->second[static_cast<std::size_t>(kind)];
+  const bool marked = !ranked.empty() && ranked.begin()->second->use.first;
+  if (!marked) {
+    if (Entry* e = first_of(ranked, policy->start())) {
       return e;
     }
-    if (++seen == kCandidatesSeenMax) {
-      break;
+    seen = 0;
+  }
+  if (Entry* e = first_of(ranked, {})) {
+    return e;
+  }
+  for (const Ranked& former : it->second) {
+    seen = 0;
+    if (Entry* e = first_of(former, {})) {
+      return e;
     }
   }
   return nullptr;

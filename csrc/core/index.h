@@ -3,6 +3,8 @@
 #pragma once
 
 #include <array>
+#include <atomic>
+#include <compare>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -12,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "eviction/policy.h"
 #include "records.h"
 #include "types.h"
 
@@ -50,6 +53,7 @@ class Children {
   void add(const Key& key);
   bool remove(const Key& key);  // false: there was no such link
   [[nodiscard]] bool empty() const noexcept { return few_.empty() && (!many_ || many_->empty()); }
+  [[nodiscard]] std::size_t size() const noexcept { return many_ ? many_->size() : few_.size(); }
   [[nodiscard]] std::vector<Key> list() const;
   [[nodiscard]] const Key& any() const noexcept { return many_ ? *many_->begin() : few_.front(); }
 
@@ -60,18 +64,21 @@ class Children {
 };
 
 struct Entry {
+  static constexpr std::uint8_t kNoCandidate = 0xff;
   // What a lookup reads comes first, beside the key.
   std::uint64_t id = 0;         // never used twice
   std::uint64_t parent_id = 0;  // 0 = first chunk of a chain
-  std::uint64_t tick = 0;
   std::uint32_t fingerprint = 0;
   std::uint32_t holds = 0;  // leases whose deepest chunk this is, and slots that a former life still reads
   bool pinned = false;
-  bool announced = false;  // complete for some layout: a Committed event was sent
-  bool candidate = false;  // in the shard's candidates
+  bool announced = false;                 // complete for some layout: a Committed event was sent
+  bool expires = false;                   // in the shard's `due`
+  std::uint8_t candidate = kNoCandidate;  // in the shard's candidates, ranked by this policy
   Parts parts;
+  eviction::Chunk use;  // what policies know of it
   Children children;
   std::uint64_t commit_ms = 0;
+  std::uint64_t tenant = 0;
   Key parent;
   const Key* key = nullptr;  // the map's own
 
@@ -89,11 +96,42 @@ struct Entry {
   [[nodiscard]] bool evictable() const noexcept;
 };
 
+// Whose candidates: all of a fingerprint, or those of one tenant in it.
+struct Group {
+  std::uint32_t fingerprint = 0;
+  bool one_tenant = false;
+  std::uint64_t tenant = 0;
+  friend bool operator==(const Group&, const Group&) = default;
+};
+struct GroupHash {
+  std::size_t operator()(const Group& g) const noexcept {
+    return static_cast<std::size_t>((g.tenant + (g.one_tenant ? 1 : 0)) * 0x9e37'79b9'7f4a'7c15ULL ^ g.fingerprint);
+  }
+};
+
+// A place in the order of eviction, to compare those of several shards.
+struct Turn {
+  std::uint8_t when = 0;  // marked ones first; then from the policy's start on; then those before it
+  eviction::Rank rank;
+  friend auto operator<=>(const Turn&, const Turn&) = default;
+};
+
 struct alignas(64) IndexShard {
-  using Candidates = std::set<std::pair<std::uint64_t, Entry*>>;  // by last access
+  using Ranked = std::set<std::pair<eviction::Rank, Entry*>>;
+  // By the policy that they were ranked under: after a change they are ranked anew some at a time.
+  using Candidates = std::array<Ranked, eviction::kKinds>;
+  struct Due {
+    std::uint64_t at_s = 0;
+    std::uint16_t ttl_s = 0;
+  };
   mutable std::mutex mutex;
   std::unordered_map<Key, Entry, KeyHash> entries;
-  std::unordered_map<std::uint32_t, Candidates> candidates;  // by fingerprint
+  std::unordered_map<Group, Candidates, GroupHash> candidates;
+  std::set<std::pair<std::uint64_t, Entry*>> due;  // when each was not used for its time
+  std::unordered_map<Entry*, Due> due_of;
+  eviction::Policy* policy = nullptr;
+  const std::atomic<std::uint64_t>* now_s = nullptr;  // of the timer: coarse
+  bool by_tenant = false;                             // candidates are kept for each tenant, too
 
   Entry* find(const Key& key) noexcept {
     const auto it = entries.find(key);
@@ -104,17 +142,36 @@ struct alignas(64) IndexShard {
     Entry* e = find(key);
     return e != nullptr && e->id == id ? e : nullptr;
   }
+  void came(Entry& e, std::uint32_t pages, std::uint32_t position, std::uint64_t tick);
+  void went(Entry& e);  // before erasing, for whatever reason
   void access(Entry& e, std::uint64_t tick);
-  void refresh(Entry& e);  // after anything that evictable() depends on
-  void forget(Entry& e);   // out of the candidates; before erasing
-  // The least recently used candidate with a slot of that stride; looks at a bounded number.
-  Entry* oldest(std::uint32_t fingerprint, std::uint32_t stride_pages);
+  void refresh(Entry& e);                            // after anything that evictable() depends on
+  void forget(Entry& e);                             // out of the candidates; before anything that its rank depends on
+  void mark(Entry& e);                               // to go before all others, until it is used again
+  void expire_after(Entry& e, std::uint16_t ttl_s);  // 0: never
+  std::size_t mark_due(std::size_t max);             // of those whose time has come; returns how many
+  // The candidate to go first, with a slot of that stride; looks at a bounded number.
+  Entry* victim(const Group& group, std::uint32_t stride_pages);
+  [[nodiscard]] Turn turn(const Entry& e) const noexcept;
+
+ private:
+  template <typename Visit>
+  void each_group(const Entry& e, Visit visit);
+  void rank_anew(Candidates& ranked, eviction::Kind kind);
 };
 
 class Index {
  public:
   static constexpr std::uint32_t kShards = 16;
   static_assert((kShards & (kShards - 1)) == 0, "a shard is chosen by bits of the key");
+
+  Index(eviction::Policy* policy, const std::atomic<std::uint64_t>* now_s, bool by_tenant) {
+    for (IndexShard& shard : shards_) {
+      shard.policy = policy;
+      shard.now_s = now_s;
+      shard.by_tenant = by_tenant;
+    }
+  }
 
   // Not the bytes that hash within a shard.
   static std::uint32_t shard_of(const Key& key) noexcept { return key.bytes[kKeyBytes - 1] & (kShards - 1); }

@@ -32,7 +32,7 @@ class LeasePort {
   virtual Status begin(LeaseId lease, std::vector<SlotRef>* out) = 0;
   virtual Status release(LeaseId lease) = 0;
   virtual Status reserve(std::uint64_t tenant, const Key& parent, std::span<const Key> keys,
-                         std::vector<Reservation>* out) = 0;
+                         std::vector<Reservation>* out, std::uint32_t hints) = 0;
   virtual Status commit(std::span<const CommitItem> items, std::uint32_t* accepted) = 0;
   virtual Status abort(std::span<const SlotRef> slots) = 0;
 

@@ -45,9 +45,19 @@ void visit_counters(const StoreStats& s, Visit visit) {
   KVCOMMONS_COUNTER(sessions_unresolved);
   KVCOMMONS_COUNTER(cold_starts);
   KVCOMMONS_COUNTER(slabs_taken_back);
+  KVCOMMONS_COUNTER(shadow_asked_chunks);
+  KVCOMMONS_COUNTER(shadow_hit_chunks_lru);
+  KVCOMMONS_COUNTER(shadow_hit_chunks_s3fifo);
+  KVCOMMONS_COUNTER(shadow_hit_chunks_cost);
+  KVCOMMONS_COUNTER(shadow_one_in);
+  KVCOMMONS_COUNTER(shadow_dropped);
+  KVCOMMONS_COUNTER(eviction_policy);
+  KVCOMMONS_COUNTER(eviction_policy_changes);
+  KVCOMMONS_COUNTER(hinted_chunks);
+  KVCOMMONS_COUNTER(expired_chunks);
 #undef KVCOMMONS_COUNTER
 }
-static_assert(sizeof(StoreStats) == 34 * sizeof(std::uint64_t), "a counter is missing above");
+static_assert(sizeof(StoreStats) == 44 * sizeof(std::uint64_t), "a counter is missing above");
 
 // {"name":1,...}: `visit_all` calls its argument with each name and value.
 template <typename VisitAll>

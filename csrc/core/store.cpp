@@ -3,9 +3,12 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <stdexcept>
+#include <string>
+#include <string_view>
 #include <system_error>
 #include <utility>
 
@@ -31,10 +34,40 @@ std::atomic<std::uint64_t>* internal::Counters::of(SlotState state) noexcept {
   return nullptr;
 }
 
+namespace {
+
+constexpr std::string_view kAuto = "auto";
+constexpr std::uint64_t kHistoryMin = 4'096, kHistoryMax = 1 << 20;  // 16 bytes each
+constexpr std::uint64_t kChunkBytes = 256 << 10;                     // small ones: more of them are not remembered
+
+eviction::Kind first_policy(const StoreConfig& config) {
+  if (config.tenant_percent_max == 0 || config.tenant_percent_max > 100) {
+    throw std::invalid_argument("tenant_percent_max is " + std::to_string(config.tenant_percent_max) +
+                                ": give 1..100, 100 for no limit");
+  }
+  if (config.eviction == kAuto) {
+    return eviction::Kind::Cost;
+  }
+  const auto kind = eviction::kind_of(config.eviction);
+  if (!kind) {
+    throw std::invalid_argument("eviction is \"" + config.eviction + "\": use lru, s3fifo, cost or auto");
+  }
+  return *kind;
+}
+
+std::uint64_t history_of(const StoreConfig& config) {
+  return std::clamp(config.arena_bytes / kChunkBytes, kHistoryMin, kHistoryMax);
+}
+
+}  // namespace
+
 Store::Impl::Impl(const StoreConfig& config, int arena_fd, int records_fd)
     : config_(config),
       records_(internal::Geometry::of(config), records_fd),
       slabs_(records_),
+      policy_(first_policy(config), history_of(config)),
+      tenants_(config.arena_bytes, config.tenant_percent_max),
+      index_(&policy_, &now_s_, tenants_.counts()),
       fingerprints_(records_),
       leases_(config.leases_max),
       events_(config.events_max) {
@@ -57,7 +90,18 @@ Store::Impl::Impl(const StoreConfig& config, int arena_fd, int records_fd)
     throw std::system_error(errno, std::generic_category(), "arena: mmap");
   }
   arena_ = static_cast<const std::byte*>(p);
+  now_s_ = config_.now_ms() / 1'000;
   adopt();
+  const bool follow = config_.eviction == "auto";
+  if (follow || config_.shadow_chunks_max != 0) {
+    eviction::ShadowConfig shadows;
+    shadows.capacity_pages = config_.arena_bytes / kSlotAlignBytes;
+    shadows.first = policy_.kind();
+    if (config_.shadow_chunks_max != 0) {
+      shadows.chunks_max = config_.shadow_chunks_max;
+    }
+    watch_ = std::make_unique<eviction::Watch>(shadows, follow, &policy_);
+  }
 }
 
 Store::Impl::~Impl() { munmap(const_cast<std::byte*>(arena_), config_.arena_bytes); }
@@ -93,9 +137,9 @@ Status Store::begin(SessionId session, LeaseId lease, std::vector<SlotRef>* out)
 }
 Status Store::release(SessionId session, LeaseId lease) { return impl_->release(session, lease); }
 Status Store::reserve(SessionId session, std::uint64_t tenant, const Key& parent, std::span<const Key> keys,
-                      std::vector<Reservation>* out) {
+                      std::vector<Reservation>* out, const eviction::Hints& hints) {
   const NotifyAtEnd notify(impl_->events());
-  return impl_->reserve(session, tenant, parent, keys, out);
+  return impl_->reserve(session, tenant, parent, keys, out, hints);
 }
 Status Store::commit(SessionId session, std::span<const CommitItem> items, std::uint32_t* accepted) {
   const NotifyAtEnd notify(impl_->events());
@@ -105,7 +149,10 @@ Status Store::abort(SessionId session, std::span<const SlotRef> slots) {
   const NotifyAtEnd notify(impl_->events());
   return impl_->abort(session, slots);
 }
-void Store::touch(SessionId session, std::span<const Key> keys) { impl_->touch(session, keys); }
+void Store::touch(SessionId session, std::span<const Key> keys, const eviction::Hints& hints) {
+  impl_->touch(session, keys, hints);
+}
+void Store::settle_shadows() { impl_->settle_shadows(); }
 void Store::feedback(SessionId session, std::string json) {
   const NotifyAtEnd notify(impl_->events());
   impl_->feedback(session, std::move(json));

@@ -22,6 +22,8 @@
 #include <string>
 #include <vector>
 
+#include "eviction/hints.h"
+#include "eviction/watch.h"
 #include "types.h"
 
 namespace kvcommons {
@@ -37,7 +39,10 @@ struct StoreConfig {
   std::uint32_t verify_one_in = 64;    // sampled checksum of reads from memory; 0 = never, 1 = always
   // One begin() checks no more than this, or one slot: the server answers others meanwhile. Not where all are checked.
   std::uint64_t verify_bytes_max = 16ull << 20;
-  std::function<std::uint64_t()> now_ms;  // monotonic; injected by tests
+  std::string eviction = "lru";            // lru, s3fifo, cost, or auto: whichever its shadow shows to be the best
+  std::uint32_t shadow_chunks_max = 0;     // of each policy's shadow; 0 = none, or with auto as many as are good
+  std::uint32_t tenant_percent_max = 100;  // of the arena: who holds more gives way first
+  std::function<std::uint64_t()> now_ms;   // monotonic; injected by tests
 };
 
 using SessionId = std::uint64_t;  // never 0; random high bits, so that a stale one of a former life is not confused
@@ -118,6 +123,9 @@ struct StoreStats {
   std::uint64_t lookups, lookup_chunks, hit_chunks, reserved, committed, aborted, evicted, cleared;
   std::uint64_t reserve_full, reserve_busy, reserve_exists, leases_revoked, checksum_failures, events_dropped;
   std::uint64_t text_keys_dropped, sessions_unresolved, cold_starts, slabs_taken_back;
+  // What each policy's shadow found of what its sample was asked for; the policy in force, in their order.
+  std::uint64_t shadow_asked_chunks, shadow_hit_chunks_lru, shadow_hit_chunks_s3fifo, shadow_hit_chunks_cost;
+  std::uint64_t shadow_one_in, shadow_dropped, eviction_policy, eviction_policy_changes, hinted_chunks, expired_chunks;
 };
 
 class Store {
@@ -156,12 +164,14 @@ class Store {
   Status release(SessionId session, LeaseId lease);
   // keys are consecutive chunks of one chain; parent is the key before keys[0], or zero for the first chunk of a chain.
   // Evicts to make room; never blocks. out has one entry per key. Busy also where a clear() passed meanwhile.
+  // The hints hold for the chunks that are new; session_end also for those before them that no other chain shares.
   Status reserve(SessionId session, std::uint64_t tenant, const Key& parent, std::span<const Key> keys,
-                 std::vector<Reservation>* out);
+                 std::vector<Reservation>* out, const eviction::Hints& hints = {});
   Status commit(SessionId session, std::span<const CommitItem> items, std::uint32_t* accepted);
   // The copy was given up and is drained: slots become FREE.
   Status abort(SessionId session, std::span<const SlotRef> slots);
-  void touch(SessionId session, std::span<const Key> keys);
+  // keys: consecutive chunks of one chain, if there are hints.
+  void touch(SessionId session, std::span<const Key> keys, const eviction::Hints& hints = {});
   void feedback(SessionId session, std::string json);
 
   std::uint32_t lookup_any(const Key& fingerprint, std::span<const Key> keys) const;  // control API: no lease, no touch
@@ -193,6 +203,7 @@ class Store {
   std::vector<InventoryItem> inventory(std::uint64_t* cursor, std::size_t max) const;
   std::vector<FingerprintInfo> fingerprints() const;
   StoreStats stats() const;
+  void settle_shadows();  // until they have seen what passed so far; for tests
 
  private:
   class Impl;

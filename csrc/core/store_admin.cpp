@@ -11,6 +11,11 @@ using internal::kNoSlot;
 // Who calls owns the transition: it holds the slot's shard, or the session's claim on it.
 void Store::Impl::set_state(std::uint32_t slot, SlotState to) {
   SlotRecord& record = records_.slot(slot);
+  if (to == SlotState::Filling) {
+    tenants_.took(record.tenant, internal::Slabs::stride_of(record.payload_bytes));
+  } else if (to == SlotState::Free) {
+    tenants_.gave(record.tenant, internal::Slabs::stride_of(record.payload_bytes));
+  }
   if (auto* from = counters_.of(record.state())) {
     from->fetch_sub(1, std::memory_order_relaxed);
   }
@@ -61,7 +66,7 @@ Store::Impl::Removed Store::Impl::remove_locked(IndexShard& shard, Entry& e) {
       set_state(part.slot, SlotState::Draining);
     }
   }
-  shard.forget(e);
+  shard.went(e);
   shard.entries.erase(removed.key);
   return removed;
 }

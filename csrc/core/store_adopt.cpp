@@ -77,6 +77,9 @@ bool Store::Impl::adopt_slot(Adoption& adoption, std::uint32_t slot, std::uint64
   if (auto* counter = counters_.of(state)) {
     internal::add(*counter);
   }
+  if (state != SlotState::Free) {
+    tenants_.took(record.tenant, Slabs::stride_of(record.payload_bytes));
+  }
   return state != SlotState::Free;
 }
 
@@ -139,16 +142,21 @@ bool Store::Impl::adopt_part(std::uint32_t slot, std::uint64_t offset, std::uint
     e.parent = record.parent;
     e.id = next_entry_id_.fetch_add(1, std::memory_order_relaxed);
     e.fingerprint = record.fingerprint;
+    e.tenant = record.tenant;
   } else if (e.fingerprint != record.fingerprint || e.parent != record.parent || e.find(rect) != nullptr) {
     return false;
   }
   const auto pages = static_cast<std::uint32_t>(Slabs::stride_of(record.payload_bytes) / kSlotAlignBytes);
   e.parts.push_back({offset, slot, record.generation(), pages, rect, true});
-  e.tick = next_ticks(1);
+  if (inserted) {
+    index_.of(key).came(e, pages, 0, next_ticks(1));
+  } else {
+    policy_.grew(e.use, pages);
+  }
   e.announced = e.announced || record.completes != 0;
   e.commit_ms = std::max(e.commit_ms, record.sealed_ms);
   e.pinned = e.pinned || record.pinned.load(std::memory_order_relaxed) != 0;
-  slabs_.touch(slot, e.tick);
+  slabs_.touch(slot, e.use.tick);
   return true;
 }
 
@@ -179,7 +187,12 @@ void Store::Impl::drop_unreachable(Adoption& adoption) {
     const Key key = todo.back();
     todo.pop_back();
     if (reached.insert(key).second) {
-      const auto children = index_.of(key).find(key)->children.list();
+      const Entry& e = *index_.of(key).find(key);
+      const auto children = e.children.list();
+      for (const Key& child : children) {  // each is reached by its parent, and only after it
+        index_.of(child).find(child)->use.position =
+            static_cast<std::uint16_t>(std::min<std::uint32_t>(e.use.position + 1U, eviction::kPositionMax));
+      }
       todo.insert(todo.end(), children.begin(), children.end());
     }
   }
@@ -188,6 +201,7 @@ void Store::Impl::drop_unreachable(Adoption& adoption) {
       if (reached.contains(item.first)) {
         return false;
       }
+      index_.at(i).went(*index_.at(i).find(item.first));
       for (const Part& part : item.second.parts) {
         adopt_refused(adoption, part.slot);
       }

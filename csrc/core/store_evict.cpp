@@ -1,5 +1,6 @@
-// Making room. Own class' oldest chunk, or another's oldest slab, whichever was used longer ago; slabs of fingerprints
-// that no engine uses go before either. A chunk with a child, a lease, a pin or a writer is never taken.
+// Making room. The chunk of the own class whose turn it is, or another's oldest slab, whichever was used longer ago;
+// slabs of fingerprints that no engine uses go before either. A chunk with a child, a lease, a pin or a writer is never
+// taken.
 #include <algorithm>
 #include <unordered_set>
 #include <utility>
@@ -15,30 +16,66 @@ constexpr std::size_t kWindowsMax = 4;  // slabs tried at a time
 using internal::SlotGrant;
 using internal::Window;
 
-std::optional<std::pair<std::uint64_t, std::uint32_t>> Store::Impl::oldest(std::uint32_t fingerprint,
-                                                                           std::uint64_t stride) {
-  std::optional<std::pair<std::uint64_t, std::uint32_t>> best;
+std::optional<Store::Impl::Victim> Store::Impl::victim_in(const internal::Group& group, std::uint64_t stride) {
+  std::optional<Victim> best;
   const auto pages = static_cast<std::uint32_t>(stride / kSlotAlignBytes);
   for (std::uint32_t i = 0; i < internal::Index::kShards; ++i) {
     IndexShard& shard = index_.at(i);
     const std::lock_guard lock(shard.mutex);
-    const Entry* e = shard.oldest(fingerprint, pages);
-    if (e != nullptr && (!best || e->tick < best->first)) {
-      best = {e->tick, i};
+    const Entry* e = shard.victim(group, pages);
+    if (e != nullptr && (!best || shard.turn(*e) < best->turn)) {
+      best = {group, i, shard.turn(*e), e->use.tick};
     }
   }
   return best;
 }
 
-bool Store::Impl::evict_oldest(std::uint32_t fingerprint, std::uint64_t stride, std::uint32_t shard_number) {
+std::optional<Store::Impl::Victim> Store::Impl::victim(std::uint32_t fingerprint, std::uint64_t stride) {
+  for (const std::uint64_t tenant : tenants_.over()) {
+    if (auto found = unspared({fingerprint, true, tenant}, stride)) {
+      found->tick = 0;  // nobody else's slab goes before it
+      return found;
+    }
+  }
+  auto found = unspared({fingerprint, false, 0}, stride);
+  if (found && found->turn.when == 0) {
+    found->tick = 0;
+  }
+  return found;
+}
+
+// Those that the policy gives another chance are put back on the way. All shards are compared each time: what is next
+// in one of them may be far from next of all.
+std::optional<Store::Impl::Victim> Store::Impl::unspared(const internal::Group& group, std::uint64_t stride) {
+  auto found = victim_in(group, stride);
+  for (int spared = 0; found && spared < eviction::kSparedMax; ++spared) {
+    {
+      IndexShard& shard = index_.at(found->shard);
+      const std::lock_guard lock(shard.mutex);
+      Entry* e = shard.victim(group, static_cast<std::uint32_t>(stride / kSlotAlignBytes));
+      if (e == nullptr || !policy_.spares(e->use)) {
+        return found;
+      }
+      shard.forget(*e);
+      (void)policy_.spared(e->use, next_ticks(1));
+      shard.refresh(*e);
+    }
+    found = victim_in(group, stride);
+  }
+  return found;
+}
+
+bool Store::Impl::evict(const Victim& victim, std::uint64_t stride) {
   Removed removed;
   {
-    IndexShard& shard = index_.at(shard_number);
+    IndexShard& shard = index_.at(victim.shard);
     const std::lock_guard lock(shard.mutex);
-    Entry* e = shard.oldest(fingerprint, static_cast<std::uint32_t>(stride / kSlotAlignBytes));
+    const auto pages = static_cast<std::uint32_t>(stride / kSlotAlignBytes);
+    Entry* e = shard.victim(victim.group, pages);
     if (e == nullptr) {
       return false;  // somebody took it, or took hold of it
     }
+    policy_.evicted(e->use, e->key->prefix64());
     removed = remove_locked(shard, *e);
   }
   seq_point(SeqPoint::EvictRemoved);
@@ -57,15 +94,15 @@ std::optional<SlotGrant> Store::Impl::alloc(std::uint32_t fingerprint, std::uint
       continue;
     }
     dead_left = false;
-    const auto own = oldest(fingerprint, stride);
+    const auto own = victim(fingerprint, stride);
     seq_point(SeqPoint::EvictChosen);
-    if (take_back(fingerprint, stride, false, own ? own->first : ~0ULL)) {
+    if (take_back(fingerprint, stride, false, own ? own->tick : ~0ULL)) {
       continue;
     }
     if (!own) {
       break;
     }
-    evict_oldest(fingerprint, stride, own->second);
+    evict(*own, stride);
   }
   return slabs_.try_alloc(fingerprint, stride);
 }
@@ -170,6 +207,7 @@ bool Store::Impl::evict_subtree(const Key& root) {
       if (!e->evictable()) {
         return false;
       }
+      policy_.evicted(e->use, e->key->prefix64());
       removed = remove_locked(shard, *e);
     }
     internal::add(counters_.evicted);

@@ -16,6 +16,8 @@
 #include <vector>
 
 #include "events.h"
+#include "eviction/tenants.h"
+#include "eviction/watch.h"
 #include "fingerprints.h"
 #include "index.h"
 #include "leases.h"
@@ -41,8 +43,9 @@ struct Session {
   std::optional<std::uint16_t> own_rect;
   ShardSpec own;
   std::uint32_t readers_per_shard = 1;
-  bool of_node = false;  // internal: no event tells of it
-  std::mutex mutex;      // held through each call in its name; guards what follows
+  std::uint32_t chunk_pages = 0;  // of all shards
+  bool of_node = false;           // internal: no event tells of it
+  std::mutex mutex;               // held through each call in its name; guards what follows
   bool closed = false;
   std::unordered_map<std::uint64_t, Filling> filling;  // by offset: the right to seal or to give up a slot
   std::vector<std::uint32_t> quarantined;
@@ -60,7 +63,7 @@ struct Removed {
 struct Counters {
   std::atomic<std::uint64_t> lookups{0}, lookup_chunks{0}, hit_chunks{0}, reserved{0}, committed{0}, aborted{0},
       evicted{0}, cleared{0}, reserve_full{0}, reserve_busy{0}, reserve_exists{0}, checksum_failures{0},
-      text_keys_dropped{0}, slabs_taken_back{0};
+      text_keys_dropped{0}, slabs_taken_back{0}, hinted{0}, expired{0};
   std::atomic<std::uint64_t> chunks{0}, pinned_chunks{0}, filling{0}, sealed{0}, draining{0}, quarantined{0};
   std::atomic<std::uint64_t>* of(SlotState state) noexcept;
 };
@@ -89,11 +92,11 @@ class Store::Impl {
   LookupResult lookup(SessionId id, std::span<const Key> keys, bool lease);
   Status begin(SessionId id, LeaseId lease, std::vector<SlotRef>* out);
   Status release(SessionId id, LeaseId lease);
-  void touch(SessionId id, std::span<const Key> keys);
+  void touch(SessionId id, std::span<const Key> keys, const eviction::Hints& hints);
   void expire_leases();
   // store_write.cpp
   Status reserve(SessionId id, std::uint64_t tenant, const Key& parent, std::span<const Key> keys,
-                 std::vector<Reservation>* out);
+                 std::vector<Reservation>* out, const eviction::Hints& hints);
   Status commit(SessionId id, std::span<const CommitItem> items, std::uint32_t* accepted);
   Status abort(SessionId id, std::span<const SlotRef> slots);
   // store_admin.cpp
@@ -112,6 +115,11 @@ class Store::Impl {
   std::vector<FingerprintInfo> fingerprints() const;
   StoreStats stats() const;
 
+  void settle_shadows() {
+    if (watch_) {
+      watch_->drain();
+    }
+  }
   [[nodiscard]] bool adopted() const noexcept { return records_.adopted(); }
   internal::EventRing& events() noexcept { return events_; }
 
@@ -159,8 +167,17 @@ class Store::Impl {
   std::optional<Key> find_corrupt(const Lease& lease, std::size_t part);
   bool sampled();
   // store_write.cpp
-  Reservation reserve_one(Session& s, std::uint64_t tenant, std::uint64_t epoch, const Key& parent, const Key& key);
-  ReserveStatus place(const Session& s, std::uint64_t epoch, const Key& parent, std::uint64_t parent_id, const Key& key,
+  struct Wanted {  // what is reserved, beside its key and its parent
+    std::uint64_t tenant = 0;
+    std::uint64_t epoch = 0;
+    eviction::Hints hints;
+  };
+  Reservation reserve_one(Session& s, const Wanted& wanted, const Key& parent, const Key& key);
+  struct Below {  // the chunk before
+    std::uint64_t id = 0;
+    std::uint32_t position = 0;
+  };
+  ReserveStatus place(const Session& s, const Wanted& wanted, const Key& parent, const Below& below, const Key& key,
                       std::uint64_t* entry_id, bool* link_used);
   void write_grant(const Session& s, std::uint64_t tenant, const Key& parent, const internal::Filling& filling);
   bool seal(Session& s, const internal::Filling& filling, const CommitItem& item);
@@ -169,8 +186,17 @@ class Store::Impl {
   void drop_part(const Key& key, std::uint64_t entry_id, std::uint16_t rect, std::uint32_t slot);
   // store_evict.cpp
   std::optional<internal::SlotGrant> alloc(std::uint32_t fingerprint, std::uint64_t stride);
-  bool evict_oldest(std::uint32_t fingerprint, std::uint64_t stride, std::uint32_t shard);
-  std::optional<std::pair<std::uint64_t, std::uint32_t>> oldest(std::uint32_t fingerprint, std::uint64_t stride);
+  struct Victim {
+    internal::Group group;
+    std::uint32_t shard = 0;
+    internal::Turn turn;
+    std::uint64_t tick = 0;  // when it was used
+  };
+  bool evict(const Victim& victim, std::uint64_t stride);
+  std::optional<Victim> victim(std::uint32_t fingerprint, std::uint64_t stride);
+  std::optional<Victim> unspared(const internal::Group& group, std::uint64_t stride);
+  std::optional<Victim> victim_in(const internal::Group& group, std::uint64_t stride);
+  void end_of_session(const Session& s, Key key, std::size_t fresh);
   bool take_back(std::uint32_t fingerprint, std::uint64_t stride, bool dead_only, std::uint64_t older_than);
   bool evacuate(const internal::Window& window);
   bool subtree_evictable(std::span<const std::uint32_t> slots);
@@ -199,6 +225,9 @@ class Store::Impl {
   StoreConfig config_;
   internal::Records records_;
   internal::Slabs slabs_;
+  eviction::Policy policy_;
+  eviction::Tenants tenants_;
+  std::atomic<std::uint64_t> now_s_{0};  // of the timer: what is only needed about
   internal::Index index_;
   internal::Fingerprints fingerprints_;
   internal::Leases leases_;
@@ -216,6 +245,8 @@ class Store::Impl {
   std::vector<std::uint32_t> free_rows_;
   std::unordered_map<SessionId, Former> former_;
   std::vector<FormerRead> former_reads_;
+
+  std::unique_ptr<eviction::Watch> watch_;  // ends before what it follows
 };
 
 }  // namespace kvcommons

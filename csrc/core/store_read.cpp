@@ -9,8 +9,9 @@ namespace kvcommons {
 using internal::LeasedSlot;
 
 namespace {
-constexpr int kWalksMax = 4;  // a walk whose deepest chunk was evicted meanwhile is repeated so often
-}
+constexpr std::size_t kMarkedMax = 4'096;  // of chunks past their time, for each shard at a time: nobody waits for long
+constexpr int kWalksMax = 4;               // a walk whose deepest chunk was evicted meanwhile is repeated so often
+}  // namespace
 
 // Whether every shard of the session's layout is sealed. Touches, and appends to the lease if there is one.
 bool Store::Impl::present(const Session& s, const Entry& e, Lease* lease, std::uint32_t shard, std::uint64_t tick) {
@@ -111,6 +112,9 @@ LookupResult Store::Impl::lookup(SessionId id, std::span<const Key> keys, bool l
   }
   result.hit_chunks = made->chunks;
   internal::add(counters_.hit_chunks, result.hit_chunks);
+  if (watch_ && !s->of_node) {
+    watch_->asked(keys, result.hit_chunks, s->chunk_pages);
+  }
   if (made->chunks == 0) {
     return result;
   }
@@ -237,7 +241,7 @@ Status Store::Impl::release(SessionId id, LeaseId lease_id) {
   return found || in_table ? Status::Ok : Status::Gone;
 }
 
-void Store::Impl::touch(SessionId id, std::span<const Key> keys) {
+void Store::Impl::touch(SessionId id, std::span<const Key> keys, const eviction::Hints& hints) {
   const SessionPtr s = find_session(id);
   if (!s || keys.empty() || keys.size() > kKeysPerFrameMax) {
     return;
@@ -255,12 +259,41 @@ void Store::Impl::touch(SessionId id, std::span<const Key> keys) {
           slabs_.touch(part.slot, tick);
         }
       }
+      if (hints.one_shot) {
+        shard.mark(*e);
+        internal::add(counters_.hinted);
+      }
     }
+  }
+  if (hints.session_end) {
+    end_of_session(*s, keys.back(), keys.size());
+  }
+}
+
+// Marks the chunks of a chain that is over, from its end to the last one that another chain goes on from, or that was
+// marked before the `fresh` ones.
+void Store::Impl::end_of_session(const Session& s, Key key, std::size_t fresh) {
+  for (std::uint32_t i = 0; i < kChunksPerReserveMax && !key.zero(); ++i) {
+    IndexShard& shard = index_.of(key);
+    const std::lock_guard lock(shard.mutex);
+    Entry* e = shard.find(key);
+    if (e == nullptr || e->fingerprint != s.fingerprint || e->children.size() > 1 || (i >= fresh && e->use.first)) {
+      return;
+    }
+    shard.mark(*e);
+    internal::add(counters_.hinted);
+    key = e->parent;
   }
 }
 
 void Store::Impl::expire_leases() {
   const std::uint64_t now = now_ms();
+  now_s_.store(now / 1'000, std::memory_order_relaxed);
+  for (std::uint32_t i = 0; i < internal::Index::kShards; ++i) {
+    IndexShard& shard = index_.at(i);
+    const std::lock_guard lock(shard.mutex);
+    internal::add(counters_.expired, shard.mark_due(kMarkedMax));
+  }
   if (now < config_.lease_pending_ms_max) {
     return;
   }

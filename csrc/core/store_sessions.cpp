@@ -101,6 +101,9 @@ Status Store::Impl::open_session(const SessionSpec& spec, bool of_node, SessionI
     }
     s->readers_per_shard = std::max<std::uint32_t>(1, spec.readers_per_shard);
     s->of_node = of_node;
+    for (const ShardSpec& shard : spec.shards) {
+      s->chunk_pages += static_cast<std::uint32_t>(internal::Slabs::stride_of(shard.slot_bytes) / kSlotAlignBytes);
+    }
     do {
       s->id = internal::random_id();
     } while (sessions_.contains(s->id) || former_.contains(s->id));

@@ -117,6 +117,19 @@ StoreStats Store::Impl::stats() const {
   s.text_keys_dropped = get(counters_.text_keys_dropped);
   s.cold_starts = records_.cold_start() ? 1 : 0;
   s.slabs_taken_back = get(counters_.slabs_taken_back);
+  s.eviction_policy = static_cast<std::uint64_t>(policy_.kind());
+  s.hinted_chunks = get(counters_.hinted);
+  s.expired_chunks = get(counters_.expired);
+  if (watch_) {
+    const auto [shadows, dropped] = watch_->stats();
+    s.shadow_asked_chunks = shadows.asked;
+    s.shadow_hit_chunks_lru = shadows.hits[static_cast<std::size_t>(eviction::Kind::Lru)];
+    s.shadow_hit_chunks_s3fifo = shadows.hits[static_cast<std::size_t>(eviction::Kind::S3Fifo)];
+    s.shadow_hit_chunks_cost = shadows.hits[static_cast<std::size_t>(eviction::Kind::Cost)];
+    s.shadow_one_in = shadows.one_in;
+    s.shadow_dropped = dropped;
+    s.eviction_policy_changes = config_.eviction == "auto" ? shadows.switches : 0;
+  }
   return s;
 }
 

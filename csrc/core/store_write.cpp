@@ -27,25 +27,26 @@ std::optional<Filling> take_filling(internal::Session& s, const SlotRef& slot) {
 }  // namespace
 
 // Puts the chunk into the index without a slot yet, so that no second writer looks for room and nobody evicts it.
-ReserveStatus Store::Impl::place(const Session& s, std::uint64_t epoch, const Key& parent, std::uint64_t parent_id,
+ReserveStatus Store::Impl::place(const Session& s, const Wanted& wanted, const Key& parent, const Below& below,
                                  const Key& key, std::uint64_t* entry_id, bool* link_used) {
   IndexShard& shard = index_.of(key);
   const std::lock_guard lock(shard.mutex);
-  if (fingerprints_.epoch(s.fingerprint) != epoch) {
+  if (fingerprints_.epoch(s.fingerprint) != wanted.epoch) {
     return ReserveStatus::Busy;  // cleared meanwhile: what was computed before must not be placed
   }
   Part part;
   part.rect = *s.own_rect;
   part.stride_pages = static_cast<std::uint32_t>(internal::Slabs::stride_of(s.own.slot_bytes) / kSlotAlignBytes);
   if (Entry* e = shard.find(key)) {
-    if (e->fingerprint != s.fingerprint || e->parent != parent || e->parent_id != parent_id) {
+    if (e->fingerprint != s.fingerprint || e->parent != parent || e->parent_id != below.id) {
       return ReserveStatus::Busy;  // a key has one parent: this one is forged, or left behind by a chunk just removed
     }
     if (const Part* other = e->find(part.rect)) {
       return other->sealed ? ReserveStatus::Exists : ReserveStatus::Busy;
     }
+    shard.forget(*e);
     e->parts.push_back(part);
-    shard.refresh(*e);
+    policy_.grew(e->use, part.stride_pages);
     *entry_id = e->id;
     return ReserveStatus::Granted;
   }
@@ -53,11 +54,16 @@ ReserveStatus Store::Impl::place(const Session& s, std::uint64_t epoch, const Ke
   Entry& e = it->second;
   e.key = &it->first;
   e.parent = parent;
-  e.parent_id = parent_id;
+  e.parent_id = below.id;
   e.id = next_entry_id_.fetch_add(1, std::memory_order_relaxed);
-  e.tick = next_ticks(1);
   e.fingerprint = s.fingerprint;
+  e.tenant = wanted.tenant;
   e.parts.push_back(part);
+  e.use.priority = wanted.hints.priority;
+  shard.came(e, part.stride_pages, below.position, next_ticks(1));
+  e.use.first = wanted.hints.one_shot;
+  shard.expire_after(e, wanted.hints.ttl_seconds);
+  internal::add(counters_.hinted, wanted.hints == eviction::Hints{} ? 0 : 1);
   *entry_id = e.id;
   *link_used = true;
   return ReserveStatus::Granted;
@@ -108,9 +114,8 @@ void Store::Impl::drop_part(const Key& key, std::uint64_t entry_id, std::uint16_
   }
 }
 
-Reservation Store::Impl::reserve_one(Session& s, std::uint64_t tenant, std::uint64_t epoch, const Key& parent,
-                                     const Key& key) {
-  std::uint64_t parent_id = 0;
+Reservation Store::Impl::reserve_one(Session& s, const Wanted& wanted, const Key& parent, const Key& key) {
+  Below below;
   if (!parent.zero()) {
     IndexShard& shard = index_.of(parent);
     const std::lock_guard lock(shard.mutex);
@@ -118,16 +123,16 @@ Reservation Store::Impl::reserve_one(Session& s, std::uint64_t tenant, std::uint
     if (p == nullptr || p->fingerprint != s.fingerprint) {
       return {ReserveStatus::ParentMissing, {}};
     }
-    parent_id = p->id;
+    below = {p->id, p->use.position + 1U};
     p->children.add(key);
     shard.refresh(*p);
   }
   seq_point(SeqPoint::ReserveLinked);
   Filling filling{{}, key, 0};
   bool link_used = false;
-  const ReserveStatus placed = place(s, epoch, parent, parent_id, key, &filling.entry_id, &link_used);
-  if (!link_used && parent_id != 0) {
-    unlink(parent, parent_id, key);
+  const ReserveStatus placed = place(s, wanted, parent, below, key, &filling.entry_id, &link_used);
+  if (!link_used && below.id != 0) {
+    unlink(parent, below.id, key);
   }
   if (placed != ReserveStatus::Granted) {
     return {placed, {}};
@@ -139,7 +144,7 @@ Reservation Store::Impl::reserve_one(Session& s, std::uint64_t tenant, std::uint
     return {ReserveStatus::Full, {}};
   }
   filling.grant = *grant;
-  write_grant(s, tenant, parent, filling);
+  write_grant(s, wanted.tenant, parent, filling);
   {
     IndexShard& shard = index_.of(key);
     const std::lock_guard lock(shard.mutex);
@@ -157,7 +162,7 @@ Reservation Store::Impl::reserve_one(Session& s, std::uint64_t tenant, std::uint
 }
 
 Status Store::Impl::reserve(SessionId id, std::uint64_t tenant, const Key& parent, std::span<const Key> keys,
-                            std::vector<Reservation>* out) {
+                            std::vector<Reservation>* out, const eviction::Hints& hints) {
   out->clear();
   if (keys.size() > kChunksPerReserveMax) {
     return Status::TooLarge;
@@ -170,12 +175,15 @@ Status Store::Impl::reserve(SessionId id, std::uint64_t tenant, const Key& paren
   if (s->closed || !s->own_rect) {
     return s->closed ? Status::Gone : Status::Denied;
   }
-  const std::uint64_t epoch = fingerprints_.epoch(s->fingerprint);
+  const Wanted wanted{tenant, fingerprints_.epoch(s->fingerprint), hints};
+  if (watch_ && !s->of_node && *s->own_rect == s->layout.front()) {
+    watch_->stored(parent, keys, s->chunk_pages, hints);
+  }
   out->reserve(keys.size());
   const Key* previous = &parent;
   for (const Key& key : keys) {
     const bool full = !out->empty() && out->back().status == ReserveStatus::Full;
-    out->push_back(full ? out->back() : reserve_one(*s, tenant, epoch, *previous, key));
+    out->push_back(full ? out->back() : reserve_one(*s, wanted, *previous, key));
     previous = &key;
     switch (out->back().status) {
       case ReserveStatus::Granted:
@@ -193,6 +201,9 @@ Status Store::Impl::reserve(SessionId id, std::uint64_t tenant, const Key& paren
       case ReserveStatus::ParentMissing:
         break;
     }
+  }
+  if (hints.session_end && !keys.empty()) {
+    end_of_session(*s, keys.back(), keys.size());
   }
   return Status::Ok;
 }
@@ -229,7 +240,7 @@ bool Store::Impl::seal(Session& s, const Filling& filling, const CommitItem& ite
   record.crc = record.compute_crc(filling.grant.generation);
   set_state(filling.grant.slot, SlotState::Sealed);
   records_.session(s.row).filling.fetch_sub(1, std::memory_order_acq_rel);
-  slabs_.touch(filling.grant.slot, e->tick);
+  slabs_.touch(filling.grant.slot, e->use.tick);
   shard.refresh(*e);
   if (completes) {
     e->announced = true;

@@ -43,6 +43,7 @@ struct StoreJob {
   std::vector<Key> keys;                              // consecutive complete chunks
   std::vector<std::uint32_t> block_ids;               // keys.size() * blocks_per_chunk
   std::vector<std::vector<std::uint64_t>> text_keys;  // empty, or one list a key
+  std::uint32_t hints = 0;                            // for eviction, packed
 };
 
 struct LoadJob {

@@ -27,9 +27,9 @@ class ClientPort final : public LeasePort {
 
   Status begin(LeaseId lease, std::vector<SlotRef>* out) override { return client_->begin(lease, out); }
   Status release(LeaseId lease) override { return client_->release(lease); }
-  Status reserve(std::uint64_t tenant, const Key& parent, std::span<const Key> keys,
-                 std::vector<Reservation>* out) override {
-    return client_->reserve(tenant, parent, keys, out);
+  Status reserve(std::uint64_t tenant, const Key& parent, std::span<const Key> keys, std::vector<Reservation>* out,
+                 std::uint32_t hints) override {
+    return client_->reserve(tenant, parent, keys, out, hints);
   }
   Status commit(std::span<const CommitItem> items, std::uint32_t* accepted) override {
     return client_->commit(items, accepted);

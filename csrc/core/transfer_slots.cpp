@@ -20,8 +20,8 @@ Status StoreQueue::reserve_once(const StoreJob& job, Batch* batch, bool* moved) 
   const Key& parent = batch->first == 0 ? job.parent : job.keys[batch->first - 1];
   const std::uint64_t before = port_.attachment().attach;
   std::vector<Reservation> reservations;
-  Status status =
-      port_.reserve(job.tenant, parent, std::span(job.keys).subspan(batch->first, batch->count), &reservations);
+  Status status = port_.reserve(job.tenant, parent, std::span(job.keys).subspan(batch->first, batch->count),
+                                &reservations, job.hints);
   batch->attached = port_.attachment();
   *moved = batch->attached.attach != before;
   if (status != Status::Ok) return status;

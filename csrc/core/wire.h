@@ -108,7 +108,7 @@ static_assert(sizeof(SlotWire) == 16);
 struct Reserve {  // followed by count x Key (consecutive chunks)
   std::uint64_t tenant;
   std::uint32_t count;
-  std::uint32_t reserved;
+  std::uint32_t hints;  // for eviction (eviction/hints.h); 0 says nothing, unknown bits are ignored
   std::uint8_t parent[kKeyBytes];
 };
 // ReserveReply: count u32, reserved u32, then count x SlotWire.

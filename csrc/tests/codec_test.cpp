@@ -172,6 +172,19 @@ TEST(commits_carry_each_slot_with_its_own_text_keys) {
   CHECK(!decode_commit(payload_of(buffer), &out, &storage));
 }
 
+TEST(a_reservation_carries_its_hints) {
+  const std::vector<Key> keys{key_of(1), key_of(2)};
+  const eviction::Hints hints{true, false, -2, 600};
+  ByteBuffer buffer;
+  encode_reserve(&buffer, 5, {42, key_of(7), keys, hints.packed()});
+  ReserveRequest out;
+  CHECK(decode_reserve(payload_of(buffer), &out));
+  CHECK_EQ(out.tenant, 42u);
+  CHECK(out.parent == key_of(7));
+  CHECK_EQ(out.keys.size(), 2u);
+  CHECK(eviction::Hints::unpacked(out.hints) == hints);
+}
+
 TEST(feedback_is_one_json_object_of_text) {
   std::string_view out;
   const auto ok = [&](std::string_view json) { return decode_feedback(std::as_bytes(std::span(json)), &out); };

@@ -97,7 +97,8 @@ class ScriptedPort final : public LeasePort {
     note("release " + std::to_string(lease));
     return Status::Ok;
   }
-  Status reserve(std::uint64_t, const Key& parent, std::span<const Key> keys, std::vector<Reservation>* out) override {
+  Status reserve(std::uint64_t, const Key& parent, std::span<const Key> keys, std::vector<Reservation>* out,
+                 std::uint32_t) override {
     note("reserve " + std::to_string(keys.size()));
     at_reserve.pass();
     if (on_reserve) on_reserve();

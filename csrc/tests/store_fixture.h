@@ -66,7 +66,9 @@ class Memory {
 
 class World {
  public:
-  explicit World(std::uint64_t arena_bytes, std::uint64_t slab_bytes = kMiB, std::uint32_t verify_one_in = 0) {
+  explicit World(std::uint64_t arena_bytes, std::uint64_t slab_bytes = kMiB, std::uint32_t verify_one_in = 0,
+                 const std::string& eviction = "lru") {
+    config.eviction = eviction;
     config.arena_bytes = arena_bytes;
     config.slab_bytes = slab_bytes;
     config.verify_one_in = verify_one_in;
@@ -113,9 +115,10 @@ struct Engine {
     spec.own_shard = own;
     CHECK_EQ(store->open_session(spec, &id), Status::Ok);
   }
-  std::vector<Reservation> reserve(const std::vector<Key>& keys, const Key& parent = {}) const {
+  std::vector<Reservation> reserve(const std::vector<Key>& keys, const Key& parent = {},
+                                   const eviction::Hints& hints = {}, std::uint64_t tenant = 0) const {
     std::vector<Reservation> out;
-    CHECK_EQ(store->reserve(id, 0, parent, keys, &out), Status::Ok);
+    CHECK_EQ(store->reserve(id, tenant, parent, keys, &out, hints), Status::Ok);
     CHECK_EQ(out.size(), keys.size());
     return out;
   }
@@ -131,8 +134,9 @@ struct Engine {
     CHECK_EQ(store->commit(id, items, &accepted), Status::Ok);
     return accepted;
   }
-  std::uint32_t put(const std::vector<Key>& keys, const Key& parent = {}) const {
-    return commit(reserve(keys, parent));
+  std::uint32_t put(const std::vector<Key>& keys, const Key& parent = {}, const eviction::Hints& hints = {},
+                    std::uint64_t tenant = 0) const {
+    return commit(reserve(keys, parent, hints, tenant));
   }
   std::uint32_t hits(const std::vector<Key>& keys) const { return store->lookup(id, keys, false).hit_chunks; }
   [[nodiscard]] LookupResult lease(const std::vector<Key>& keys) const { return store->lookup(id, keys, true); }

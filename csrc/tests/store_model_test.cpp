@@ -19,6 +19,7 @@ struct Layout {
 };
 // Small slots, two ranks, large slots, and slots that need two slabs.
 constexpr Layout kLayouts[] = {{20'000, 1}, {60'000, 2}, {300'000, 1}, {1'500'000, 1}};
+constexpr const char* kPolicies[] = {"lru", "s3fifo", "cost", "auto"};
 constexpr std::uint32_t kFingerprints = 4;
 constexpr std::size_t kChainLength = 6;
 constexpr std::uint64_t kChains = 5;
@@ -64,7 +65,13 @@ struct ModelRead {  // a place that somebody copies from
 
 class Run {
  public:
-  explicit Run(std::uint64_t seed) : rng_(seed), world_(8 * kMiB) { open_session(); }
+  explicit Run(std::uint64_t seed) : rng_(seed), world_(8 * kMiB, kMiB, 0, kPolicies[seed % std::size(kPolicies)]) {
+    if (seed % 3 == 0) {  // the same must hold where tenants have shares
+      world_.config.tenant_percent_max = 30;
+      world_.open();
+    }
+    open_session();
+  }
 
   void step() {
     forced_ = false;
@@ -284,7 +291,8 @@ class Run {
                                              all.begin() + static_cast<std::ptrdiff_t>(to));
     std::vector<Reservation> out;
     const Key parent = from == 0 ? Key{} : make_key(all[from - 1]);
-    CHECK_EQ(world_.store->reserve(s->id, 0, parent, keys_of(numbers), &out), Status::Ok);
+    const auto hints = eviction::Hints::unpacked(pick(2) == 0 ? 0 : static_cast<std::uint32_t>(rng_()));
+    CHECK_EQ(world_.store->reserve(s->id, s->fp % 2, parent, keys_of(numbers), &out, hints), Status::Ok);
     apply_events();  // evictions come before the grants that they made room for
     forget_evicted_partials();
     for (std::size_t i = 0; i < numbers.size(); ++i) {

@@ -134,6 +134,7 @@ def test_variables_that_are_no_settings_are_left_alone() -> None:
         ({"node.arena_bytes": "1KiB"}, "node.arena_bytes: .*: give at least 1MiB"),
         ({"node.control_port": "70000"}, "node.control_port: '70000': give at most 65535"),
         ({"node.control_port": "many"}, "node.control_port: 'many': give a whole number"),
+        ({"node.eviction": "fifo"}, "node.eviction: 'fifo'"),
         ({"node.populate": "maybe"}, "node.populate: 'maybe': give true or false"),
         ({"node.log_level": "loud"}, "node.log_level: 'loud': give one of debug, info, warning, error"),
         ({"node.allowed_uids": "me,you"}, "node.allowed_uids.0: 'me': give a whole number"),

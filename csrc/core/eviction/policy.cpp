@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <cmath>
 
 namespace kvcommons::eviction {
 namespace {
@@ -12,6 +11,8 @@ constexpr std::array<std::string_view, kKinds> kNames = {"lru", "s3fifo", "cost"
 constexpr std::uint64_t kMainBit = 1ull << 63;
 constexpr std::uint64_t kSmallPercent = 10;  // of the cache
 constexpr int kTagBits = 32, kTimeBits = 24;
+constexpr std::array<double, kPriorityMax - kPriorityMin + 1> kTimes = {1. / 16, 1. / 8, 1. / 4, 1. / 2, 1,
+                                                                        2,       4,      8,      16};
 
 std::uint64_t ordered(float value) noexcept { return std::bit_cast<std::uint32_t>(std::max(value, 0.0f)); }
 
@@ -69,26 +70,28 @@ std::optional<History::Found> History::find(std::uint64_t key, std::uint64_t now
   return std::nullopt;
 }
 
-Policy::Policy(Kind kind, std::uint64_t chunks)
-    : kind_(kind), chunks_(std::max<std::uint64_t>(chunks, 1)), history_(2 * chunks_) {}
+Policy::Policy(Kind kind, std::uint64_t history) : kind_(kind), history_(2 * history) {}
 
 float Policy::worth(const Chunk& chunk) const noexcept {
   const double bytes = std::max<double>(chunk.pages, 1);
-  return static_cast<float>(ageing() + std::ldexp(chunk.uses * cost_of(chunk.position) / bytes, chunk.priority));
+  const double steps = kTimes[static_cast<std::size_t>(chunk.priority - kPriorityMin)];
+  return static_cast<float>(ageing() + steps * chunk.uses * cost_of(chunk.position) / bytes);
 }
 
 void Policy::came(Chunk& chunk, std::uint64_t key, std::uint64_t tick) noexcept {
   const auto before = history_.find(key, evictions_.load(std::memory_order_relaxed));
-  const bool remembered = before && before->age <= chunks_;
+  const bool remembered = before && before->age <= held_.load(std::memory_order_relaxed) + 1;
   chunk.tick = chunk.queued = tick;
   chunk.queue = remembered ? Queue::Main : Queue::Small;
   chunk.chances = 0;
   chunk.uses = remembered ? static_cast<std::uint8_t>(std::min<int>(before->uses + 1, kUsesMax)) : std::uint8_t{1};
   chunk.worth = worth(chunk);
+  held_.fetch_add(1, std::memory_order_relaxed);
   (chunk.queue == Queue::Main ? main_pages_ : small_pages_).fetch_add(chunk.pages, std::memory_order_relaxed);
 }
 
 void Policy::used(Chunk& chunk, std::uint64_t tick) noexcept {
+  chunk.first = false;
   chunk.tick = tick;
   chunk.uses = static_cast<std::uint8_t>(std::min<int>(chunk.uses + 1, kUsesMax));
   chunk.chances = static_cast<std::uint8_t>(std::min<int>(chunk.chances + 1, kChancesMax));
@@ -101,6 +104,7 @@ void Policy::grew(Chunk& chunk, std::uint32_t pages) noexcept {
 }
 
 void Policy::went(const Chunk& chunk) noexcept {
+  held_.fetch_sub(1, std::memory_order_relaxed);
   (chunk.queue == Queue::Main ? main_pages_ : small_pages_).fetch_sub(chunk.pages, std::memory_order_relaxed);
 }
 
@@ -112,7 +116,7 @@ void Policy::evicted(const Chunk& chunk, std::uint64_t key) noexcept {
 }
 
 bool Policy::spared(Chunk& chunk, std::uint64_t tick) noexcept {
-  if (kind() != Kind::S3Fifo || chunk.first || chunk.chances == 0) return false;
+  if (!spares(chunk)) return false;
   if (chunk.queue == Queue::Small) {
     small_pages_.fetch_sub(chunk.pages, std::memory_order_relaxed);
     main_pages_.fetch_add(chunk.pages, std::memory_order_relaxed);

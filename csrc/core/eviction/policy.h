@@ -37,15 +37,16 @@ struct Chunk {
   std::uint64_t tick = 0;      // of the last use; grows
   std::uint64_t queued = 0;    // tick at which it joined its queue
   float worth = 0;             // GreedyDual's H
-  std::uint32_t position = 0;  // chunks before it in its chain
   std::uint32_t pages = 0;     // of the arena, all its shards together
+  std::uint16_t position = 0;  // chunks before it in its chain; saturates
   std::uint8_t uses = 0;       // since it came, and what is remembered of former lives; saturates
   std::uint8_t chances = 0;    // s3fifo: uses since it joined its queue, at most kChancesMax
   Queue queue = Queue::Small;
   std::int8_t priority = 0;  // kPriorityMin..kPriorityMax
   bool first = false;        // a one-shot's, an ended session's, or past its time: before all others
-  [[nodiscard]] std::uint64_t joined() const noexcept { return queued; }
 };
+static_assert(sizeof(Chunk) == 32, "kept for each chunk of a store");
+inline constexpr std::uint32_t kPositionMax = 0xffff;
 
 // Relative time to compute a chunk: its own tokens, and attention over all before it. For a model of 8 B parameters one
 // chunk of context adds about 1/128 of the work that a chunk takes by itself.
@@ -81,19 +82,22 @@ class History {
 // Thread-safe: what it keeps itself is a few counters and the history. The Chunks are their owner's to guard.
 class Policy {
  public:
-  // `chunks`: how many the cache holds, about; sizes the history.
-  Policy(Kind kind, std::uint64_t chunks);
+  // history: how many evicted chunks are remembered, about; as many as the cache holds, if that can be paid.
+  Policy(Kind kind, std::uint64_t history);
 
   [[nodiscard]] Kind kind() const noexcept { return kind_.load(std::memory_order_relaxed); }
   void follow(Kind kind) noexcept { kind_.store(kind, std::memory_order_relaxed); }
 
   void came(Chunk& chunk, std::uint64_t key, std::uint64_t tick) noexcept;
-  void used(Chunk& chunk, std::uint64_t tick) noexcept;
+  void used(Chunk& chunk, std::uint64_t tick) noexcept;   // which undoes `first`
   void grew(Chunk& chunk, std::uint32_t pages) noexcept;  // another shard of it
   void went(const Chunk& chunk) noexcept;                 // for whatever reason
   // Made room. Besides went().
   void evicted(const Chunk& chunk, std::uint64_t key) noexcept;
-  // Of the first candidate, just before it goes: true if it was put back, with another rank.
+  [[nodiscard]] bool spares(const Chunk& chunk) const noexcept {
+    return kind() == Kind::S3Fifo && !chunk.first && chunk.chances != 0;
+  }
+  // Of the first candidate, just before it goes: true if it was put back, with another rank. The caller ranks it anew.
   bool spared(Chunk& chunk, std::uint64_t tick) noexcept;
 
   [[nodiscard]] Rank rank(const Chunk& chunk) const noexcept { return rank(chunk, kind()); }
@@ -110,8 +114,7 @@ class Policy {
 
   std::atomic<Kind> kind_;
   std::atomic<double> ageing_{0};
-  std::atomic<std::uint64_t> small_pages_{0}, main_pages_{0}, evictions_{0};
-  std::uint64_t chunks_;
+  std::atomic<std::uint64_t> small_pages_{0}, main_pages_{0}, evictions_{0}, held_{0};
   History history_;
 };
 

@@ -1,5 +1,7 @@
 #include "eviction/prefix_cache.h"
 
+#include <algorithm>
+
 namespace kvcommons::eviction {
 
 PrefixCache::PrefixCache(Kind kind, std::uint64_t capacity, std::uint64_t chunks)
@@ -27,7 +29,6 @@ std::size_t PrefixCache::use(std::span<const Item> chain) {
     Node& node = found->second;
     if (hit != 0 && (node.parent == nullptr || node.parent->key != parent)) break;
     forget(node);
-    node.chunk.first = false;
     policy_.used(node.chunk, tick_ + chain.size() - hit);  // the shallowest is the newest
     refresh(node);
     parent = node.key;
@@ -96,7 +97,7 @@ void PrefixCache::put(std::span<const Item> chain, std::size_t from, const Hints
     Node& node = nodes_[chain[i].key];
     node.key = chain[i].key;
     node.parent = parent;
-    node.chunk.position = static_cast<std::uint32_t>(i);
+    node.chunk.position = static_cast<std::uint16_t>(std::min<std::size_t>(i, kPositionMax));
     node.chunk.pages = 1;
     node.space = chain[i].space;
     node.chunk.priority = hints.priority;

@@ -108,6 +108,27 @@ void Shadows::stored(std::span<const std::uint64_t> chain, std::size_t from, std
   }
 }
 
+void Shadows::stored_below(std::uint64_t parent, std::span<const std::uint64_t> keys, std::uint32_t pages,
+                           const Hints& hints) {
+  if (parent == 0) {
+    stored(keys, 0, pages, hints);
+    return;
+  }
+  if (keys.empty() || !size_for(pages)) return;
+  // Below a hub the first key decides. Elsewhere the chain is in the sample if its parent came in before.
+  const bool below_hub = shift_ != 0 && hubs_.contains(parent);
+  if (below_hub && take(keys, pages) != keys.size()) return;
+  items_.assign(1, {parent, 0});
+  for (const std::uint64_t key : keys) items_.push_back({key, std::uint64_t{pages} << shift_});
+  for (const auto& cache : caches_) {
+    if (!cache->contains(parent)) continue;
+    std::size_t first = 1;
+    while (first < items_.size() && cache->contains(items_[first].key)) ++first;
+    if (first < items_.size()) cache->put(items_, first, hints);
+    if (hints.session_end) cache->ended(items_);
+  }
+}
+
 void Shadows::request(std::span<const std::uint64_t> chain, std::uint32_t pages, const Hints& hints) {
   if (chain.empty() || !size_for(pages)) return;
   asked(chain, 0, pages);

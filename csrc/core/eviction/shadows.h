@@ -64,6 +64,8 @@ class Shadows {
   void asked(std::span<const std::uint64_t> chain, std::size_t found, std::uint32_t pages);
   // An engine stores these, all of whose chunks before them are named too.
   void stored(std::span<const std::uint64_t> chain, std::size_t from, std::uint32_t pages, const Hints& hints);
+  // The same where only the chunk before them is named; 0: they begin a chain.
+  void stored_below(std::uint64_t parent, std::span<const std::uint64_t> keys, std::uint32_t pages, const Hints& hints);
   // Both at once: all that was not found is stored.
   void request(std::span<const std::uint64_t> chain, std::uint32_t pages, const Hints& hints = {});
 
