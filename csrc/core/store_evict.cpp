@@ -217,4 +217,20 @@ bool Store::Impl::evict_subtree(const Key& root) {
   return true;
 }
 
+// Marks the chunks of a chain that is over, from its end to the last one that another chain goes on from, or that was
+// marked before the `fresh` ones.
+void Store::Impl::end_of_session(const Session& s, Key key, std::size_t fresh) {
+  for (std::uint32_t i = 0; i < kChunksPerReserveMax && !key.zero(); ++i) {
+    IndexShard& shard = index_.of(key);
+    const std::lock_guard lock(shard.mutex);
+    Entry* e = shard.find(key);
+    if (e == nullptr || e->fingerprint != s.fingerprint || e->children.size() > 1 || (i >= fresh && e->use.first)) {
+      return;
+    }
+    shard.mark(*e);
+    internal::add(counters_.hinted);
+    key = e->parent;
+  }
+}
+
 }  // namespace kvcommons

@@ -270,22 +270,6 @@ void Store::Impl::touch(SessionId id, std::span<const Key> keys, const eviction:
   }
 }
 
-// Marks the chunks of a chain that is over, from its end to the last one that another chain goes on from, or that was
-// marked before the `fresh` ones.
-void Store::Impl::end_of_session(const Session& s, Key key, std::size_t fresh) {
-  for (std::uint32_t i = 0; i < kChunksPerReserveMax && !key.zero(); ++i) {
-    IndexShard& shard = index_.of(key);
-    const std::lock_guard lock(shard.mutex);
-    Entry* e = shard.find(key);
-    if (e == nullptr || e->fingerprint != s.fingerprint || e->children.size() > 1 || (i >= fresh && e->use.first)) {
-      return;
-    }
-    shard.mark(*e);
-    internal::add(counters_.hinted);
-    key = e->parent;
-  }
-}
-
 void Store::Impl::expire_leases() {
   const std::uint64_t now = now_ms();
   now_s_.store(now / 1'000, std::memory_order_relaxed);
