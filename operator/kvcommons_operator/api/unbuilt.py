@@ -49,7 +49,7 @@ POOL_GAPS: Final = (
     Gap(
         "spec.tiers.secondary",
         lambda spec: bool(spec.tiers.secondary),
-        "disk and remote tiers are not built yet; leave `secondary` out and give memory the capacity",
+        "the operator sets up no disk and remote tiers yet; leave `secondary` out and give memory the capacity",
     ),
     Gap(
         "spec.tiers.memory.hugePages",
@@ -59,7 +59,7 @@ POOL_GAPS: Final = (
     Gap(
         "spec.eviction.policy",
         lambda spec: spec.eviction.policy in ("s3fifo", "cost"),
-        "only lru is built yet; cache nodes evict by lru",
+        "the operator does not pass it on yet; cache nodes evict by lru",
         Verdict.IGNORED,
     ),
     Gap(
