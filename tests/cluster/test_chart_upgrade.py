@@ -40,6 +40,9 @@ def server(alone: ApiServer) -> Iterator[ApiServer]:
     helm = Helm(alone)
     for release in json.loads(helm.run("list", "-n", NAMESPACE, "-o", "json")):
         helm.run("uninstall", release["name"], "-n", NAMESPACE, "--no-hooks")
+    # Their objects first: an API server that has just taken a new definition may be long about clearing them itself.
+    for definition in alone.kubectl("get", "crd", "-o", "name").split():
+        alone.kubectl("delete", definition.rpartition("/")[2], "--all-namespaces", "--all", "--wait=true")
     alone.kubectl("delete", "crd", "--all", "--wait=true")
 
 
