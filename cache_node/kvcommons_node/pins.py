@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import heapq
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -58,15 +57,11 @@ class Pins:
         self._pins: dict[str, Pin] = {}
         self._holds: Counter[bytes] = Counter()
         self._sizes: dict[bytes, int] = {}
-        self._ends: list[tuple[float, str]] = []
+        self.bytes_pinned = 0
+        """Each chunk counted once: the sum of the sizes, which may be a million of them."""
 
     def __len__(self) -> int:
         return len(self._pins)
-
-    @property
-    def bytes_pinned(self) -> int:
-        """Each chunk counted once."""
-        return sum(self._sizes.values())
 
     def get(self, name: str) -> Pin | None:
         return self._pins.get(name)
@@ -82,9 +77,9 @@ class Pins:
     def bytes_with(self, name: str, fingerprint_chunk_bytes: int, keys: bytes) -> int:
         """What would be pinned in all, were `name` to hold these keys (and nothing else)."""
         leaving = set(self._only_of(name))
-        held = sum(size for key, size in self._sizes.items() if key not in leaving)
+        staying = self.bytes_pinned - sum(self._sizes[key] for key in leaving)
         fresh = sum(1 for key in set(split(keys)) if key not in self._sizes or key in leaving)
-        return held + fresh * fingerprint_chunk_bytes
+        return staying + fresh * fingerprint_chunk_bytes
 
     def put(self, pin: Pin) -> tuple[bytes, bytes]:
         """Adds a pin, or replaces the one of its name. Returns the keys to pin and those to let go.
@@ -99,10 +94,11 @@ class Pins:
         size = pin.bytes_pinned // pin.chunks if pin.chunks else 0
         for key in split(pin.keys):
             self._holds[key] += 1
-            self._sizes.setdefault(key, size)
+            if key not in self._sizes:
+                self._sizes[key] = size
+                self.bytes_pinned += size
         released = self._drop(former) if former is not None else b""
         self._pins[pin.name] = pin
-        heapq.heappush(self._ends, (pin.expires, pin.name))
         return pin.keys, released
 
     def remove(self, name: str) -> bytes:
@@ -112,19 +108,12 @@ class Pins:
 
     def expire(self, now: float) -> tuple[list[Pin], bytes]:
         """Removes those whose time is over. Returns them, and the keys that no pin holds any more."""
-        gone: list[Pin] = []
-        released: list[bytes] = []
-        while self._ends and self._ends[0][0] <= now:
-            _, name = heapq.heappop(self._ends)
-            pin = self._pins.get(name)
-            if pin is not None and pin.expires <= now:  # else it was renewed, or removed
-                gone.append(pin)
-                released.append(self.remove(name))
-        return gone, b"".join(released)
+        gone = [pin for pin in self._pins.values() if pin.expires <= now]
+        return gone, b"".join([self.remove(pin.name) for pin in gone])
 
     def next_end(self) -> float | None:
         """When the next one's time is over."""
-        return self._ends[0][0] if self._ends else None
+        return min((pin.expires for pin in self._pins.values()), default=None)
 
     def holds(self, key: bytes) -> bool:
         return key in self._holds
@@ -139,6 +128,6 @@ class Pins:
             self._holds[key] -= 1
             if self._holds[key] <= 0:
                 del self._holds[key]
-                self._sizes.pop(key, None)
+                self.bytes_pinned -= self._sizes.pop(key)
                 released.append(key)
         return b"".join(released)

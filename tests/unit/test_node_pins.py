@@ -242,3 +242,13 @@ def test_a_file_that_can_t_be_written_costs_no_pin(tmp_path: Path, caplog: pytes
     assert pinned(core) == {1}
     assert "pins will not outlive this daemon" in caplog.text
     core.stop()
+
+
+def test_the_next_end_is_that_of_a_pin_that_is_there() -> None:
+    """A pin that was renewed or removed leaves nothing behind that would wake anybody, however often that happens."""
+    pins = Pins()
+    for end in range(5, 1_000):
+        pins.put(pin("a", 1, expires=float(end)))
+    assert pins.next_end() == 999.0
+    pins.remove("a")
+    assert pins.next_end() is None

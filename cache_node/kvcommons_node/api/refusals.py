@@ -190,27 +190,18 @@ def nothing_to_pin(chunks: int) -> Refusal:
 
 
 def over_pin_quota(total: int, most: int) -> Refusal:
-    return Refusal(
-        409,
-        ErrorDetail(
-            type="quota",
-            message=f"{total} bytes would be pinned, of {most} at most",
-            field="keys",
-            remedy="end other pins (GET /v1/pins lists them), pin less, or raise node.pinned_bytes_max",
-        ),
+    return _over_quota(
+        f"{total} bytes would be pinned, of {most} at most", "keys", ", pin less, or raise node.pinned_bytes_max"
     )
 
 
 def too_many_pins(what: str, asked: int, most: int) -> Refusal:
-    return Refusal(
-        409,
-        ErrorDetail(
-            type="quota",
-            message=f"there would be {asked} {what}, of {most} at most",
-            field="name",
-            remedy="end other pins (GET /v1/pins lists them)",
-        ),
-    )
+    return _over_quota(f"there would be {asked} {what}, of {most} at most", "name", "")
+
+
+def _over_quota(message: str, field: str, or_else: str) -> Refusal:
+    remedy = f"end other pins (GET /v1/pins lists them){or_else}"
+    return Refusal(409, ErrorDetail(type="quota", message=message, field=field, remedy=remedy))
 
 
 def too_many_watchers(most: int) -> Refusal:
