@@ -90,6 +90,12 @@ struct Rig {
       settle();
     }
   }
+  // In a tier, and no longer in memory.
+  void put_behind(const Engine& engine, const std::vector<Key>& chain) {
+    put(engine, chain);
+    settle();
+    evict(engine, chain);
+  }
   std::uint32_t expected(const Engine& engine, const std::vector<Key>& chain) {
     return manager->wanted(engine.id, 0, chain, engine.hits(chain)).chunks;
   }
@@ -210,9 +216,7 @@ TEST(batches_are_read_beside_each_other_within_the_bound) {
   Rig rig(config);
   const Engine engine(rig.world, 1, kSlot);
   const auto chain = make_chain(1, 12);
-  rig.put(engine, chain);
-  rig.settle();
-  rig.evict(engine, chain);
+  rig.put_behind(engine, chain);
   rig.tier->hold(true);
   CHECK_EQ(rig.expected(engine, chain), 12u);
   wait_until([&] { return rig.tier->held_batches() == 3; }, "three batches are under way");
@@ -236,9 +240,7 @@ TEST(a_chain_ends_where_a_chunk_does_not_come) {
   Rig rig(config);
   const Engine engine(rig.world, 1, kSlot);
   const auto chain = make_chain(1, 8);
-  rig.put(engine, chain);
-  rig.settle();
-  rig.evict(engine, chain);
+  rig.put_behind(engine, chain);
   CHECK(rig.medium->rot({make_key(1 + 0xf000'0000), chain[5], shard(0, kSlot).rect}, 99));
   CHECK_EQ(rig.expected(engine, chain), 8u);
   rig.settle();
@@ -305,9 +307,7 @@ TEST(cleared_while_it_is_read) {
   Rig rig;
   const Engine engine(rig.world, 1, kSlot);
   const auto chain = make_chain(1, 8);
-  rig.put(engine, chain);
-  rig.settle();
-  rig.evict(engine, chain);
+  rig.put_behind(engine, chain);
   rig.tier->hold(true);
   CHECK_EQ(rig.expected(engine, chain), 8u);
   wait_until([&] { return rig.tier->held_batches() > 0; }, "the read is under way");
@@ -326,9 +326,7 @@ TEST(stored_while_it_is_read) {
   Rig rig;
   const Engine engine(rig.world, 1, kSlot);
   const auto chain = make_chain(1, 8);
-  rig.put(engine, chain);
-  rig.settle();
-  rig.evict(engine, chain);
+  rig.put_behind(engine, chain);
   const std::vector<Key> prefix(chain.begin(), chain.begin() + 3);
   CHECK(rig.put(engine, prefix));  // before
   rig.tier->hold(true);
@@ -369,9 +367,7 @@ TEST(a_tier_that_stays_busy) {
   Rig rig;
   const Engine engine(rig.world, 1, kSlot);
   const auto chain = make_chain(1, 4);
-  rig.put(engine, chain);
-  rig.settle();
-  rig.evict(engine, chain);
+  rig.put_behind(engine, chain);
   FaultRates rates;
   rates.busy = 1'000;
   rig.tier->set_rates(rates);
@@ -394,9 +390,7 @@ TEST(no_room_in_memory) {
   Rig rig;
   const Engine engine(rig.world, 1, kSlot);
   const auto chain = make_chain(1, 4);
-  rig.put(engine, chain);
-  rig.settle();
-  rig.evict(engine, chain);
+  rig.put_behind(engine, chain);
   std::vector<LeaseId> leases;
   for (std::uint64_t i = 0; i < 64; ++i) {
     const auto mine = make_chain(900 + i, 1);
@@ -443,9 +437,7 @@ TEST(stopping_in_the_middle) {
   Rig rig;
   const Engine engine(rig.world, 1, kSlot);
   const auto chain = make_chain(1, 8);
-  rig.put(engine, chain);
-  rig.settle();
-  rig.evict(engine, chain);
+  rig.put_behind(engine, chain);
   const auto written = rig.manager->stats().written;
   rig.tier->hold(true);
   CHECK_EQ(rig.expected(engine, chain), 8u);

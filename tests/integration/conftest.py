@@ -1,6 +1,8 @@
-"""Real index servers, emptied between tests."""
+"""Real index servers, emptied between tests, and short folders for sockets."""
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,3 +49,10 @@ def index_settings(shared_redis: RedisServer) -> IndexSettings:
 
 
 FORBIDDEN = tuple(f"cmdstat_{name}:" for name in ("keys", "scan", "hscan", "sscan", "zscan", "randomkey", "dbsize"))
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A directory with a path short enough for Unix sockets."""
+    with tempfile.TemporaryDirectory(prefix="kvc-", dir="/tmp") as name:
+        yield Path(name)

@@ -8,7 +8,6 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -40,13 +39,6 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
     while not holds():
         assert time.monotonic() < deadline, f"{what}: not within {WAIT_SECONDS_MAX:.0f} s"
         select.select([], [], [], 0.002)
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A directory with a path short enough for Unix sockets."""
-    with tempfile.TemporaryDirectory(prefix="kvc-", dir="/tmp") as name:
-        yield Path(name)
 
 
 def make_node(folder: Path, **settings: object) -> _native.NodeCore:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import select
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,13 +40,6 @@ def make_node(folder: Path, **disk: object) -> _native.NodeCore:
         namespace_secret=b"s" * 32,
         disk=values | {"buffered": True} | disk,  # whatever file system the test runs on
     )
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A directory with a path short enough for Unix sockets."""
-    with tempfile.TemporaryDirectory(prefix="kvc-", dir="/tmp") as name:
-        yield Path(name)
 
 
 @pytest.fixture
