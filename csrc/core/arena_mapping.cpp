@@ -7,6 +7,8 @@
 #include <cerrno>
 #include <cstring>
 
+#include "memory.h"
+
 namespace kvcommons {
 
 std::shared_ptr<std::byte> map_arena(int fd, std::uint64_t bytes, std::string* why) {
@@ -20,13 +22,13 @@ std::shared_ptr<std::byte> map_arena(int fd, std::uint64_t bytes, std::string* w
     *why = "the node's arena is not sealed against shrinking";
     return nullptr;
   }
-  void* address = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-  if (address == MAP_FAILED) {
+  std::byte* const address = map_shared(fd, 0, bytes, PROT_READ | PROT_WRITE);
+  if (address == nullptr) {
     *why = std::string("the node's arena could not be mapped: ") + std::strerror(errno);
     return nullptr;
   }
   ::madvise(address, bytes, MADV_DONTFORK);
-  return {static_cast<std::byte*>(address), [bytes](std::byte* start) { ::munmap(start, bytes); }};
+  return {address, [bytes](std::byte* start) { ::munmap(start, bytes); }};
 }
 
 }  // namespace kvcommons

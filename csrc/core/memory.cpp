@@ -18,6 +18,9 @@
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23  // Linux 5.14; the C library's headers may be older than the kernel
 #endif
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25  // Linux 6.1
+#endif
 
 namespace kvcommons {
 namespace {
@@ -77,10 +80,24 @@ void take_cgroups(MemoryRoom* room) {
 
 std::string mib(std::uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
 
-// Touches one piece; the error number, or 0.
-int populate_piece(int fd, std::uint64_t offset, std::uint64_t bytes) {
-  void* address = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, static_cast<off_t>(offset));
-  if (address == MAP_FAILED) return errno;
+// Makes transparent huge pages of what nobody has written yet, whatever shmem_enabled says. False where 2 MiB in a row
+// are not to be had, and before Linux 6.1.
+bool make_huge(std::byte* address, std::uint64_t bytes) {
+  const std::uint64_t whole = bytes / kHugePageBytes * kHugePageBytes;
+  const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+  for (std::uint64_t at = 0; at < whole; at += kHugePageBytes) {
+    // Of a range without any page the kernel makes nothing.
+    if (::madvise(address + at, page, MADV_POPULATE_WRITE) != 0) return false;
+  }
+  return whole == 0 || ::madvise(address, whole, MADV_COLLAPSE) == 0;
+}
+
+// Touches one piece; the error number, or 0. `*huge`: whether huge pages are still asked for; looking for memory in a
+// row takes time, so the first refusal ends it for the whole arena, and ordinary pages do.
+int populate_piece(int fd, std::uint64_t offset, std::uint64_t bytes, std::atomic<bool>* huge) {
+  std::byte* address = map_shared(fd, offset, bytes, PROT_READ | PROT_WRITE);
+  if (address == nullptr) return errno;
+  if (huge->load() && !make_huge(address, bytes)) huge->store(false);
   int error = ::madvise(address, bytes, MADV_POPULATE_WRITE) == 0 ? 0 : errno;
   ::munmap(address, bytes);
   // Before Linux 5.14: the file system allocates the pages instead.
@@ -92,10 +109,11 @@ void populate(int fd, std::uint64_t bytes) {
   const std::uint64_t pieces = (bytes + kPieceBytes - 1) / kPieceBytes;
   std::atomic<std::uint64_t> next{0};
   std::atomic<int> error{0};
+  std::atomic<bool> huge{true};
   const auto work = [&] {
     for (std::uint64_t i = next++; i < pieces && error.load() == 0; i = next++) {
       const std::uint64_t offset = i * kPieceBytes;
-      if (const int failed = populate_piece(fd, offset, std::min(kPieceBytes, bytes - offset)); failed != 0) {
+      if (const int failed = populate_piece(fd, offset, std::min(kPieceBytes, bytes - offset), &huge); failed != 0) {
         error.store(failed);
       }
     }
@@ -159,6 +177,32 @@ UniqueFd make_memfd(const char* name, std::uint64_t bytes, const MemfdOptions& o
   if (options.populate) populate(fd.get(), bytes);
   if (::fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) throw_errno("seals of a memfd");
   return fd;
+}
+
+std::byte* map_shared(int fd, std::uint64_t offset, std::uint64_t bytes, int protection) {
+  // A range with room for the border, into which the file is put; what is left on both sides goes back.
+  const std::uint64_t room = bytes + kHugePageBytes;
+  void* reserved = ::mmap(nullptr, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (reserved == MAP_FAILED) return nullptr;
+  auto* const start = static_cast<std::byte*>(reserved);
+  const auto round_up = [](std::uint64_t value, std::uint64_t unit) { return (value + unit - 1) / unit * unit; };
+  const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+  const std::uint64_t head =
+      round_up(reinterpret_cast<std::uintptr_t>(start), kHugePageBytes) - reinterpret_cast<std::uintptr_t>(start);
+  void* const at = ::mmap(start + head, bytes, protection, MAP_SHARED | MAP_FIXED, fd, static_cast<off_t>(offset));
+  if (at == MAP_FAILED) {
+    const int error = errno;
+    ::munmap(start, room);
+    errno = error;
+    return nullptr;
+  }
+  if (head != 0) ::munmap(start, head);
+  // hugetlbfs maps whole pages of its own and lets none of them be cut.
+  for (const std::uint64_t unit : {page, kHugePageBytes}) {
+    const std::uint64_t end = head + round_up(bytes, unit);
+    if (end >= room || ::munmap(start + end, room - end) == 0) break;
+  }
+  return static_cast<std::byte*>(at);
 }
 
 std::uint64_t file_bytes(int fd) {

@@ -1,6 +1,7 @@
 // The memory of the arena: sealed, populated memfds, and how much of it this machine or cgroup can give.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -27,6 +28,10 @@ struct MemfdOptions {
 // had (huge pages) is told in *notes.
 UniqueFd make_memfd(const char* name, std::uint64_t bytes, const MemfdOptions& options,
                     std::vector<std::string>* notes);
+
+// `bytes` of the file, shared, at an address on a 2 MiB border, without which no huge page of the file is mapped whole.
+// nullptr, with errno, if the kernel refuses. Ended by munmap.
+std::byte* map_shared(int fd, std::uint64_t offset, std::uint64_t bytes, int protection);
 
 // 0 if it is not to be had.
 std::uint64_t file_bytes(int fd);

@@ -12,6 +12,7 @@
 #include <system_error>
 #include <utility>
 
+#include "memory.h"
 #include "store_impl.h"
 
 namespace kvcommons {
@@ -85,11 +86,10 @@ Store::Impl::Impl(const StoreConfig& config, int arena_fd, int records_fd)
     throw std::invalid_argument("arena_fd bytes = " + std::to_string(st.st_size) + ": make the file " +
                                 std::to_string(config.arena_bytes) + " bytes long (arena_bytes)");
   }
-  void* p = mmap(nullptr, config.arena_bytes, PROT_READ, MAP_SHARED, arena_fd, 0);
-  if (p == MAP_FAILED) {
+  arena_ = map_shared(arena_fd, 0, config.arena_bytes, PROT_READ);
+  if (arena_ == nullptr) {
     throw std::system_error(errno, std::generic_category(), "arena: mmap");
   }
-  arena_ = static_cast<const std::byte*>(p);
   now_s_ = config_.now_ms() / 1'000;
   adopt();
   const bool follow = config_.eviction == "auto";

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include <cerrno>
 #include <fstream>
 #include <system_error>
 
@@ -246,6 +247,25 @@ TEST(the_arena_is_populated_and_sealed) {
   const UniqueFd huge = make_memfd("huge", 4 << 20, {true, true}, &notes);  // had, or told that it was not
   CHECK(huge);
   CHECK_GE(file_bytes(huge.get()), 4u << 20);
+}
+
+TEST(a_mapping_starts_on_the_border_of_a_huge_page_and_ends_with_its_file) {
+  std::vector<std::string> notes;
+  const std::uint64_t border = 2 << 20, bytes = 3 * border + 4096;
+  const UniqueFd fd = make_memfd("mapped", border + bytes, {}, &notes);
+  std::byte* const at = map_shared(fd.get(), border, bytes, PROT_READ | PROT_WRITE);
+  CHECK(at != nullptr);
+  CHECK_EQ(reinterpret_cast<std::uintptr_t>(at) % border, 0u);
+  at[bytes - 1] = std::byte{7};
+  std::byte last{};
+  CHECK_EQ(::pread(fd.get(), &last, 1, static_cast<off_t>(border + bytes - 1)), 1);
+  CHECK_EQ(static_cast<int>(last), 7);
+  // What was reserved to find the border is free again: something else is mapped right behind, and ends with its own.
+  CHECK(::mmap(at + bytes, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == at + bytes);
+  CHECK_EQ(::munmap(at, bytes + 4096), 0);
+  errno = 0;
+  CHECK(map_shared(-1, 0, 4096, PROT_READ) == nullptr);
+  CHECK_EQ(errno, EBADF);
 }
 
 TEST_MAIN()
