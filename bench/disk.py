@@ -4,7 +4,8 @@
 
 Prints one JSON line. A round is fio, io_uring and threads one after another, each writing (then reading, in random order) as many bytes in
 pieces as large, by O_DIRECT, from files of the same size that were written whole before; ratios are medians over rounds. fio runs by
-io_uring where this machine allows it, else by threads. `restart_N`: N extents of 4 KiB are written, the process is killed by SIGKILL, the
+io_uring where this machine allows it, else by threads; its buffers are ordinary pages, ours are made as the arena's are, of huge pages where
+the kernel gives them, of which a device takes larger pieces. `restart_N`: N extents of 4 KiB are written, the process is killed by SIGKILL, the
 page cache is dropped (root), and the next one opens them: seconds until it answers. A million takes 8.2 GB of disk.
 """
 

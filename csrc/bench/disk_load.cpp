@@ -5,6 +5,7 @@
 // Shards have the numbers FIRST .. FIRST + COUNT - 1; get takes them in a shuffled order. kill: the process ends by
 // SIGKILL after its line, so that nothing is sealed or flushed in order.
 #include <signal.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -19,6 +20,7 @@
 #include <string>
 #include <vector>
 
+#include "core/memory.h"
 #include "core/tiers/disk_tier.h"
 #include "core/xxh3.h"
 
@@ -67,15 +69,16 @@ class Slots {
  public:
   Slots(std::uint64_t count, std::uint64_t payload_bytes)
       : room_bytes_((payload_bytes + kSlotAlignBytes - 1) / kSlotAlignBytes * kSlotAlignBytes),
-        memory_(static_cast<std::byte*>(std::aligned_alloc(kSlotAlignBytes, count * room_bytes_)), &std::free) {
+        file_(make_memfd("disk_load", count * room_bytes_, {}, &notes_)),
+        memory_(map_shared(file_.get(), 0, count * room_bytes_, PROT_READ | PROT_WRITE)) {
     if (memory_ == nullptr) throw std::bad_alloc();
     std::mt19937_64 random(1);
     for (std::uint64_t i = 0; i < count * room_bytes_; i += 8) {
       const std::uint64_t word = random();
-      std::memcpy(memory_.get() + i, &word, sizeof word);
+      std::memcpy(memory_ + i, &word, sizeof word);
     }
     for (std::uint64_t i = 0; i < count; ++i) {
-      free_.push_back(memory_.get() + i * room_bytes_);
+      free_.push_back(memory_ + i * room_bytes_);
       checksums_.push_back(xxh3_64(free_.back(), payload_bytes));
     }
   }
@@ -98,13 +101,15 @@ class Slots {
     return ok_;
   }
   [[nodiscard]] std::uint64_t checksum(const std::byte* slot) const {
-    return checksums_[static_cast<std::size_t>(slot - memory_.get()) / room_bytes_];
+    return checksums_[static_cast<std::size_t>(slot - memory_) / room_bytes_];
   }
   [[nodiscard]] std::uint64_t room_bytes() const { return room_bytes_; }
 
  private:
   std::uint64_t room_bytes_;
-  std::unique_ptr<std::byte, void (*)(void*)> memory_;
+  std::vector<std::string> notes_;
+  UniqueFd file_;
+  std::byte* memory_;  // as an arena's; the end of the process unmaps it
   std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<std::byte*> free_;
