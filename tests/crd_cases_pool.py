@@ -43,6 +43,7 @@ MATCH: Final = (
 TIER: Final = "spec.tiers.secondary[0]"
 TOLERATION: Final = "spec.index.managed.tolerations[0]"
 PVC: Final = {"claimName": "c"}
+OWN: Final = {"size": "1Gi"}
 
 POOL_CASES: Final = (
     Case("multiple of 16", {"chunkTokens": 100}, {"chunkTokens": 96}, "spec.chunkTokens"),
@@ -50,6 +51,12 @@ POOL_CASES: Final = (
         "can't use a directory of the node",
         _tier(path="/d"),
         {"placement": "perNode", **_tier(path="/d")},
+        "spec.tiers.secondary",
+    ),
+    Case(
+        "can't share an existing claim",
+        _tier(pvc=PVC),
+        {"placement": "perNode", **_tier(pvc=PVC)},
         "spec.tiers.secondary",
     ),
     Case(
@@ -64,7 +71,7 @@ POOL_CASES: Final = (
         {"tiers": {"memory": {"capacity": "64Mi"}}},
         "spec.tiers.memory.capacity",
     ),
-    Case("a disk tier takes exactly one", _tier(), _tier(pvc=PVC), TIER),
+    Case("a disk tier takes exactly one", _tier(), _tier(emptyDir={}), TIER),
     Case(
         "a remote tier takes exactly one",
         _tier(type="remote", redis={"urlSecretRef": KEY}, s3={"bucket": "abc"}),
@@ -74,13 +81,13 @@ POOL_CASES: Final = (
     Case(
         "medium goes with type disk",
         _tier(type="remote", s3={"bucket": "abc"}, medium="nvme"),
-        _tier(pvc=PVC, medium="nvme"),
+        _tier(pvc=OWN, medium="nvme"),
         f"{TIER}.medium",
     ),
     Case(
         "from 1Gi to 16Pi",
-        _tier(pvc=PVC, capacity="17Pi"),
-        _tier(pvc=PVC, capacity="16Pi"),
+        _tier(pvc=OWN, capacity="17Pi"),
+        _tier(pvc=OWN, capacity="16Pi"),
         f"{TIER}.capacity",
     ),
     Case("give claimName for an existing claim", _tier(pvc={}), _tier(pvc={"size": "1Gi"}), f"{TIER}.pvc"),
@@ -91,6 +98,12 @@ POOL_CASES: Final = (
         f"{TIER}.pvc.storageClassName",
     ),
     Case("from 1Gi to 1Pi", _tier(pvc={"size": "1Mi"}), _tier(pvc={"size": "1.5Gi"}), f"{TIER}.pvc.size"),
+    Case(
+        "from 1Gi to 16Pi",
+        _tier(emptyDir={"sizeLimit": "1Mi"}),
+        _tier(emptyDir={"sizeLimit": "2Gi"}),
+        f"{TIER}.emptyDir.sizeLimit",
+    ),
     Case(
         "give exactly one of managed and external",
         {"index": {"managed": {}, "external": {"url": "redis://r"}}},

@@ -44,8 +44,30 @@ def pools() -> dict[str, Manifest]:
         "sentinel": examples.pool(placement="sidecar", index={"managed": {"replicas": 3, "maxMemory": "1Gi"}}),
         "external": examples.pool(index=external),
         "url by secret": examples.pool(index=by_secret),
+        "disks": examples.pool(
+            tiers={
+                "secondary": [
+                    {"type": "disk", "capacity": "100Gi", "path": "/mnt/nvme0"},
+                    {"type": "disk", "capacity": "100Gi", "pvc": {"claimName": "shared"}},
+                ]
+            },
+            eviction={"policy": "s3fifo"},
+            tenancy={"tenantPercentMax": 40},
+        ),
+        "sidecar with disks": examples.pool(
+            placement="sidecar",
+            tiers={
+                "secondary": [
+                    {"type": "disk", "capacity": "10Gi", "emptyDir": {}},
+                    {"type": "disk", "capacity": "10Gi", "pvc": {"size": "11Gi", "storageClassName": "fast"}},
+                ]
+            },
+        ),
         "everything": examples.pool(
-            tiers={"memory": {"hugePages": "2Mi"}},
+            tiers={
+                "memory": {"hugePages": "2Mi"},
+                "secondary": [{"type": "disk", "capacity": "2Ti", "emptyDir": {"sizeLimit": "3Ti"}}],
+            },
             nodeSelector={"gpu": "true"},
             tolerations=[{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
             affinity={

@@ -18,6 +18,7 @@ POOL_HEADINGS = (
     "NODES",
     "MEMORY",
     "USED",
+    "BEHIND",
     "HITS",
     "INDEX",
     "CONSISTENT",
@@ -30,6 +31,7 @@ REPLICA_HEADINGS = ("REPLICA", "DEPLOYMENT", "ON", "READY", "RESTARTS", "STATE",
 LOCAL_HEADINGS = ("CACHE NODE", "READY", "ARENA", "USED", "CHUNKS", "HITS", "ENGINES", "INDEX", "UP FOR")
 FINGERPRINT_HEADINGS = ("FINGERPRINT", "CHUNKS", "USED", "ENGINES")
 FINGERPRINT_DIGITS = 12
+TIER_HEADINGS = ("BEHIND MEMORY", "HEALTH", "SIZE", "USED", "SHARDS", "WHY")
 ROWS_MAX = 50
 """Of one table, for a person; machines get all."""
 WELL = ("yes", "True")
@@ -59,6 +61,7 @@ def pool_row(pool: Resource, world: World, now: datetime) -> dict[str, str]:
         "nodes": _of(nodes.get("ready"), nodes.get("desired")),
         "memory": size(capacity) if capacity is not None else str(status.get("memory", "")),
         "used": percent(used, capacity) or (f"{in_use} %" if in_use is not None else ""),
+        "behind": ", ".join(_tier(one) for one in status.get("tiers") or ()),
         "hits": f"{lately} %" if lately is not None else hits,
         "index": _index(pool),
         "consistent": _condition(consistent.status, consistent.reason) if consistent is not None else "",
@@ -73,6 +76,13 @@ def _index(pool: Resource) -> str:
     if (pool.spec.get("index") or {}).get("external"):
         return "external, not reached" if known is not None and known.reason == "NodesNotInIndex" else "external"
     return _of(told.get("readyReplicas"), told.get("replicas")) if told else ""
+
+
+def _tier(told: dict[str, Any]) -> str:
+    """A tier behind the memory: what it is, its size, what of it is used, and on how many nodes it is not well."""
+    share, ill = told.get("usedPercent"), told.get("degraded")
+    used = f" {share} % of" if share is not None else ""
+    return f"{told.get('type', '')}{used} {told.get('capacity', '')}" + (f" ({ill} not well)" if ill else "")
 
 
 def _condition(status: str, reason: str) -> str:
@@ -172,6 +182,20 @@ def tables(world: World, now: datetime) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def _tier_row(told: dict[str, Any]) -> list[str]:
+    """What one node says of a tier behind its memory."""
+    counters = told.get("counters") or {}
+    capacity = counters.get("capacity_bytes")
+    return [
+        str(told.get("name", "")),
+        str(told.get("health", "")),
+        size(capacity),
+        percent(counters.get("used_bytes"), capacity),
+        str(counters.get("shards", "")),
+        str(told.get("detail") or ""),
+    ]
+
+
 def local_tables(stats: dict[str, Any], ready: dict[str, Any]) -> str:
     """One node of this machine."""
     core, index = stats.get("core") or {}, stats.get("index") or {}
@@ -195,8 +219,9 @@ def local_tables(stats: dict[str, Any], ready: dict[str, Any]) -> str:
         ]
         for one in stats.get("fingerprints") or ()
     ]
+    behind = [_tier_row(one) for one in stats.get("tiers") or ()]
     parts = [
-        table(LOCAL_HEADINGS, [row]),
+        table(LOCAL_HEADINGS, [row]) + (f"\n\n{table(TIER_HEADINGS, behind)}" if behind else ""),
         table(FINGERPRINT_HEADINGS, known) if known else "no engine has stored anything or is attached",
         f"engines attach at {stats.get('socket_path', '')}",
         f"index: {index.get('detail', '')}",

@@ -133,6 +133,21 @@ def _container(status: Mapping[str, Any], *, init: bool) -> Container:
     )
 
 
+class TierState(NamedTuple):
+    """What a cache node says of a tier behind its memory."""
+
+    name: str
+    """disk."""
+    health: str = "serving"
+    """serving, degraded or gone."""
+    detail: str = ""
+    """Why, in words."""
+    capacity_bytes: int = 0
+    used_bytes: int = 0
+    used_percent: int | None = None
+    """In coarse steps, so that it can be told."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class NodeState:
     """What a cache node says of itself (its control API)."""
@@ -167,6 +182,8 @@ class NodeState:
     """Of what was asked for, what was reused: in coarse steps, so that it can be told."""
     used_percent: int | None = None
     """Of its arena, likewise."""
+    tiers: tuple[TierState, ...] = ()
+    """What is behind its memory, in the order in which it is asked."""
 
 
 @dataclass(frozen=True, kw_only=True)

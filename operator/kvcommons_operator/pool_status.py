@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from kvcommons_operator import conditions, names
+from kvcommons_operator import conditions, names, tier_status
 from kvcommons_operator.build import redis
 from kvcommons_operator.conditions import Condition, no, unknown, yes
 from kvcommons_operator.observed import Manifest, NodeState, PoolObserved
@@ -37,6 +37,7 @@ def judge(view: View) -> list[Condition]:
         available,
         conditions.ready(parts),
         _index_consistent(view),
+        *tier_status.judge(view),
     ]
 
 
@@ -222,6 +223,7 @@ def status(view: View, found: list[Condition], resource: Manifest) -> dict[str, 
             "members": sum(state.joined for state in view.observed.nodes.values()),
         },
         "memory": f"{view.pool.arena_bytes * len(up) // MIB}Mi",
+        "tiers": tier_status.told(view),
     }
     return told | _used(view, resource.get("status") or {})
 

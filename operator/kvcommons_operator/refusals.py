@@ -74,7 +74,11 @@ _OF_POOL: Final[Mapping[tuple[str, str], list[tuple[str, str]]]] = {
         "spec.images.node",
         "spec.resources",
         "spec.podTemplate",
-        [(rf"{_POD}\.(nodeSelector|tolerations|affinity)", r"spec.\1")],
+        [
+            (rf"{_POD}\.volumes", "spec.tiers.secondary"),
+            (rf"{_CONTAINER}\.volumeMounts", "spec.tiers.secondary"),
+            (rf"{_POD}\.(nodeSelector|tolerations|affinity)", r"spec.\1"),
+        ],
     ),
     ("StatefulSet", names.INDEX): _workload(
         "spec.index.managed.image",

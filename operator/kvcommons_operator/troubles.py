@@ -109,7 +109,14 @@ def _warned(pod: Pod, said: str) -> Trouble:
     reason, colon, words = said.partition(": ")
     kind = "MountFailed" if reason in ("FailedMount", "FailedAttachVolume") else "NotStarted"
     text = words if colon else said
-    return Trouble(kind, f"pod {pod.name} does not start: {text[:WORDS_CHARACTERS_MAX]}", stuck=kind == "MountFailed")
+    message = f"pod {pod.name} does not start: {text[:WORDS_CHARACTERS_MAX]}{_remedy(MOUNT_REMEDIES, text)}"
+    return Trouble(kind, message, stuck=kind == "MountFailed")
+
+
+MOUNT_REMEDIES: Final = (
+    (re.compile(r"hostPath type check failed: (\S+) is not a directory"), "make {0} on the node (and mount the disk there), or correct the path"),
+    (re.compile(r"Multi-Attach error"), "take a claim that several nodes may mount (ReadWriteMany), or one for each pod"),
+)  # fmt: skip
 
 
 # Containers -----------------------------------------------------------------------------------------------------------

@@ -163,9 +163,19 @@ def test_counts_and_shares_are_as_kubernetes_wants_them() -> None:
 
 
 UNBUILT: tuple[tuple[str, Spec], ...] = (
-    ("spec.tiers.secondary", {"tiers": {"secondary": [{"type": "disk", "capacity": "1Gi", "pvc": {"size": "1Gi"}}]}}),
+    (
+        "spec.tiers.secondary[].type",
+        {"tiers": {"secondary": [{"type": "remote", "capacity": "1Gi", "s3": {"bucket": "abc"}}]}},
+    ),
+    (
+        "spec.tiers.secondary[].capacity",
+        {"tiers": {"secondary": [{"type": "disk", "capacity": f"{size}Gi", "emptyDir": {}} for size in (1, 2)]}},
+    ),
+    (
+        "spec.tiers.secondary[].medium",
+        {"tiers": {"secondary": [{"type": "disk", "capacity": "1Gi", "emptyDir": {}, "medium": "hdd"}]}},
+    ),
     ("spec.tiers.memory.hugePages", {"tiers": {"memory": {"hugePages": "1Gi"}}}),
-    ("spec.eviction.policy", {"eviction": {"policy": "cost"}}),
     ("spec.compression.codec", {"compression": {"codec": "fp8"}}),
     ("spec.transport.type", {"transport": {"type": "nixl"}}),
     ("spec.transport", {"transport": {"socketsPerPeer": 8}}),

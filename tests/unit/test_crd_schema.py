@@ -170,7 +170,9 @@ def test_a_model_that_no_structural_schema_can_say_is_refused() -> None:
 
 # The minor release of Kubernetes 1 in which a custom resource's rule may first call it; macros and CEL's own are from the beginning.
 CALLS_SINCE = {
-    **dict.fromkeys(("has", "all", "exists", "size", "matches", "startsWith", "contains", "string", "type", "int"), 25),
+    **dict.fromkeys(
+        ("has", "all", "exists", "filter", "size", "matches", "startsWith", "contains", "string", "type", "int"), 25
+    ),
     **dict.fromkeys(("quantity", "compareTo", "isGreaterThan", "add"), 29),
 }
 

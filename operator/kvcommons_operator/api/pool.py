@@ -192,8 +192,19 @@ class KVCachePoolSpec(Model):
         Rule(
             cel="self.placement != 'sidecar' || self.tiers.secondary.all(tier, !has(tier.path))",
             message="placement sidecar can't use a directory of the node (Pod Security level restricted forbids hostPath); "
-            "give the disk tier a pvc instead of a path",
+            "give the disk tier an emptyDir or a pvc instead of a path",
             holds=lambda it: it.placement != "sidecar" or all(tier.path is None for tier in it.tiers.secondary),
+            field=".tiers.secondary",
+            reason="FieldValueForbidden",
+        ),
+        Rule(
+            cel="self.placement != 'sidecar' || self.tiers.secondary.all(tier, !has(tier.pvc) || !has(tier.pvc.claimName))",
+            message="placement sidecar can't share an existing claim among engine pods that come and go; give pvc.size, so that each "
+            "pod has a claim of its own, or an emptyDir",
+            holds=lambda it: (
+                it.placement != "sidecar"
+                or all(tier.pvc is None or tier.pvc.claim_name is None for tier in it.tiers.secondary)
+            ),
             field=".tiers.secondary",
             reason="FieldValueForbidden",
         ),

@@ -13,6 +13,7 @@ from kvcommons_operator.api.common import Label, ListType, ObjectName, StrictInt
 UNHEALTHY_MAX: Final = 16
 REFERENCES_MAX: Final = 16
 CONDITIONS_MAX: Final = 16
+TIERS_MAX: Final = 4
 
 Count = Annotated[StrictInt, Field(ge=0)]
 Text = Annotated[str, Field(max_length=1_024)]
@@ -86,6 +87,21 @@ class NodeCounts(StatusModel):
     """How many are not well."""
 
 
+class TierStatus(StatusModel):
+    """What is behind the memory of the cache nodes, all of them together."""
+
+    type: Annotated[str, Field(max_length=32)]
+    """What it is, such as disk."""
+    capacity: Annotated[str, Field(max_length=24)] = ""
+    """Of all cache nodes that serve, as a quantity."""
+    used_percent: Annotated[StrictInt, Field(ge=0, le=100)] | None = None
+    """How much of it holds KV."""
+    serving: Count = 0
+    """On how many cache nodes it serves."""
+    degraded: Count = 0
+    """On how many it does not, or not wholly."""
+
+
 class IndexStatus(StatusModel):
     """How the index is."""
 
@@ -114,7 +130,7 @@ class KVCachePoolStatus(StatusModel):
     observed_generation: Generation = 0
     """The generation of the spec that this status is about."""
     conditions: Conditions = ()
-    """Accepted, ResolvedRefs, Progressing, Available, Ready, IndexConsistent."""
+    """Accepted, ResolvedRefs, Progressing, Available, Ready, IndexConsistent; with tiers behind memory TiersHealthy."""
     nodes: NodeCounts = NodeCounts()
     """How many cache nodes there are."""
     unhealthy_nodes: Annotated[tuple[UnhealthyNode, ...], Field(max_length=UNHEALTHY_MAX), ListType("map", "name")] = ()
@@ -125,6 +141,8 @@ class KVCachePoolStatus(StatusModel):
     """Memory of all cache nodes that serve, as a quantity."""
     memory_used_percent: Annotated[StrictInt, Field(ge=0, le=100)] | None = None
     """How much of it holds KV."""
+    tiers: Annotated[tuple[TierStatus, ...], Field(max_length=TIERS_MAX), ListType("map", "type")] = ()
+    """What is behind the memory."""
     hit_percent: Annotated[StrictInt, Field(ge=0, le=100)] | None = None
     """Of the chunks that engines lately asked for, how many were there."""
     references: Count = 0

@@ -18,6 +18,7 @@ from kvcommons_operator.api.common import (
     Percent,
     SecretKeyRef,
     StrictBool,
+    StrictInt,
 )
 from kvcommons_operator.api.shared import NetworkAccess
 
@@ -79,6 +80,8 @@ class Tenancy(Model):
     """Secret that tenants' salts are made with; one is made for the pool when left out. Changing it empties the cache."""
     quotas: Annotated[tuple[Quota, ...], Field(max_length=QUOTAS_MAX), ListType("map", "tenant")] = ()
     """Shares of tenants; a tenant without one may fill everything."""
+    tenant_percent_max: Annotated[StrictInt, Field(ge=1, le=100)] = 100
+    """What any one tenant may hold of a cache node's memory while others want room; above it its blocks go first. 100 for no limit."""
     allowed_namespaces: AllowedNamespaces = AllowedNamespaces()
     """Whose InferenceDeployments may use the pool."""
 

@@ -76,6 +76,13 @@ class TierClaim(Model):
     )
 
 
+class TierDirectory(Model):
+    """An empty directory of the node for a disk tier, which goes with its pod."""
+
+    size_limit: Annotated[str, Size("1Gi", "16Pi")] | None = None
+    """Size at which the kubelet evicts the pod; a little more than the capacity when left out."""
+
+
 class RemoteRedis(Model):
     """A Redis or Valkey server that keeps KV blocks as values. It is not the pool's index."""
 
@@ -98,6 +105,10 @@ class RemoteS3(Model):
     """A Secret with the keys accessKeyId and secretAccessKey; the pod's own identity when left out."""
 
 
+def _places(tier: SecondaryTier) -> int:
+    return sum(place is not None for place in (tier.path, tier.pvc, tier.empty_dir))
+
+
 class SecondaryTier(Model):
     """A tier behind memory. Blocks that memory evicts go to the first one, from there to the next."""
 
@@ -108,9 +119,13 @@ class SecondaryTier(Model):
     medium: DiskMedium | None = None
     """What kind of disk it is, for the number of operations that are kept under way."""
     path: AbsolutePath | None = None
-    """A directory of the node (hostPath) for a disk tier; only with placement perNode."""
+    """A directory of the node (hostPath) for a disk tier, which must be there; only with placement perNode. Each pool has a folder
+    of its own in it, and what is there outlives pods."""
     pvc: TierClaim | None = None
-    """A volume for a disk tier."""
+    """A volume for a disk tier. One that is made for each cache node goes with its pod; in an existing one each node has a folder of
+    its own (placement perNode, and access mode ReadWriteMany where there are several)."""
+    empty_dir: TierDirectory | None = None
+    """The node's own disk for a disk tier; what is there goes with the pod."""
     redis: RemoteRedis | None = None
     """A Redis for a remote tier."""
     s3: RemoteS3 | None = None
@@ -118,18 +133,15 @@ class SecondaryTier(Model):
 
     RULES = (
         Rule(
-            cel="self.type != 'disk' || (has(self.path) != has(self.pvc) && !has(self.redis) && !has(self.s3))",
-            message="a disk tier takes exactly one of path and pvc, and neither redis nor s3",
-            holds=lambda it: (
-                it.type != "disk" or ((it.path is None) != (it.pvc is None) and it.redis is None and it.s3 is None)
-            ),
+            cel="self.type != 'disk' || ([has(self.path), has(self.pvc), has(self.emptyDir)].filter(it, it).size() == 1"
+            " && !has(self.redis) && !has(self.s3))",
+            message="a disk tier takes exactly one of path, pvc and emptyDir, and neither redis nor s3",
+            holds=lambda it: it.type != "disk" or (_places(it) == 1 and it.redis is None and it.s3 is None),
         ),
         Rule(
-            cel="self.type != 'remote' || (has(self.redis) != has(self.s3) && !has(self.path) && !has(self.pvc))",
-            message="a remote tier takes exactly one of redis and s3, and neither path nor pvc",
-            holds=lambda it: (
-                it.type != "remote" or ((it.redis is None) != (it.s3 is None) and it.path is None and it.pvc is None)
-            ),
+            cel="self.type != 'remote' || (has(self.redis) != has(self.s3) && !has(self.path) && !has(self.pvc) && !has(self.emptyDir))",
+            message="a remote tier takes exactly one of redis and s3, and none of path, pvc and emptyDir",
+            holds=lambda it: it.type != "remote" or ((it.redis is None) != (it.s3 is None) and _places(it) == 0),
         ),
         Rule(
             cel="!has(self.medium) || self.type == 'disk'",

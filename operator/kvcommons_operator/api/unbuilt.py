@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
+from kvcommons_operator.api.common import quantity_bytes
 from kvcommons_operator.api.deployment import InferenceDeploymentSpec
 from kvcommons_operator.api.pool import KVCachePoolSpec
 
@@ -47,20 +48,25 @@ class Gap:
 
 POOL_GAPS: Final = (
     Gap(
-        "spec.tiers.secondary",
-        lambda spec: bool(spec.tiers.secondary),
-        "the operator sets up no disk and remote tiers yet; leave `secondary` out and give memory the capacity",
+        "spec.tiers.secondary[].type",
+        lambda spec: any(tier.type == "remote" for tier in spec.tiers.secondary),
+        "remote tiers are not built yet; take disks, or give memory the capacity",
+    ),
+    Gap(
+        "spec.tiers.secondary[].capacity",
+        lambda spec: len({quantity_bytes(tier.capacity) for tier in spec.tiers.secondary if tier.type == "disk"}) > 1,
+        "disks of several sizes are not built yet; give all disk tiers the same capacity: together they are one tier",
+    ),
+    Gap(
+        "spec.tiers.secondary[].medium",
+        lambda spec: any(tier.medium not in (None, "nvme") for tier in spec.tiers.secondary),
+        "every disk is driven as an nvme is",
+        Verdict.IGNORED,
     ),
     Gap(
         "spec.tiers.memory.hugePages",
         lambda spec: spec.tiers.memory.huge_pages == "1Gi",
         "huge pages of 1Gi are not built yet; use 2Mi",
-    ),
-    Gap(
-        "spec.eviction.policy",
-        lambda spec: spec.eviction.policy in ("s3fifo", "cost"),
-        "the operator does not pass it on yet; cache nodes evict by lru",
-        Verdict.IGNORED,
     ),
     Gap(
         "spec.compression.codec",
@@ -82,7 +88,7 @@ POOL_GAPS: Final = (
     Gap(
         "spec.tenancy.quotas",
         lambda spec: bool(spec.tenancy.quotas),
-        "quotas are not built yet; leave them out, or give each tenant a pool of its own",
+        "shares of single tenants are not built yet; give one for all of them (spec.tenancy.tenantPercentMax), or each tenant a pool",
     ),
     Gap(
         "spec.security.tls",

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from kvcommons_operator import names
 from kvcommons_operator.api.common import FailureMode, quantity_bytes
-from kvcommons_operator.build import pods, secrets
+from kvcommons_operator.build import disks, pods, secrets
 from kvcommons_operator.build.merge import merged
 from kvcommons_operator.build.pool import Pool, index_wiring
 from kvcommons_operator.observed import Manifest
@@ -38,12 +38,20 @@ HOLDER_IDLE_SECONDS: Final = 86_400
 HOLDER_MEMORY: Final = "128Mi"
 ROOT: Final = 0
 
-# Directories that the daemon takes sockets in: its own user's, and nobody else may put something there.
-PREPARE_SIDECAR: Final = "import os, sys; [os.makedirs(p, 0o750, exist_ok=True) for p in sys.argv[1:]]"
-PREPARE_NODE: Final = (
+# Directories that the daemon takes sockets in, and disks' folders: its own user's, and nobody else may put something there. Each comes
+# with the field that asks for it, if one does: what can't be made is told by it, and from the log in a condition.
+PREPARE: Final = (
     "import os, sys\n"
-    "for p in sys.argv[2:]:\n"
-    "    os.makedirs(p, exist_ok=True); os.chmod(p, 0o750); os.chown(p, *map(int, sys.argv[1].split(':')))\n"
+    "owner = [int(part) for part in sys.argv[1].split(':') if part]\n"
+    "for argument in sys.argv[2:]:\n"
+    "    path, _, field = argument.partition('=')\n"
+    "    try:\n"
+    "        os.makedirs(path, 0o750, exist_ok=True)\n"
+    "        if owner: os.chmod(path, 0o750); os.chown(path, *owner)\n"
+    "        elif not os.access(path, os.W_OK): raise PermissionError(13, 'not writable')\n"
+    "    except OSError as error:\n"
+    "        user = ':'.join(map(str, owner or (os.getuid(), os.getgid())))\n"
+    "        sys.exit(f'{field or path}: no folder for user {user} there ({error.strerror}). Remedy: let it write to that volume, or take another')\n"
 )
 
 
@@ -75,7 +83,7 @@ def identity(pool: Pool) -> tuple[int, int]:
 
 def memory_beside_bytes(pool: Pool) -> int:
     """What a cache node asks for beside its arena, where the pool does not say."""
-    part = pool.arena_bytes // OVERHEAD_ARENA_PART
+    part = pool.arena_bytes // OVERHEAD_ARENA_PART + disks.memory_bytes(pool)
     return OVERHEAD_BYTES + -(-part // MIB) * MIB
 
 
@@ -103,11 +111,12 @@ def parts(pool: Pool, *, engine_users: Iterable[int] = ()) -> NodeParts:
     private = f"{HOLDER_PATH}/private"
     directory = SOCKET_PATH if pool.per_node else f"{SOCKET_PATH}/node"
     socket, holder_socket = f"{directory}/node.sock", f"{private}/holder.sock"
+    behind = disks.parts(pool)
     holder_mount = pods.mount(HOLDER_VOLUME, HOLDER_PATH)
     socket_mount = pods.mount(SOCKET_VOLUME, SOCKET_PATH)
     daemon = {
         **_container(pool, NODE_CONTAINER, ["kvcommons", "node"]),
-        "env": [*_env(pool, socket, holder_socket, engine_users), *wiring.env],
+        "env": [*_env(pool, socket, holder_socket, engine_users), *behind.env, *wiring.env],
         "ports": [pods.port("control", names.CONTROL_PORT)],
         "resources": resources(pool),
         "livenessProbe": {"initialDelaySeconds": 10, **pods.http_probe("/healthz", "control", failures=6, timeout=5)},
@@ -116,6 +125,7 @@ def parts(pool: Pool, *, engine_users: Iterable[int] = ()) -> NodeParts:
             holder_mount,
             pods.mount(STATE_VOLUME, STATE_PATH),
             pods.mount(KEYS_VOLUME, KEYS_PATH, read_only=True),
+            *behind.mounts,
             *wiring.mounts,
         ],
     }
@@ -127,13 +137,14 @@ def parts(pool: Pool, *, engine_users: Iterable[int] = ()) -> NodeParts:
         else pods.empty_dir(SOCKET_VOLUME)
     )
     return NodeParts(
-        prepare=_prepare(pool, directory, private, [socket_mount, holder_mount]),
+        prepare=_prepare(pool, [directory, private, *behind.folders], [socket_mount, holder_mount, *behind.whole]),
         containers=[_holder(pool, holder_socket, holder_mount), _overridden(pool, daemon)],
         volumes=[
             socket_volume,
             pods.empty_dir(HOLDER_VOLUME),
             pods.empty_dir(STATE_VOLUME),
             pods.secret_volume(KEYS_VOLUME, pool.keys_name),
+            *behind.volumes,
             *wiring.volumes,
         ],
         socket=socket,
@@ -212,6 +223,8 @@ def _env(pool: Pool, socket: str, holder_socket: str, engine_users: Iterable[int
         "CONTROL_PORT": names.CONTROL_PORT,
         "CONTROL_TOKEN_FILE": f"{KEYS_PATH}/{secrets.CONTROL_TOKEN}",
         "MULTI_TENANT": spec.security.multi_tenant,
+        "EVICTION": spec.eviction.policy.value,
+        "TENANT_PERCENT_MAX": spec.tenancy.tenant_percent_max,
         "ALLOWED_UIDS": ",".join(str(user) for user in users),
         "ALLOWED_GIDS": identity(pool)[1],
         "LOG_LEVEL": spec.log_level.value,
@@ -234,11 +247,14 @@ def _holder(pool: Pool, socket: str, mount: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _prepare(pool: Pool, directory: str, private: str, mounts: list[dict[str, Any]]) -> dict[str, Any]:
-    """A host directory belongs to root at first: it is given to the node's user by the one container that may do so."""
+def _prepare(pool: Pool, folders: list[str], mounts: list[dict[str, Any]]) -> dict[str, Any]:
+    """A host directory belongs to root at first: it is given to the node's user by the one container that may do so. In a sidecar it
+    has no more rights than the node itself."""
     user, group = identity(pool)
-    words = [PREPARE_NODE, f"{user}:{group}"] if pool.per_node else [PREPARE_SIDECAR]
-    container = _container(pool, PREPARE_CONTAINER, ["python3", "-c", *words, directory, private])
+    owner = f"{user}:{group}" if pool.per_node else ""
+    container = _container(pool, PREPARE_CONTAINER, ["python3", "-c", PREPARE, owner, *folders])
+    if disks.names_the_node(pool):
+        container["env"] = [disks.NODE_NAME]
     if pool.per_node:
         container["securityContext"] = {
             "allowPrivilegeEscalation": False,

@@ -12,11 +12,16 @@ from typing import Any, Final
 import aiohttp
 
 from kvcommons_operator import names
-from kvcommons_operator.observed import NodeState
+from kvcommons_operator.observed import NodeState, TierState
 
 CALL_SECONDS_MAX: Final = 2.0
 ANSWER_BYTES_MAX: Final = 1 << 20
 CALLS_AT_ONCE_MAX: Final = 32
+TIERS_MAX: Final = 4
+TIER_NAME_CHARACTERS_MAX: Final = 32
+TIER_DETAIL_CHARACTERS_MAX: Final = 200
+UNWRITTEN: Final = ("tier_write_waiting", "tier_write_in_flight_bytes")
+"""Counters of what is in memory and still on its way to a tier."""
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +132,7 @@ def parse_stats(stats: Mapping[str, Any]) -> NodeState:
         member=str(stats.get("node_id") or ""),
         joined=state == "connected" and not fenced,
         fenced=fenced,
-        flushed=int(index.get("pending") or 0) == 0 and int(core.get("disk_pending_bytes") or 0) == 0,
+        flushed=int(index.get("pending") or 0) == 0 and not any(int(core.get(name) or 0) for name in UNWRITTEN),
         chunks=int(core.get("chunks") or 0),
         hits=int(core.get("hit_chunks") or 0),
         asked=int(core.get("lookup_chunks") or 0),
@@ -135,6 +140,18 @@ def parse_stats(stats: Mapping[str, Any]) -> NodeState:
         used_bytes=int(core.get("used_bytes") or 0),
         index_missing=int(index.get("missing") or 0),
         index_stale=int(index.get("stale") or 0),
+        tiers=tuple(_tier(one) for one in (stats.get("tiers") or ())[:TIERS_MAX]),
+    )
+
+
+def _tier(told: Mapping[str, Any]) -> TierState:
+    counters = told.get("counters") or {}
+    return TierState(
+        name=str(told.get("name") or "")[:TIER_NAME_CHARACTERS_MAX],
+        health=str(told.get("health") or ""),
+        detail=str(told.get("detail") or "")[:TIER_DETAIL_CHARACTERS_MAX],
+        capacity_bytes=int(counters.get("capacity_bytes") or 0),
+        used_bytes=int(counters.get("used_bytes") or 0),
     )
 
 

@@ -175,16 +175,22 @@ def node_settled(state: NodeState) -> bool:
 
 def node_shape(state: NodeState) -> NodeState:
     """What a plan acts on, and shares as far as they were told."""
-    counted = replace(state, chunks=0, hits=0, asked=0, used_bytes=0, index_missing=0, index_stale=0)
+    tiers = tuple(tier._replace(used_bytes=0) for tier in state.tiers)
+    counted = replace(state, chunks=0, hits=0, asked=0, used_bytes=0, index_missing=0, index_stale=0, tiers=tiers)
     return replace(counted, unanswered=0, unanswered_seconds=0.0, fenced_seconds=0.0)
 
 
 def with_shares(before: NodeState | None, state: NodeState) -> NodeState:
     """With its shares in coarse steps: a person wants to see them, and nobody wants a status written for each chunk."""
+    told = {tier.name: tier.used_percent for tier in before.tiers} if before is not None else {}
     return replace(
         state,
         hit_percent=_step(before.hit_percent if before is not None else None, state.hits, state.asked),
         used_percent=_step(before.used_percent if before is not None else None, state.used_bytes, state.arena_bytes),
+        tiers=tuple(
+            tier._replace(used_percent=_step(told.get(tier.name), tier.used_bytes, tier.capacity_bytes))
+            for tier in state.tiers
+        ),
     )
 
 
