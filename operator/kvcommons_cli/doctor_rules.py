@@ -121,6 +121,9 @@ def conditions(one: Resource) -> Iterator[Finding]:
             f"its last change is not reflected in {', '.join(behind)}",
             "wait a moment; else see the operator's log",
         )
+    tiers = one.condition("TiersHealthy")
+    if tiers is not None and tiers.status == "False":
+        yield warning(one.shown, _told(tiers), "see the disks that the message names: until then engines compute more")
     if not bad:
         yield ok(one.shown, "ready")
 

@@ -122,6 +122,18 @@ BREAKAGES: dict[str, tuple[Any, str, str, str]] = {
         "IndexConsistent is not known",
         "nodes tell the index again",
     ),
+    "a disk that is full": (
+        lambda it: it.lists.update(
+            {
+                f"{BASE}/kvcachepools": [
+                    pool("shared", condition("Ready"), condition("TiersHealthy", "False", "TierDegraded", "no space"))
+                ]
+            }
+        ),
+        "KVCachePool kv/shared",
+        "TiersHealthy does not hold: TierDegraded: no space",
+        "see the disks",
+    ),
     "a connector that does not load": (
         lambda it: it.lists.update(
             {f"{BASE}/inferencedeployments": [deployment("chat", condition("ConnectorLoaded", "False", "GlibcTooOld"))]}

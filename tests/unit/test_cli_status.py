@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from cli_kube import BASE, FakeCluster, condition, deployment, healthy, kubeconfig, pod, pool, serving
-from kvcommons_cli import cluster_api, status, tables
+from kvcommons_cli import cluster_api, status, status_view, tables
 from kvcommons_core.redis_server import free_port
 
 
@@ -63,6 +63,36 @@ def test_pools_nodes_deployments_and_replicas_are_shown(words: list[str], capsys
     )
     assert columns(text, "REPLICA")["STATE"] == "Running"
     assert "doctor" not in text
+
+
+def test_what_is_behind_the_memory_is_shown(
+    cluster: FakeCluster, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pool's disks: how large, how full, and on how many nodes they are not well."""
+    tiers = [{"type": "disk", "capacity": "20Gi", "usedPercent": 40, "serving": 1, "degraded": 1}]
+    for told, shown in ((tiers, "disk 40 % of 20Gi (1 not well)"), ([], "-")):
+        cluster.lists[f"{BASE}/kvcachepools"] = [pool("shared", tiers=told)]
+        assert status.main(words) == 0
+        assert columns(capsys.readouterr().out, "POOL")["BEHIND"] == shown
+
+
+def test_one_node_shows_its_tiers() -> None:
+    """Of this machine's node each tier has a line: health, size, share, and why it is not well."""
+    disk = {
+        "name": "disk",
+        "health": "degraded",
+        "detail": "no space",
+        "counters": {"capacity_bytes": 2048, "used_bytes": 512, "shards": 7},
+    }
+    row = columns(status_view.local_tables({"tiers": [disk]}, {"ready": True}), "BEHIND MEMORY")
+    assert row == {
+        "BEHIND MEMORY": "disk",
+        "HEALTH": "degraded",
+        "SIZE": "2.0 KiB",
+        "USED": "25 %",
+        "SHARDS": "7",
+        "WHY": "no space",
+    }
 
 
 def test_an_index_is_external_only_where_the_pool_says_so(
