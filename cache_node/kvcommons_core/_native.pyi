@@ -177,6 +177,17 @@ class NodeCore:
     def lookup(self, fingerprint: bytes, keys: bytes) -> int: ...
     def pin(self, keys: bytes, pinned: bool) -> int: ...
     def clear(self, fingerprint: bytes | None = ...) -> int: ...
+    def places(self, fingerprint: bytes, keys: bytes) -> tuple[list[str], bytes]:
+        """(names of the places, memory first; one byte for each key: bit i says that it is in place i)."""
+    def clear_some(
+        self,
+        fingerprint: bytes | None = ...,
+        tenant: int | None = ...,
+        keys: bytes = ...,
+        age_ms_min: int = ...,
+        places: Sequence[str] = ...,
+    ) -> tuple[int, dict[str, int]]:
+        """None or empty: any. Returns (chunks that memory had, {tier: shards that it had})."""
 
 def holder_serve(socket_path: str, idle_seconds_max: int) -> None:
     """Keeps fds by name for a daemon that restarts; returns when told to stop or when idle for so long."""

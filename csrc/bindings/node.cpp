@@ -4,8 +4,6 @@
 #include <nanobind/stl/vector.h>
 
 #include <exception>
-#include <mutex>
-#include <shared_mutex>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -14,6 +12,7 @@
 
 #include "bindings/buffers.h"
 #include "bindings/disk_config.h"
+#include "bindings/node_object.h"
 #include "core/holder.h"
 #include "core/node_core.h"
 #include "core/stats_json.h"
@@ -27,12 +26,10 @@ using kvcommons::Event;
 using kvcommons::InventoryItem;
 using kvcommons::Key;
 using kvcommons::NodeConfig;
+using kvcommons::bindings::bytes_of;
 using kvcommons::bindings::key_argument;
 using kvcommons::bindings::keys_argument;
-
-nb::bytes bytes_of(const Key& key) {
-  return nb::bytes(reinterpret_cast<const char*>(key.bytes.data()), key.bytes.size());
-}
+using kvcommons::bindings::Node;
 
 nb::tuple tuple_of(const std::vector<std::uint64_t>& values) {
   nb::list list;
@@ -57,35 +54,6 @@ const char* kind_name(Event::Kind kind) {
   }
   return "unknown";
 }
-
-// The core and a lock that lets stop() wait for calls of other threads that are inside it.
-class Node {
- public:
-  explicit Node(NodeConfig config) : core_(std::move(config)) {}
-  Node(const Node&) = delete;  // owns the core
-
-  void start() {
-    nb::gil_scoped_release release;
-    const std::unique_lock lock(mutex_);
-    core_.start();
-  }
-  void stop() {
-    nb::gil_scoped_release release;
-    const std::unique_lock lock(mutex_);
-    core_.stop();
-  }
-  // use(core) without the GIL.
-  template <typename Use>
-  auto with(Use use) {
-    nb::gil_scoped_release release;
-    const std::shared_lock lock(mutex_);
-    return use(core_);
-  }
-
- private:
-  std::shared_mutex mutex_;
-  kvcommons::NodeCore core_;
-};
 
 nb::tuple drain_events(Node& node, std::size_t events_max) {
   bool gap = false;
@@ -270,7 +238,8 @@ void bind_node(nb::module_& module) {
   using namespace nb::literals;
   nb::register_exception_translator(translate_errors);
   const kvcommons::StoreConfig defaults;
-  nb::class_<Node>(module, "NodeCore")
+  nb::class_<Node> bound(module, "NodeCore");
+  bound
       .def("__init__", &init_node, nb::kw_only(), "socket_path"_a, "arena_bytes"_a, "node_id"_a, "namespace_secret"_a,
            "slab_bytes"_a = 0, "holder_socket"_a = "", "multi_tenant"_a = false,
            "lease_pending_ms_max"_a = defaults.lease_pending_ms_max, "sessions_max"_a = defaults.sessions_max,
@@ -300,6 +269,7 @@ void bind_node(nb::module_& module) {
       .def("lookup", &lookup, "fingerprint"_a, "keys"_a)
       .def("pin", &pin, "keys"_a, "pinned"_a)
       .def("clear", &clear, "fingerprint"_a = nb::none());
+  kvcommons::bindings::bind_node_select(bound);
   module.def("holder_serve", &holder_serve, "socket_path"_a, "idle_seconds_max"_a);
   module.def(
       "holder_stop",

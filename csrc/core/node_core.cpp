@@ -220,6 +220,20 @@ std::uint64_t NodeCore::clear(const Key* fingerprint) {
   return tiers_ ? tiers_->manager().clear(fingerprint, &tier_shards) : store().clear(fingerprint);
 }
 
+std::uint64_t NodeCore::clear(const Selection& selection, Places places, std::vector<std::uint64_t>* tier_shards) {
+  if (tiers_) {
+    tier_shards->assign(tiers_->manager().tiers().size(), 0);
+    return tiers_->manager().clear(selection, places, *tier_shards);
+  }
+  return (places & kInMemory) != 0 ? store().clear(selection, nullptr) : 0;
+}
+
+std::vector<Places> NodeCore::places(const Key& fingerprint, std::span<const Key> keys) {
+  if (tiers_) return tiers_->manager().places(fingerprint, keys);
+  const auto here = store().present(fingerprint, keys);
+  return {here.begin(), here.end()};  // kInMemory is 1
+}
+
 std::vector<Event> NodeCore::drain_events(std::size_t max, bool* gap) {
   std::uint64_t unused = 0;
   [[maybe_unused]] const ssize_t got = ::read(event_fd_.get(), &unused, sizeof unused);

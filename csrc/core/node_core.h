@@ -48,6 +48,10 @@ class NodeCore {
   [[nodiscard]] const Server& server() const;
   // From memory and from every tier; returns how many chunks memory had.
   std::uint64_t clear(const Key* fingerprint);
+  // Of some chunks, or in some places only; *tier_shards gets one number for each tier.
+  std::uint64_t clear(const Selection& selection, Places places, std::vector<std::uint64_t>* tier_shards);
+  // Where each of these is.
+  std::vector<Places> places(const Key& fingerprint, std::span<const Key> keys);
   std::vector<Event> drain_events(std::size_t max, bool* gap);
   // What the operator of the node should know and no error says: a cold start and why, huge pages that were not there.
   [[nodiscard]] const std::vector<std::string>& notes() const noexcept { return notes_; }

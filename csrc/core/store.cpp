@@ -167,6 +167,15 @@ std::uint64_t Store::clear(const Key* fingerprint) {
   return impl_->clear(fingerprint);
 }
 
+std::uint64_t Store::clear(const Selection& selection, std::vector<Key>* removed) {
+  return impl_->clear(selection, removed);
+}
+std::vector<std::uint8_t> Store::present(const Key& fingerprint, std::span<const Key> keys) const {
+  return impl_->present(fingerprint, keys);
+}
+std::uint32_t Store::let_go(const Key& fingerprint, std::span<const Key> keys) {
+  return impl_->let_go(fingerprint, keys);
+}
 void Store::set_sealed_hook(std::function<void(std::span<const SealedShard>)> on_sealed) {
   impl_->set_sealed_hook(std::move(on_sealed));
 }

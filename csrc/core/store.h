@@ -109,6 +109,16 @@ struct SealedShard {
   std::uint64_t payload_bytes = 0;
 };
 
+// Which chunks are meant: those that agree with all that is given. What follows one in its chain is meant with it where
+// it is taken away, for it could never be hit.
+struct Selection {
+  std::optional<Key> fingerprint;
+  std::optional<std::uint64_t> tenant;
+  std::vector<Key> keys;         // empty: any
+  std::uint64_t age_ms_min = 0;  // since the commit; known of memory alone
+  [[nodiscard]] bool whole() const noexcept { return !tenant && keys.empty() && age_ms_min == 0; }
+};
+
 struct FingerprintInfo {
   Key key;
   std::uint64_t chunks = 0;         // that can be hit
@@ -178,6 +188,12 @@ class Store {
   std::uint32_t pin(std::span<const Key> keys, bool pinned);                          // returns how many were found
   std::uint64_t clear(
       const Key* fingerprint);  // nullptr = all; chunks being copied become DRAINING; returns chunks removed
+  // The same of some. Each key that went is added to *removed.
+  std::uint64_t clear(const Selection& selection, std::vector<Key>* removed);
+  // Whether each of these can be read by some engine, wherever it stands in its chain.
+  std::vector<std::uint8_t> present(const Key& fingerprint, std::span<const Key> keys) const;
+  // As eviction would, from the last one on, until one that is read, pinned or built upon. Returns how many went.
+  std::uint32_t let_go(const Key& fingerprint, std::span<const Key> keys);
 
   // For the node itself: what moves chunks between memory and the tiers behind it. store_borrow.cpp.
   // Called with what each commit of an engine has sealed (not with what internal sessions have), on the committer's

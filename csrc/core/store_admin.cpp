@@ -108,8 +108,10 @@ void Store::Impl::unlink(Key parent, std::uint64_t parent_id, Key child) {
   }
 }
 
-// The chunk's bytes are not what was committed. What followed it may have been computed from them.
-void Store::Impl::remove_corrupt(const Key& root) {
+// A chunk and all that follows it: where its bytes are not what was committed, they may have been computed from them,
+// and without it they could never be hit. Returns how many had content; each key is added to *gone.
+std::uint64_t Store::Impl::remove_tree(const Key& root, std::vector<Key>* gone) {
+  std::uint64_t count = 0;
   struct Step {
     Key key;
     std::uint64_t parent_id;  // 0 for the root: whatever its parent is
@@ -132,8 +134,11 @@ void Store::Impl::remove_corrupt(const Key& root) {
       }
       removed = remove_locked(shard, *e);
     }
+    count += removed.had_content ? 1 : 0;
+    if (gone != nullptr) gone->push_back(step.key);
     after_removal(removed);
   }
+  return count;
 }
 
 std::uint64_t Store::Impl::clear(const Key* fingerprint) {

@@ -102,6 +102,10 @@ class Store::Impl {
   // store_admin.cpp
   std::uint32_t pin(std::span<const Key> keys, bool pinned);
   std::uint64_t clear(const Key* fingerprint);
+  // store_select.cpp
+  std::uint64_t clear(const Selection& selection, std::vector<Key>* removed);
+  std::vector<std::uint8_t> present(const Key& fingerprint, std::span<const Key> keys) const;
+  std::uint32_t let_go(const Key& fingerprint, std::span<const Key> keys);
   // store_borrow.cpp
   void set_sealed_hook(std::function<void(std::span<const SealedShard>)> hook) { on_sealed_ = std::move(hook); }
   bool session_spec(SessionId id, SessionSpec* out) const;
@@ -207,9 +211,12 @@ class Store::Impl {
   void after_removal(const Removed& removed);
   void unlink(Key parent, std::uint64_t parent_id, Key child);
   void drop_if_empty_locked(IndexShard& shard, Entry& e, std::optional<Removed>* removed);
-  void remove_corrupt(const Key& root);
+  std::uint64_t remove_tree(const Key& root, std::vector<Key>* gone);
   std::vector<std::uint64_t> text_keys(const Entry& e) const;
   void set_state(std::uint32_t slot, SlotState to);
+  // store_select.cpp
+  [[nodiscard]] bool meant(const Entry& e, const Selection& selection, std::optional<std::uint32_t> row) const;
+  std::vector<Key> meant_in(std::uint32_t shard, const Selection& selection, std::optional<std::uint32_t> row) const;
   // store_adopt.cpp
   void adopt();
   bool adopt_slot(Adoption& adoption, std::uint32_t slot, std::uint64_t offset);

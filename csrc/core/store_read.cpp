@@ -202,7 +202,7 @@ Status Store::Impl::begin(SessionId id, LeaseId lease_id, std::vector<SlotRef>* 
     }
     if (corrupt) {
       internal::add(counters_.checksum_failures);
-      remove_corrupt(*corrupt);
+      remove_tree(*corrupt, nullptr);
     }
     return Status::Gone;
   }

@@ -222,3 +222,33 @@ def test_a_disk_that_cannot_be_used_refuses_the_start(folder: Path) -> None:
     node = make_node(folder)
     node.start()
     node.stop()
+
+
+def test_what_is_named_is_found_and_cleared_where_it_is(folder: Path, node: _native.NodeCore) -> None:
+    """Where each chunk is, memory and disk; a tenant's are cleared from both, and one place can be cleared alone."""
+    store_and_evict(folder, node, chains=20)
+    names, bits = node.places(FINGERPRINT, keys_of(0) + keys_of(19) + bytes(32))
+    assert (names, list(bits)) == (["memory", "disk"], [2] * CHAIN + [3] * CHAIN + [0])
+    assert node.clear_some(FINGERPRINT, 7, keys_of(19), 0, ["memory"]) == (CHAIN, {"disk": 0})
+    assert list(node.places(FINGERPRINT, keys_of(19))[1]) == [2] * CHAIN
+    assert node.clear_some(FINGERPRINT, 8, keys_of(19)) == (0, {"disk": 0})
+    assert node.clear_some(keys=keys_of(0)[32:64]) == (0, {"disk": CHAIN - 1})
+    assert list(node.places(FINGERPRINT, keys_of(0))[1]) == [2, 0, 0, 0]
+    chunks, shards = node.clear_some(tenant=7)
+    assert (chunks, shards) == (node.stats()["cleared"] - CHAIN, {"disk": 19 * CHAIN + 1})
+    assert node.clear_some() == (0, {"disk": 0})
+
+
+def test_a_restarted_node_finds_on_its_disk_what_no_engine_has_asked_for(folder: Path) -> None:
+    """The disk's own inventory says how the chunks are cut, before any engine does."""
+    first = make_node(folder)
+    first.start()
+    worker = make_client(folder)
+    store(worker, 0)
+    written(first, CHAIN)
+    worker.close()
+    first.stop()
+    again = make_node(folder)
+    again.start()
+    assert list(again.places(FINGERPRINT, keys_of(0))[1]) == [2] * CHAIN
+    again.stop()

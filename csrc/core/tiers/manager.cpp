@@ -151,29 +151,6 @@ int TierManager::Impl::where(const Key& fingerprint, const Key& key) {
   return -1;
 }
 
-std::uint64_t TierManager::Impl::clear(const Key* fingerprint, std::uint64_t* tier_shards) {
-  const auto meant = [&](const Key& of) { return fingerprint == nullptr || of == *fingerprint; };
-  {
-    const std::lock_guard lock(mutex_);
-    ++clearing_;
-    std::erase_if(writes_, [&](const SealedShard& shard) { return meant(shard.fingerprint); });
-    for (const ChainPtr& chain : chains_) {
-      if (meant(chain->layout->spec.fingerprint)) chain->given_up.store(true);
-    }
-  }
-  for (const auto& tier : tiers_) *tier_shards += tier->clear(fingerprint);
-  const std::uint64_t chunks = store_->clear(fingerprint);
-  const std::lock_guard lock(mutex_);
-  ++epoch_;
-  --clearing_;
-  if (!writing_.empty()) {
-    cleared_.push_back({epoch_, fingerprint == nullptr ? std::nullopt : std::optional<Key>(*fingerprint)});
-  }
-  add(counters_.clears);
-  wake_locked();
-  return chunks;
-}
-
 TierManagerStats TierManager::Impl::stats() const {
   TierManagerStats s{};
   const Counters& c = counters_;
@@ -208,7 +185,18 @@ Expected TierManager::wanted(SessionId session, std::uint64_t tenant, std::span<
   return impl_->wanted(session, tenant, keys, hit_chunks);
 }
 std::uint64_t TierManager::clear(const Key* fingerprint, std::uint64_t* tier_shards) {
-  return impl_->clear(fingerprint, tier_shards);
+  Selection selection;
+  if (fingerprint != nullptr) selection.fingerprint = *fingerprint;
+  std::vector<std::uint64_t> shards(impl_->tiers().size());
+  const std::uint64_t chunks = impl_->clear(selection, kEverywhere, shards);
+  for (const std::uint64_t of_tier : shards) *tier_shards += of_tier;
+  return chunks;
+}
+std::uint64_t TierManager::clear(const Selection& selection, Places places, std::span<std::uint64_t> tier_shards) {
+  return impl_->clear(selection, places, tier_shards);
+}
+std::vector<Places> TierManager::places(const Key& fingerprint, std::span<const Key> keys) {
+  return impl_->places(fingerprint, keys);
 }
 int TierManager::where(const Key& fingerprint, const Key& key) { return impl_->where(fingerprint, key); }
 void TierManager::know(const ShardId& id) { impl_->know(id); }

@@ -53,6 +53,11 @@ struct Expected {
   std::uint32_t chunks = 0;  // further leading chunks that are on their way into memory
 };
 
+// Where a chunk may be, as bits: memory, and each tier in its order.
+using Places = std::uint32_t;
+inline constexpr Places kInMemory = 1, kEverywhere = ~Places{0};
+constexpr Places place_of_tier(std::size_t tier) noexcept { return Places{2} << tier; }
+
 class TierManager {
  public:
   // Tiers in the order in which they are asked; the first that serves is written to.
@@ -69,6 +74,11 @@ class TierManager {
   Expected wanted(SessionId session, std::uint64_t tenant, std::span<const Key> keys, std::uint32_t hit_chunks);
   // Store::clear() with the tiers. Shards removed from tiers are added to *tier_shards.
   std::uint64_t clear(const Key* fingerprint, std::uint64_t* tier_shards);
+  // The same of some chunks, or in some places only. Shards removed from tiers are added to tier_shards, one for each
+  // tier. How old a chunk is, is known in memory alone: by age a tier loses what memory loses.
+  std::uint64_t clear(const Selection& selection, Places places, std::span<std::uint64_t> tier_shards);
+  // Where each of these is: on a tier, as far as is known, with every shard of a layout that some engine asked for.
+  std::vector<Places> places(const Key& fingerprint, std::span<const Key> keys);
   // The first tier that has a shard of this chunk, as far as it is known without its layout; -1: none.
   [[nodiscard]] int where(const Key& fingerprint, const Key& key);
   // A rectangle that where() is to ask for.

@@ -38,12 +38,14 @@ class TierManager::Impl {
   // manager.cpp
   void start();
   void stop();
-  std::uint64_t clear(const Key* fingerprint, std::uint64_t* tier_shards);
   int where(const Key& fingerprint, const Key& key);
   void know(const ShardId& id);
   [[nodiscard]] std::span<const std::shared_ptr<Tier>> tiers() const { return tiers_; }
   [[nodiscard]] TierManagerStats stats() const;
   [[nodiscard]] bool idle() const;
+  // manager_select.cpp
+  std::uint64_t clear(const Selection& selection, Places places, std::span<std::uint64_t> tier_shards);
+  std::vector<Places> places(const Key& fingerprint, std::span<const Key> keys);
   // manager_wanted.cpp
   Expected wanted(SessionId session, std::uint64_t tenant, std::span<const Key> keys, std::uint32_t hit_chunks);
 
@@ -99,9 +101,13 @@ class TierManager::Impl {
   };
   using ChainPtr = std::shared_ptr<Chain>;
 
+  using KeySet = std::unordered_set<Key, KeyHash>;
   struct Cleared {
     std::uint64_t epoch = 0;
-    std::optional<Key> fingerprint;
+    Selection selection;  // without its keys
+    Places places = kEverywhere;
+    std::shared_ptr<const KeySet> keys;  // null: any
+    [[nodiscard]] bool covers(const ShardId& id, std::uint64_t tenant) const;
   };
 
   struct Counters {
@@ -119,6 +125,12 @@ class TierManager::Impl {
   [[nodiscard]] bool idle_locked() const;
   [[nodiscard]] bool fenced_locked() const;  // nothing may be brought in
   void know_rect_locked(const Key& fingerprint, const Rect& rect);
+  // manager_select.cpp
+  std::vector<Rect> rects_of(const Key& fingerprint);
+  KeySet with_what_follows(Tier& tier, const Selection& selection);
+  std::uint64_t clear_tier(Tier& tier, const Selection& selection, const KeySet* keys);
+  std::uint64_t clear_places(const Selection& selection, Places places, std::span<std::uint64_t> tier_shards,
+                             KeySet* gone);
   // manager_write.cpp
   void sealed(std::span<const SealedShard> shards);
   Tier* writable() const;

@@ -136,11 +136,15 @@ void TierManager::Impl::remove_cleared(const Write& write) {
   {
     const std::lock_guard lock(mutex_);
     if (quiet_) return;  // the tiers are being let go
-    for (const ShardId& id : write.ids) {
+    const auto at =
+        std::find_if(tiers_.begin(), tiers_.end(), [&](const auto& one) { return one.get() == write.tier; });
+    const Places place = place_of_tier(static_cast<std::size_t>(at - tiers_.begin()));
+    for (std::size_t i = 0; i < write.ids.size(); ++i) {
       const auto covers = [&](const Cleared& cleared) {
-        return cleared.epoch > write.epoch && (!cleared.fingerprint || *cleared.fingerprint == id.fingerprint);
+        return cleared.epoch > write.epoch && (cleared.places & place) != 0 &&
+               cleared.covers(write.ids[i], write.borrowed[i].tenant);
       };
-      if (std::any_of(cleared_.begin(), cleared_.end(), covers)) gone.push_back(id);
+      if (std::any_of(cleared_.begin(), cleared_.end(), covers)) gone.push_back(write.ids[i]);
     }
   }
   if (!gone.empty()) write.tier->remove(gone);

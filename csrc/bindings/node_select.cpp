@@ -1,0 +1,77 @@
+// Some of the chunks, for the control API. Each call releases the GIL.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "bindings/buffers.h"
+#include "bindings/node_object.h"
+
+namespace nb = nanobind;
+
+namespace kvcommons::bindings {
+namespace {
+
+constexpr std::size_t kPlacesMax = 8;  // what a byte has room for
+
+std::vector<std::string> place_names(NodeCore& core) {
+  std::vector<std::string> names{"memory"};
+  if (core.tiers() == nullptr) return names;
+  for (const auto& tier : core.tiers()->manager().tiers()) {
+    if (names.size() < kPlacesMax) names.emplace_back(tier->name());
+  }
+  return names;
+}
+
+// (names of the places, one byte for each key: bit i is names[i]).
+nb::tuple places(Node& node, const nb::bytes& fingerprint, const nb::bytes& keys) {
+  const Key of = key_argument("fingerprint", fingerprint);
+  const std::vector<Key> list = keys_argument("keys", keys);
+  std::vector<std::string> names;
+  std::string bits;
+  node.with([&](auto& core) {
+    names = place_names(core);
+    for (const Places one : core.places(of, list)) bits.push_back(static_cast<char>(one & 0xff));
+  });
+  return nb::make_tuple(names, nb::bytes(bits.data(), bits.size()));
+}
+
+// fingerprint, tenant: None for any. keys: empty for any. places: names; empty for all of them, unknown ones are
+// passed over. Returns (chunks that memory had, {tier: shards}).
+nb::tuple clear_some(Node& node, const nb::object& fingerprint, const nb::object& tenant, const nb::bytes& keys,
+                     std::uint64_t age_ms_min, const std::vector<std::string>& from) {
+  Selection selection;
+  if (!fingerprint.is_none()) selection.fingerprint = key_argument("fingerprint", nb::cast<nb::bytes>(fingerprint));
+  if (!tenant.is_none()) selection.tenant = nb::cast<std::uint64_t>(tenant);
+  selection.keys = keys_argument("keys", keys);
+  selection.age_ms_min = age_ms_min;
+  std::vector<std::string> names;
+  std::vector<std::uint64_t> shards;
+  std::uint64_t chunks = 0;
+  node.with([&](auto& core) {
+    names = place_names(core);
+    Places places = from.empty() ? kEverywhere : 0;
+    for (std::size_t i = 0; i < names.size(); ++i) {
+      if (std::find(from.begin(), from.end(), names[i]) != from.end()) places |= Places{1} << i;
+    }
+    chunks = core.clear(selection, places, &shards);
+  });
+  nb::dict of_tiers;
+  for (std::size_t i = 0; i < shards.size() && i + 1 < names.size(); ++i) of_tiers[names[i + 1].c_str()] = shards[i];
+  return nb::make_tuple(chunks, of_tiers);
+}
+
+}  // namespace
+
+void bind_node_select(nb::class_<Node>& node) {
+  using namespace nb::literals;
+  node.def("places", &places, "fingerprint"_a, "keys"_a)
+      .def("clear_some", &clear_some, "fingerprint"_a = nb::none(), "tenant"_a = nb::none(),
+           "keys"_a = nb::bytes("", 0), "age_ms_min"_a = 0, "places"_a = std::vector<std::string>{});
+}
+
+}  // namespace kvcommons::bindings
