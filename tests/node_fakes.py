@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections import deque
+from collections.abc import Sequence
 
 from kvcommons_node.api.models import IndexStatus
 from kvcommons_node.seam import KnownFingerprint, KnownTier, RawEvent
@@ -29,8 +30,8 @@ def moved(number: int, tier: str) -> RawEvent:
     return ("moved", key(number), FINGERPRINT, (), "", 0, tier)
 
 
-def feedback(report: str) -> RawEvent:
-    return ("feedback", b"", b"", (), report, 0, "")
+def feedback(report: str, fingerprint: bytes = FINGERPRINT) -> RawEvent:
+    return ("feedback", b"", fingerprint, (), report, 0, "")
 
 
 class FakeCore:
@@ -39,6 +40,8 @@ class FakeCore:
     def __init__(self, start_error: Exception | None = None) -> None:
         self.chunks: dict[bytes, tuple[bytes, tuple[int, ...]]] = {}
         self.pinned: set[bytes] = set()
+        self.cleared: list[tuple[bytes | None, int | None, bytes, int, tuple[str, ...]]] = []
+        """What it was asked to clear: fingerprint, tenant, keys, age, places."""
         self.events: deque[RawEvent] = deque()
         self.gap = False
         self.adopted = False
@@ -129,12 +132,31 @@ class FakeCore:
         self.pinned = self.pinned | found if pinned else self.pinned - found
         return len(found)
 
-    def clear(self, fingerprint: bytes | None = None) -> int:
-        gone = [name for name, held in self.chunks.items() if fingerprint in (None, held[0])]
+    def places(self, fingerprint: bytes, keys: bytes) -> tuple[list[str], bytes]:
+        names = ["memory", *(tier[0] for tier in self.known_tiers)]
+        split = [keys[start : start + 32] for start in range(0, len(keys), 32)]
+        bits = []
+        for one in split:
+            here = 1 if self.chunks.get(one, (b"",))[0] == fingerprint else 0
+            for at, name in enumerate(names[1:], 1):
+                here |= (any(item[0] == one and item[3] == name for item in self.behind)) << at
+            bits.append(here)
+        return names, bytes(bits)
+
+    def clear_some(
+        self, fingerprint: bytes | None, tenant: int | None, keys: bytes, age_ms_min: int, places: Sequence[str]
+    ) -> tuple[int, dict[str, int]]:
+        self.cleared.append((fingerprint, tenant, keys, age_ms_min, tuple(places)))
+        named = {keys[start : start + 32] for start in range(0, len(keys), 32)}
+        gone = [
+            name
+            for name, held in self.chunks.items()
+            if fingerprint in (None, held[0]) and (not named or name in named) and "memory" in (places or ["memory"])
+        ]
         for name in gone:
             del self.chunks[name]
             self.pinned.discard(name)
-        return len(gone)
+        return len(gone), {tier[0]: 0 for tier in self.known_tiers}
 
 
 class FakeIndex:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -10,7 +10,10 @@ import aiohttp
 from aiohttp import web
 from kvcommons_node.api.server import Access, Api
 from kvcommons_node.control import Control
+from kvcommons_node.engines import Engine, Engines
+from kvcommons_node.model_names import ModelNames
 from kvcommons_node.pinning import Pinning
+from kvcommons_node.pool_view import NoPool, PoolView
 from kvcommons_node.pump import EventPump
 from node_fakes import FakeCore, FakeIndex
 
@@ -26,7 +29,7 @@ class Served:
         self, url: str, http: aiohttp.ClientSession, core: FakeCore, index: FakeIndex, control: Control
     ) -> None:
         self.url, self.http, self.core, self.index, self.control = url, http, core, index, control
-        self.pump = EventPump(core, index, control.node_metrics, control.reports, control.feed)
+        self.pump = EventPump(core, index, control.node_metrics, control.reports, control.feed, control.models)
 
     async def get(self, path: str, **options: Any) -> tuple[int, dict[str, Any]]:
         async with self.http.get(self.url + path, **options) as response:
@@ -40,14 +43,21 @@ class Served:
 Serve = Callable[..., Coroutine[Any, Any, Served]]
 
 
-async def serve_in(stack: AsyncExitStack, access: Access = OPEN) -> Served:
+async def serve_in(
+    stack: AsyncExitStack, access: Access = OPEN, pool: PoolView | None = None, engines: Sequence[Engine] = ()
+) -> Served:
     """Serves until the stack is left."""
-    core, index = FakeCore(), FakeIndex()
+    core, index, pool = FakeCore(), FakeIndex(), pool or NoPool()
     stack.callback(core.stop)
+    made = Engines(engines, pool, "node-a")
+    stack.push_async_callback(made.close)
     control = Control(
         core,
         index,
         Pinning(core, None, PINNED_BYTES_MAX),
+        models=ModelNames(),
+        pool=pool,
+        engines=made,
         node_id="node-a",
         version="0.1.0",
         socket_path="/run/x.sock",
@@ -55,6 +65,7 @@ async def serve_in(stack: AsyncExitStack, access: Access = OPEN) -> Served:
         namespace_secret=SECRET,
     )
     control.set_serving(True)
+    stack.push_async_callback(control.close)
     runner = web.AppRunner(Api(control, access, "0.1.0").application(), access_log=None)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)

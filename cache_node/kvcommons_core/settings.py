@@ -110,6 +110,10 @@ class NodeSection(Section):
     """Its port, 0 for any free one."""
     control_token_file: str = ""
     """Holds the bearer token of the control API; beyond loopback the API is closed without one."""
+    engine_urls: Words = ()
+    """HTTP addresses of the router, or of this node's engines: prewarm jobs send documents there, and they make tokens of text."""
+    engine_token_file: str = ""
+    """Holds the API key for them, where they want one."""
     pinned_bytes_max: Bytes = Field(default=0, ge=0)
     """What pins may hold of the arena in all; a quarter of it when 0."""
     multi_tenant: bool = False

@@ -17,6 +17,7 @@ from kvcommons_node import logs
 from kvcommons_node.control import IndexLink, NoIndex
 from kvcommons_node.daemon import Daemon, stop_on_signals
 from kvcommons_node.plan import StartPlan, make_plan
+from kvcommons_node.pool_view import NoPool, PoolView
 from kvcommons_node.seam import Core
 
 REFUSED_STATUS = 2
@@ -67,7 +68,7 @@ def read_settings(words: Sequence[str]) -> NodeSettings:
 
 
 async def _run(plan: StartPlan) -> None:
-    daemon = Daemon(plan, make_core, make_index)
+    daemon = Daemon(plan, make_core, make_index, make_pool)
     stop_on_signals(daemon)
     await daemon.run()
 
@@ -105,6 +106,15 @@ def make_index(plan: StartPlan, core: Core) -> IndexLink:
     from kvcommons_node.index_link import RedisIndex
 
     return RedisIndex(plan, core)
+
+
+def make_pool(plan: StartPlan) -> PoolView:
+    """The others of the pool, as Redis knows them; imported late, as the index is."""
+    if not plan.index.url:
+        return NoPool()
+    from kvcommons_node.pool_redis import RedisPool
+
+    return RedisPool(plan.index)
 
 
 if __name__ == "__main__":

@@ -8,20 +8,24 @@ import time
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from kvcommons_core.keys import namespace_root, token_keys
-from kvcommons_core.limits import KEY_BYTES
-
 from kvcommons_node import fingerprints
 from kvcommons_node.api import models, refusals
-from kvcommons_node.api.base import Chain
+from kvcommons_node.api.models_jobs import CancelRequest, JobAnswer, JobEntry, JobsAnswer, JobsQuery, PrewarmRequest
 from kvcommons_node.api.models_pins import PinAnswer, PinRequest, PinsAnswer, PinsQuery, UnpinAnswer, UnpinRequest
 from kvcommons_node.api.models_requests import EventsQuery, RequestsAnswer, RequestsQuery
+from kvcommons_node.api.models_select import ClearAnswer, ClearRequest, LookupAnswer, LookupRequest
+from kvcommons_node.engines import Engines
 from kvcommons_node.feed import Feed, Watcher
+from kvcommons_node.jobs import Jobs, Progress
 from kvcommons_node.metrics import NodeMetrics
+from kvcommons_node.model_names import ModelNames
 from kvcommons_node.pinning import Pinning
+from kvcommons_node.pool_view import PoolView
+from kvcommons_node.prewarming import Prewarm
 from kvcommons_node.pump import EventSink
 from kvcommons_node.reports import Reports
 from kvcommons_node.seam import Core, KnownFingerprint
+from kvcommons_node.selecting import Selecting
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +95,9 @@ class Control:
         socket_path: str,
         multi_tenant: bool,
         namespace_secret: bytes,
+        models: ModelNames,
+        pool: PoolView,
+        engines: Engines,
     ) -> None:
         self._core = core
         self._index = index
@@ -99,12 +106,15 @@ class Control:
         self._version = version
         self._socket_path = socket_path
         self._multi_tenant = multi_tenant
-        self._secret = namespace_secret
+        self.models = models
+        self._selecting = Selecting(core, pinning, pool, namespace_secret, self._fingerprints, models)
         self._started = time.monotonic()
         self._serving = False
         self.node_metrics = NodeMetrics(self._core_stats, index.status, self._tiers)
         self.reports = Reports()
         self.feed = Feed()
+        self._engines = engines
+        self._jobs = Jobs(lambda fields: self.feed.tell("job", fields))
 
     def set_serving(self, serving: bool) -> None:
         """Whether engines may attach: from the core's start to the beginning of the stop."""
@@ -137,7 +147,7 @@ class Control:
             socket_path=self._socket_path,
             multi_tenant=self._multi_tenant,
             index=self._index.status(),
-            fingerprints=fingerprints.listing(self._fingerprints()),
+            fingerprints=fingerprints.listing(self._fingerprints(), models_of=self.models.of),
             tiers=self._tiers(),
             core=self._core_stats(),
         )
@@ -145,23 +155,20 @@ class Control:
     def metrics(self) -> tuple[bytes, str]:
         return self.node_metrics.render()
 
-    async def lookup(self, request: models.LookupRequest) -> models.LookupAnswer:
-        return await asyncio.to_thread(self._lookup, request)
+    async def lookup(self, request: LookupRequest) -> LookupAnswer:
+        return await self._selecting.lookup(request)
 
-    async def clear(self, request: models.ClearRequest) -> models.ClearAnswer:
-        known = self._fingerprints()
-        fingerprint = fingerprints.resolve(request.fingerprint, known) if request.fingerprint is not None else None
-        chunks = await asyncio.to_thread(self._core.clear, fingerprint)
-        if fingerprint is None:
+    async def clear(self, request: ClearRequest) -> ClearAnswer:
+        answer = await self._selecting.clear(request)
+        if request.all and not request.tiers:
             # One fence instead of as many removals as there were chunks.
             self._index.begin_epoch("the cache was cleared")
-        pins = await self._pinning.cleared(fingerprint)
-        return models.ClearAnswer(chunks=chunks, pins=pins, epoch=self._index.status().epoch)
+        return answer.model_copy(update={"epoch": self._index.status().epoch})
 
     async def pin(self, request: PinRequest) -> PinAnswer:
         """:raises Refusal: if nothing of it is here, or a limit would be passed."""
         known = self._fingerprints()
-        fingerprint, keys = await asyncio.to_thread(self._chain, request)
+        fingerprint, keys = await asyncio.to_thread(self._selecting.chain, request)
         chunk_bytes = next((used // chunks for one, chunks, used, _ in known if one == fingerprint and chunks), 0)
         return await self._pinning.pin(fingerprint, keys, chunk_bytes, request.name, request.ttl_seconds)
 
@@ -170,6 +177,23 @@ class Control:
 
     def pins(self, query: PinsQuery) -> PinsAnswer:
         return self._pinning.page(query.after, query.limit)
+
+    async def prewarm(self, request: PrewarmRequest) -> JobAnswer:
+        """:raises Refusal: if no engine is known, or no job more is taken."""
+        await self._engines.all()
+        progress = Progress("documents", len(request.documents))
+        return self._jobs.submit("prewarm", request.name, request, progress, Prewarm(request, self._engines))
+
+    def jobs(self, query: JobsQuery) -> JobsAnswer:
+        return self._jobs.page(query)
+
+    async def cancel(self, request: CancelRequest) -> JobEntry:
+        """:raises Refusal: if there is no such job."""
+        return await self._jobs.cancel(request.job)
+
+    async def close(self) -> None:
+        """Ends every job."""
+        await self._jobs.close()
 
     def requests(self, query: RequestsQuery) -> RequestsAnswer:
         return self.reports.page(query)
@@ -201,20 +225,6 @@ class Control:
         return models.FenceAnswer(
             fenced=own + known, unknown=[name for name in others if name not in known], held=self._index.status().held
         )
-
-    def _chain(self, request: Chain) -> tuple[bytes, bytes]:
-        """The fingerprint that is meant, and the keys of the chain's whole chunks."""
-        fingerprint = fingerprints.resolve(request.fingerprint, self._fingerprints())
-        if request.keys is not None:
-            return fingerprint, b"".join(bytes.fromhex(key) for key in request.keys)
-        root = namespace_root(fingerprint, self._secret, request.salt)
-        return fingerprint, token_keys(root, request.tokens or [], request.chunk_tokens)
-
-    def _lookup(self, request: models.LookupRequest) -> models.LookupAnswer:
-        fingerprint, keys = self._chain(request)
-        chunks = len(keys) // KEY_BYTES
-        hit = self._core.lookup(fingerprint, keys) if chunks else 0
-        return models.LookupAnswer(chunks=chunks, hit_chunks=hit, hit_tokens=hit * request.chunk_tokens)
 
     def _fingerprints(self) -> list[KnownFingerprint]:
         return self._core.fingerprints() if self._serving else []

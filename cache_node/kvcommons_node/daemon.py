@@ -22,27 +22,39 @@ from kvcommons_core.settings_values import format_bytes
 from kvcommons_node import holder, preflight
 from kvcommons_node.api.server import SHUTDOWN_SECONDS_MAX, Access, Api
 from kvcommons_node.control import Control, IndexLink
+from kvcommons_node.engines import Engines
+from kvcommons_node.model_names import ModelNames
 from kvcommons_node.pinning import Pinning
 from kvcommons_node.plan import StartPlan
+from kvcommons_node.pool_view import NoPool, PoolView
 from kvcommons_node.pump import EventPump
 from kvcommons_node.seam import Core
 
 INDEX_LEAVE_SECONDS_MAX = 2.0
 PINS_FILE = "pins.jsonl"
+MODELS_FILE = "models.json"
 
 logger = logging.getLogger(__name__)
 
 CoreFactory = Callable[[StartPlan], Core]
 IndexFactory = Callable[[StartPlan, Core], IndexLink]
+PoolFactory = Callable[[StartPlan], PoolView]
 
 
 class Daemon:
     """One node. ``run`` lives until ``stop`` is called or the process is told to end."""
 
-    def __init__(self, plan: StartPlan, make_core: CoreFactory, make_index: IndexFactory) -> None:
+    def __init__(
+        self,
+        plan: StartPlan,
+        make_core: CoreFactory,
+        make_index: IndexFactory,
+        make_pool: PoolFactory = lambda _plan: NoPool(),
+    ) -> None:
         self._plan = plan
         self._make_core = make_core
         self._make_index = make_index
+        self._make_pool = make_pool
         self._stopping = asyncio.Event()
         self.serving = asyncio.Event()
         """Set once engines may attach."""
@@ -58,10 +70,19 @@ class Daemon:
             core = self._make_core(plan)
             index = self._make_index(plan, core)
             pinning = Pinning(core, plan.state_directory / PINS_FILE, plan.pinned_bytes_max)
+            models = ModelNames(plan.state_directory / MODELS_FILE)
+            models.restore()
+            pool = self._make_pool(plan)
+            stack.push_async_callback(pool.close)
+            engines = Engines(plan.engines, pool, plan.node_id)
+            stack.push_async_callback(engines.close)
             control = Control(
                 core,
                 index,
                 pinning,
+                models=models,
+                pool=pool,
+                engines=engines,
                 node_id=plan.node_id,
                 version=plan.version,
                 socket_path=str(plan.socket_path),
@@ -76,6 +97,7 @@ class Daemon:
             await pinning.restore()
             stack.push_async_callback(_ended, asyncio.create_task(pinning.run()))
             self._attach(control, core, index, stack)
+            stack.push_async_callback(control.close)
             await index.start()
             stack.push_async_callback(_leave, index)
             self._announce(core.notes, core.remarks, core.adopted)
@@ -86,7 +108,7 @@ class Daemon:
 
     def _attach(self, control: Control, core: Core, index: IndexLink, stack: AsyncExitStack) -> None:
         loop = asyncio.get_running_loop()
-        pump = EventPump(core, index, control.node_metrics, control.reports, control.feed)
+        pump = EventPump(core, index, control.node_metrics, control.reports, control.feed, control.models)
         pump.start(loop)
         stack.callback(pump.stop, loop)
         control.set_serving(True)

@@ -9,7 +9,7 @@ from typing import Final
 
 from kvcommons_node.api import refusals
 
-KINDS: Final = ("committed", "freed", "moved", "request", "session_opened", "session_closed")
+KINDS: Final = ("committed", "freed", "moved", "request", "session_opened", "session_closed", "job")
 WATCHERS_MAX = 16
 WAITING_MAX = 4_096
 """Events that may wait for one watcher; more are dropped, and the watcher is told how many."""

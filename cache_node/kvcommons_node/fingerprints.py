@@ -24,12 +24,17 @@ def process_name(pid: int, proc: Path = Path("/proc")) -> str:
         return ""
 
 
-def listing(known: Iterable[KnownFingerprint], name_of: Callable[[int], str] = process_name) -> list[FingerprintAnswer]:
+def listing(
+    known: Iterable[KnownFingerprint],
+    name_of: Callable[[int], str] = process_name,
+    models_of: Callable[[bytes], list[str]] = lambda _: [],
+) -> list[FingerprintAnswer]:
     """Those with chunks or sessions, the largest first."""
     shown = sorted((one for one in known if one[1] or one[2] or one[3]), key=lambda one: (-one[2], one[0]))
     return [
         FingerprintAnswer(
             fingerprint=fingerprint.hex(),
+            models=models_of(fingerprint),
             chunks=chunks,
             used_bytes=used_bytes,
             engines=[EngineProcess(pid=pid, name=name_of(pid)) for pid in pids[:ENGINES_SHOWN_MAX]],

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -88,9 +89,24 @@ class Pinning:
         """Ends one pin, or all (None)."""
         return await self._end([pin for pin in self._pins.every() if name in (None, pin.name)])
 
-    async def cleared(self, fingerprint: bytes | None) -> int:
-        """The chunks of a fingerprint, or all, were cleared: their pins end. Returns how many did."""
-        return (await self._end([pin for pin in self._pins.every() if fingerprint in (None, pin.fingerprint)])).pins
+    async def cleared(self) -> int:
+        """Chunks were cleared: pins of which nothing is left end, the others keep what is. Returns how many ended."""
+        async with self._order:
+            ended, released = 0, []
+            for pin in self._pins.every():
+                left = await asyncio.to_thread(self._core.lookup, pin.fingerprint, pin.keys) * KEY_BYTES
+                if left == len(pin.keys):
+                    continue
+                chunk_bytes = pin.bytes_pinned // max(1, pin.chunks)
+                if left:
+                    rest = replace(pin, keys=pin.keys[:left], bytes_pinned=chunk_bytes * (left // KEY_BYTES))
+                    released.append(self._pins.put(rest)[1])
+                else:
+                    released.append(self._pins.remove(pin.name))
+                    ended += 1
+            if released:
+                await self._act(b"", b"".join(released))
+        return ended
 
     def page(self, after: str, most: int) -> PinsAnswer:
         pins, following = self._pins.page(after, most)

@@ -12,6 +12,7 @@ from kvcommons_core.settings import IndexSettings, NodeSettings
 from kvcommons_core.settings_tiers import DiskTier
 
 from kvcommons_node import preflight
+from kvcommons_node.engines import Engine
 
 NO_HOLDER = "none"
 PINNED_SHARE = 4
@@ -37,6 +38,8 @@ class StartPlan:
     control_host: str
     control_port: int
     control_token: str | None
+    engines: tuple[Engine, ...]
+    """Those that are configured."""
     pinned_bytes_max: int
     """What pins may hold in all."""
     core: dict[str, Any]
@@ -80,6 +83,7 @@ def make_plan(settings: NodeSettings, version: str, memory_bytes: int | None = N
         control_host=node.control_host,
         control_port=node.control_port,
         control_token=control_token,
+        engines=engines_of(node.engine_urls, node.engine_token_file),
         pinned_bytes_max=node.pinned_bytes_max or node.arena_bytes // PINNED_SHARE,
         core={
             "slab_bytes": node.slab_bytes,
@@ -104,6 +108,13 @@ def make_plan(settings: NodeSettings, version: str, memory_bytes: int | None = N
         index=settings.index,
         notes=tuple(notes),
     )
+
+
+def engines_of(urls: Sequence[str], token_file: str) -> tuple[Engine, ...]:
+    """:raises StartRefusedError: if one is no HTTP address, or the token's file can't be read."""
+    preflight.check_engine_urls(urls)
+    token = preflight.engine_token(Path(token_file) if token_file else None)
+    return tuple(Engine(url, url.rstrip("/"), token) for url in urls)
 
 
 def disk_of(tiers: Sequence[DiskTier]) -> dict[str, Any]:

@@ -9,7 +9,9 @@ import os
 import secrets
 import socket
 import stat
+from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from kvcommons_core.errors import StartRefusedError
 from kvcommons_core.settings_values import format_bytes
@@ -203,6 +205,22 @@ def control_token(path: Path | None) -> str | None:
             f"control_token_file: {path} holds {len(token)} characters; use {TOKEN_CHARACTERS_MIN} or more"
         )
     return token
+
+
+def engine_token(path: Path | None) -> str:
+    """What engines want to see, empty for nothing. :raises StartRefusedError: if the file is unreadable."""
+    try:
+        return path.read_text().strip() if path is not None else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise StartRefusedError(f"engine_token_file: {path} cannot be read: {error}") from error
+
+
+def check_engine_urls(urls: Sequence[str]) -> None:
+    """:raises StartRefusedError: if one is no HTTP address."""
+    for url in urls:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise StartRefusedError(f"engine_urls: {url!r} is no address; give http://HOST:PORT")
 
 
 def is_loopback(host: str) -> bool:

@@ -8,13 +8,11 @@ from typing import Protocol
 
 from kvcommons_node.feed import Feed
 from kvcommons_node.metrics import EVENT_KINDS, REUSE_SOURCES, NodeMetrics
+from kvcommons_node.model_names import ModelNames
 from kvcommons_node.reports import Reports
-from kvcommons_node.seam import EVENTS_PER_DRAIN_MAX, Core, CoreEvent
+from kvcommons_node.seam import EVENTS_PER_DRAIN_MAX, MEMORY, Core, CoreEvent
 
 logger = logging.getLogger(__name__)
-
-MEMORY = "memory"
-"""How the core calls the tier that engines read from."""
 
 
 class EventSink(Protocol):
@@ -33,12 +31,15 @@ class EventSink(Protocol):
 class EventPump:
     """Drains the core when its event descriptor is readable. Lives on one event loop."""
 
-    def __init__(self, core: Core, sink: EventSink, metrics: NodeMetrics, reports: Reports, feed: Feed) -> None:
+    def __init__(
+        self, core: Core, sink: EventSink, metrics: NodeMetrics, reports: Reports, feed: Feed, models: ModelNames
+    ) -> None:
         self._core = core
         self._sink = sink
         self._metrics = metrics
         self._reports = reports
         self._feed = feed
+        self._models = models
         self._descriptor: int | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -77,7 +78,7 @@ class EventPump:
             case "moved":
                 self._moved(event)
             case "feedback":
-                self._hear(event.json)
+                self._hear(event)
                 self._sink.feedback(event.json)
             case "session_opened" | "session_closed":
                 logger.info(event.kind.replace("_", " "), extra={"fingerprint": event.fingerprint.hex()[:16]})
@@ -91,11 +92,12 @@ class EventPump:
         elif event.tier != MEMORY:
             self._sink.placed(event.key, event.fingerprint, event.text_keys, event.tier)
 
-    def _hear(self, report: str) -> None:
+    def _hear(self, event: CoreEvent) -> None:
         """Keep a request's report and add it to the counters; one that is none is passed on unheard."""
-        fields = self._reports.hear(report)
+        fields = self._reports.hear(event.json)
         if fields is None:
             return
+        self._models.hear(event.fingerprint, str(fields.pop("model", "")))
         for source in REUSE_SOURCES:
             tokens = fields[f"{source}_tokens"]
             if isinstance(tokens, int) and tokens:

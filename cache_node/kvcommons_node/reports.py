@@ -78,8 +78,8 @@ class Reports:
         if not isinstance(fields, dict):
             return None
         tokens = [fields.get(name) for name in SOURCES]
-        name, reason = fields.get("request_id", ""), fields.get("reason", "")
-        if not isinstance(name, str) or not isinstance(reason, str):
+        name, reason, model = fields.get("request_id", ""), fields.get("reason", ""), fields.get("model", "")
+        if not isinstance(name, str) or not isinstance(reason, str) or not isinstance(model, str):
             return None
         counts = [one if isinstance(one, int) and 0 <= one < TOKENS_MAX else 0 for one in tokens]
         self._number += 1
@@ -91,7 +91,8 @@ class Reports:
             reason[:REASON_CHARACTERS_MAX],
         )
         self._kept.append(kept)
-        return {"request_id": kept.request_id, **dict(zip(SOURCES, kept.tokens, strict=True)), "reason": kept.reason}
+        counted = dict(zip(SOURCES, kept.tokens, strict=True))
+        return {"request_id": kept.request_id, **counted, "reason": kept.reason, "model": model}
 
     def page(self, query: RequestsQuery) -> RequestsAnswer:
         """The newest first."""

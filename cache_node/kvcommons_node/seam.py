@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+MEMORY = "memory"
+"""How the core calls the tier that engines read from."""
 EVENTS_PER_DRAIN_MAX = 4_096
 INVENTORY_PAGE_ITEMS_MAX = 2_048
 
@@ -60,7 +63,20 @@ class Core(Protocol):
     def fingerprints(self) -> list[KnownFingerprint]: ...
     def lookup(self, fingerprint: bytes, keys: bytes) -> int: ...
     def pin(self, keys: bytes, pinned: bool) -> int: ...
-    def clear(self, fingerprint: bytes | None = None) -> int: ...
+    def places(self, fingerprint: bytes, keys: bytes) -> tuple[list[str], bytes]:
+        """The names of the places, memory first, and one byte for each key: bit i says that it is in place i."""
+        ...
+
+    def clear_some(
+        self,
+        fingerprint: bytes | None,
+        tenant: int | None,
+        keys: bytes,
+        age_ms_min: int,
+        places: Sequence[str],
+    ) -> tuple[int, dict[str, int]]:
+        """None or empty means any. Returns the chunks that memory had, and the shards that each tier had."""
+        ...
 
 
 class ChainKeys(Protocol):

@@ -152,6 +152,8 @@ class SchedulerCore:
             }
             if self._geometry.dp_rank is not None:
                 report["dp_rank"] = self._geometry.dp_rank
+            if self._geometry.model:
+                report["model"] = self._geometry.model
             self._client.feedback(json.dumps(report, separators=(",", ":")))
 
     def reset(self, nonce: bytes) -> None:

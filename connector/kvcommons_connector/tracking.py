@@ -39,6 +39,8 @@ class Geometry:
     ranks: int = 1
     dp_rank: int | None = None
     """Which data-parallel rank this is, where there are several: a cache of its own beside the others'."""
+    model: str = ""
+    """As clients call it: what the node's control API goes by."""
 
     @property
     def blocks_per_chunk(self) -> int:

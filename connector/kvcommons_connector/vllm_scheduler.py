@@ -88,6 +88,7 @@ class SchedulerSide:
             self._between_steps(),
             world,
             _data_parallel_rank(self._vllm_config),
+            _model_name(self._vllm_config),
         )
         self.core = SchedulerCore(
             geometry,
@@ -218,6 +219,12 @@ class SchedulerSide:
 
 def _now_ms() -> float:
     return time.monotonic() * 1e3
+
+
+def _model_name(config: VllmConfig) -> str:
+    """What clients call the model: the first of its names."""
+    names = config.model_config.served_model_name or ""
+    return str(names if isinstance(names, str) else names[0])
 
 
 def _data_parallel_rank(config: VllmConfig) -> int | None:

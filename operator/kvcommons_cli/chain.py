@@ -29,7 +29,7 @@ def body_of(options: argparse.Namespace) -> dict[str, object]:
     if options.keys is not None:
         body["keys"] = options.keys
     else:
-        body["tokens"] = _tokens(options.tokens)
+        body["tokens"] = tokens_of(options.tokens)
     if options.salt is not None:
         body["salt"] = options.salt
     if options.chunk_tokens is not None:
@@ -37,7 +37,8 @@ def body_of(options: argparse.Namespace) -> dict[str, object]:
     return body
 
 
-def _tokens(source: str) -> object:
+def tokens_of(source: str) -> object:
+    """:raises InputError: if the file is no JSON. :raises OSError: if it can't be read."""
     text = sys.stdin.read() if source == "-" else Path(source).read_text()
     try:
         return json.loads(text)

@@ -15,6 +15,7 @@ from kvcommons_cli import talk
 URL_DEFAULT = "http://127.0.0.1:9470"
 REFUSED_STATUS = 1
 SECONDS_MAX = 60.0
+UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 class InputError(Exception):
@@ -37,6 +38,12 @@ def address(text: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise argparse.ArgumentTypeError(f"{text!r} is no address: give http://HOST:PORT")
     return text
+
+
+def seconds(text: str) -> int:
+    """A time as it is written on the command line. :raises ValueError: if it is none."""
+    digits, unit = (text[:-1], text[-1:]) if text[-1:] in UNITS else (text, "s")
+    return int(digits) * UNITS[unit]
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:

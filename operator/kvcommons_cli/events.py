@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--kinds",
         default="",
-        help="committed, freed, moved, request, session_opened, session_closed, with commas (all)",
+        help="committed, freed, moved, request, session_opened, session_closed, job, with commas (all)",
     )
     options = parser.parse_args(argv)
 

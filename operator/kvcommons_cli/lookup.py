@@ -1,16 +1,50 @@
-"""Ask a node which leading chunks of a text's tokens, or of a chain of keys, it holds."""
+"""Ask a node where the chunks of a text are: in memory, on its tiers, and on which other nodes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from kvcommons_cli import chain, control
+from kvcommons_cli import chain, control, tables
+
+HEADINGS = ("CHUNKS", "COUNT", "HERE", "ELSEWHERE")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = control.parser("lookup", __doc__)
     chain.add_arguments(parser)
+    parser.add_argument("--nodes", action="store_true", help="ask the index, too, which other nodes hold them")
+    control.add_output(parser)
     options = parser.parse_args(argv)
-    return control.told(
-        "lookup", lambda: control.show(control.ask(options, "POST", "/v1/lookup", chain.body_of(options)))
+
+    def act() -> int:
+        body = chain.body_of(options)
+        if options.nodes:
+            body["nodes"] = True
+        answer = control.ask(options, "POST", "/v1/lookup", body)
+        return control.show(answer) if options.output == "json" else show(answer)
+
+    return control.told("lookup", act)
+
+
+def show(answer: Mapping[str, Any]) -> int:
+    rows = [
+        (
+            f"{run['first']}-{run['first'] + run['chunks'] - 1}",
+            str(run["chunks"]),
+            ", ".join(run["places"]),
+            ", ".join(f"{one['node']} ({one['tier']})" for one in run.get("nodes", ())),
+        )
+        for run in control.items(answer, "runs")
+    ]
+    lines = [tables.table(HEADINGS, rows)] if rows else []
+    if answer.get("runs_left"):
+        lines.append(f"({answer['runs_left']} more; -o json does not tell them either: ask for a part of the chain)")
+    lines.append(
+        f"{answer['hit_chunks']} of {answer['chunks']} leading chunks ({answer['hit_tokens']} tokens) in memory, "
+        f"{answer['here_chunks']} on this node"
     )
+    lines += [f"note: {limit}" for limit in answer.get("limits", ())]
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0

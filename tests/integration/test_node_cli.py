@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kvcommons_cli import clear, events, lookup, pin, pins, prewarm, stats, unpin, why
+from kvcommons_cli import clear, control, events, lookup, pin, pins, prewarm, stats, unpin, why
 from kvcommons_core.redis_server import free_port
 
 FINGERPRINT = "ab" * 32
@@ -76,22 +76,37 @@ def test_stats_shows_the_answer_as_json(node: Node, capsys: pytest.CaptureFixtur
     assert json.loads(capsys.readouterr().out) == {"hit_chunks": 2}
 
 
-def test_lookup_sends_tokens_from_a_file_with_their_salt(node: Node, tmp_path: Path) -> None:
+def test_lookup_sends_tokens_from_a_file_with_their_salt(
+    node: Node, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Tokens are read from a file; only what was given is sent, so that the node's own defaults hold."""
     file = tmp_path / "tokens.json"
     file.write_text("[1, 2, 3]")
+    run = {"first": 0, "chunks": 2, "places": ["memory", "disk"], "nodes": [{"node": "b", "tier": "disk"}]}
+    node.answers["/v1/lookup"] = {"runs": [run], "chunks": 2, "hit_chunks": 2, "hit_tokens": 512, "here_chunks": 2}
     assert lookup.main(["--url", node.url, "--fingerprint", FINGERPRINT, "--tokens", str(file), "--salt", "s"]) == 0
     assert node.asked[0][2] == {"fingerprint": FINGERPRINT, "tokens": [1, 2, 3], "salt": "s"}
+    assert capsys.readouterr().out.splitlines()[1].split() == ["0-1", "2", "memory,", "disk", "b", "(disk)"]
 
 
-def test_clear_wants_one_target(node: Node) -> None:
+def test_clear_wants_one_target(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     """Without a target nothing is asked of the node."""
     with pytest.raises(SystemExit) as ended:
         clear.main(["--url", node.url])
     assert ended.value.code == 2
     assert node.asked == []
+    node.answers["/v1/clear"] = {"chunks": 3, "tier_shards": {"disk": 5}, "pins": 1, "limits": ["so far"]}
     assert clear.main(["--url", node.url, "--all"]) == 0
     assert node.asked[0][2] == {"all": True}
+    assert capsys.readouterr().out == "cleared 3 chunks from memory, 5 shards from disk, 1 pins ended\nnote: so far\n"
+
+
+def test_clear_sends_what_is_meant_and_nothing_else(node: Node) -> None:
+    """Each filter goes under its name; an age is written as people write one."""
+    node.answers["/v1/clear"] = {"chunks": 0}
+    words = ["--model", "m", "--salt", "", "--older-than", "2h", "--tier", "memory", "--tier", "disk"]
+    assert clear.main(["--url", node.url, *words]) == 0
+    assert node.asked[0][2] == {"model": "m", "salt": "", "older_than_seconds": 7_200, "tiers": ["memory", "disk"]}
 
 
 def test_the_token_is_sent(node: Node, tmp_path: Path) -> None:
@@ -160,7 +175,7 @@ def test_pin_sends_its_time_in_seconds_and_shows_what_is_pinned(node: Node, caps
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("30m", 1_800), ("7d", 604_800)])
 def test_a_time_is_read_as_people_write_it(text: str, seconds: int) -> None:
     """A number of seconds, or one with its unit."""
-    assert pin.seconds(text) == seconds
+    assert control.seconds(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "h", "1w", "-", "1.5h"])

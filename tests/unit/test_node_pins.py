@@ -210,14 +210,17 @@ async def test_pins_survive_the_daemon_and_what_nobody_holds_is_let_go(tmp_path:
     core.stop()
 
 
-async def test_clearing_a_fingerprint_ends_its_pins(tmp_path: Path) -> None:
-    """What was cleared is not pinned any more, under whatever name; pins of others go on."""
-    core = core_with(1, 2)
+async def test_a_pin_ends_with_its_chunks_and_keeps_those_that_are_left(tmp_path: Path) -> None:
+    """What was cleared is not pinned any more, under whatever name; of a pin that lost its end the beginning stays pinned."""
+    core = core_with(1, 2, 3)
     pinning = Pinning(core, tmp_path / "pins", 1 << 20, Clock())
     await pinning.pin(FINGERPRINT, keys(1), CHUNK_BYTES, "a", 60)
-    assert await pinning.cleared(bytes(32)) == 0
-    assert await pinning.cleared(FINGERPRINT) == 1
-    assert pinning.page("", 9).total == 0
+    await pinning.pin(FINGERPRINT, keys(2, 3), CHUNK_BYTES, "b", 60)
+    assert await pinning.cleared() == 0
+    core.clear_some(FINGERPRINT, None, keys(1, 3), 0, [])
+    assert await pinning.cleared() == 1
+    assert [(one.name, one.chunks, one.bytes) for one in pinning.page("", 9).pins] == [("b", 1, CHUNK_BYTES)]
+    assert pinned(core) == {2}
     core.stop()
 
 

@@ -7,8 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 from kvcommons_node.control import Control
+from kvcommons_node.engines import Engines
 from kvcommons_node.index_link import Lag, Standing
+from kvcommons_node.model_names import ModelNames
 from kvcommons_node.pinning import Pinning
+from kvcommons_node.pool_view import NoPool
 from kvcommons_node.pump import EventPump
 from node_fakes import FakeCore, FakeIndex, committed, feedback, freed, key, moved
 
@@ -25,10 +28,13 @@ class Pumped:
             socket_path="/x",
             multi_tenant=False,
             namespace_secret=bytes(32),
+            models=ModelNames(),
+            pool=NoPool(),
+            engines=Engines((), NoPool(), "n"),
         )
         self.metrics = control.node_metrics
         self.feed, self.reports = control.feed, control.reports
-        self.pump = EventPump(self.core, self.index, self.metrics, self.reports, self.feed)
+        self.pump = EventPump(self.core, self.index, self.metrics, self.reports, self.feed, control.models)
 
     def metric(self, name: str, **labels: str) -> float | None:
         return self.metrics.registry.get_sample_value(name, labels)

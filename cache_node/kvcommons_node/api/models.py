@@ -2,53 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints
 
-from kvcommons_node.api.base import Chain, HexStart, Model, exactly_one
+from kvcommons_node.api.base import Model
 
 MEMBERS_PER_FENCE_MAX = 256
 FINGERPRINTS_SHOWN_MAX = 64
 ENGINES_SHOWN_MAX = 64
-
-
-class LookupRequest(Chain):
-    """Which leading chunks of a chain are here."""
-
-
-class LookupAnswer(Model):
-    """How many leading chunks of the chain this node holds."""
-
-    chunks: int = Field(description="Whole chunks that were asked for.")
-    hit_chunks: int = Field(description="Leading chunks that are here with all their shards.")
-    hit_tokens: int = Field(description="The same in tokens.")
-    tier: Literal["memory"] = Field(default="memory", description="Where they are.")
-
-
-class ClearRequest(Model):
-    """What to forget: one fingerprint's chunks, or all."""
-
-    model_config = exactly_one("fingerprint", {"type": "string"}, "all", {"const": True})
-
-    fingerprint: HexStart | None = Field(
-        default=None, description="Forget the chunks of this fingerprint; its first digits are enough."
-    )
-    all: bool = Field(default=False, description="Forget every chunk.")
-
-    @model_validator(mode="after")
-    def _one_target(self) -> Self:
-        if self.all == (self.fingerprint is not None):
-            raise ValueError("give exactly one of 'fingerprint' and 'all': true")
-        return self
-
-
-class ClearAnswer(Model):
-    """What was forgotten. Chunks that a reader holds are invisible at once and freed when the reader is done."""
-
-    chunks: int = Field(description="Chunks removed.")
-    pins: int = Field(default=0, description="Pins that ended with them.")
-    epoch: int | None = Field(description="The node's epoch in the index afterwards; null while it has joined none.")
 
 
 class FenceRequest(Model):
@@ -118,6 +80,9 @@ class FingerprintAnswer(Model):
     """One kind of KV: a model's weights, layout and everything else that must agree."""
 
     fingerprint: str = Field(description="64 hexadecimal digits, for lookup and clear.")
+    models: list[str] = Field(
+        default=[], description="As its engines call the models they serve, once a request of one has ended."
+    )
     chunks: int = Field(description="Chunks that can be hit.")
     used_bytes: int = Field(description="Of the arena.")
     engines: list[EngineProcess] = Field(description="Processes that have a session with it now; at most 64.")

@@ -50,7 +50,7 @@ class EventsQuery(Model):
 
     kinds: Annotated[str, Field(max_length=256)] = Field(
         default="",
-        description="committed, freed, moved, request, session_opened, session_closed, with commas; all when empty.",
+        description="committed, freed, moved, request, session_opened, session_closed, job, with commas; all when empty.",
     )
 
 
@@ -67,4 +67,8 @@ class EventData(Model):
     commons_tokens: int | None = None
     computed_tokens: int | None = None
     reason: str | None = None
+    job: str | None = Field(default=None, description="Of job, with its kind, its name and its state by now.")
+    job_kind: str | None = None
+    name: str | None = None
+    state: str | None = None
     lost: int | None = Field(default=None, description="Of gap: how many, where that is known.")

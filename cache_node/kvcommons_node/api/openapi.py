@@ -9,8 +9,10 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from kvcommons_node.api import models
+from kvcommons_node.api.models_jobs import CancelRequest, JobAnswer, JobEntry, JobsAnswer, JobsQuery, PrewarmRequest
 from kvcommons_node.api.models_pins import PinAnswer, PinRequest, PinsAnswer, PinsQuery, UnpinAnswer, UnpinRequest
 from kvcommons_node.api.models_requests import EventData, EventsQuery, RequestsAnswer, RequestsQuery
+from kvcommons_node.api.models_select import ClearAnswer, ClearRequest, LookupAnswer, LookupRequest
 
 REF_TEMPLATE = "#/components/schemas/{model}"
 
@@ -42,18 +44,18 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST",
         "/v1/lookup",
         "lookup",
-        "Which leading chunks of a chain are here",
-        models.LookupAnswer,
-        models.LookupRequest,
+        "Where the chunks of a chain are: memory, tiers, and which nodes",
+        LookupAnswer,
+        LookupRequest,
         guarded=True,
     ),
     Operation(
         "POST",
         "/v1/clear",
         "clear",
-        "Forget the chunks of a fingerprint, or all",
-        models.ClearAnswer,
-        models.ClearRequest,
+        "Forget chunks: all, or by fingerprint, model, tenant, key, age, tier",
+        ClearAnswer,
+        ClearRequest,
         guarded=True,
         changes=True,
     ),
@@ -69,6 +71,29 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation("POST", "/v1/unpin", "unpin", "End a pin, or all", UnpinAnswer, UnpinRequest, guarded=True, changes=True),
     Operation("GET", "/v1/pins", "pins", "The pins, by name", PinsAnswer, query=PinsQuery, guarded=True),
+    Operation(
+        "POST",
+        "/v1/prewarm",
+        "prewarm",
+        "Send documents through the engines once, as a job",
+        JobAnswer,
+        PrewarmRequest,
+        guarded=True,
+        changes=True,
+    ),
+    Operation(
+        "GET", "/v1/jobs", "jobs", "Long work: what runs, and how it ended", JobsAnswer, query=JobsQuery, guarded=True
+    ),
+    Operation(
+        "POST",
+        "/v1/jobs/cancel",
+        "cancel",
+        "End a job; what it did stays done",
+        JobEntry,
+        CancelRequest,
+        guarded=True,
+        changes=True,
+    ),
     Operation(
         "GET",
         "/v1/requests",

@@ -1,0 +1,139 @@
+"""Prewarm as a job, over HTTP: a stand-in answers where the engine would."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+from aiohttp import web
+from kvcommons_core.index.schema import Member, MemberInfo, MemberKind
+from kvcommons_node.engines import Engine
+from kvcommons_node.pool_view import NoPool
+from node_served import Served, serve_in
+
+USAGE = {"prompt_tokens": 300, "prompt_tokens_details": {"cached_tokens": 256}}
+
+
+class EngineStandIn:
+    """Counts what it is asked; refuses what begins with "bad", and fails the first time for what begins with "flaky"."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, dict[str, Any], str | None]] = []
+        self.hold: asyncio.Event | None = None
+        self.url = ""
+        self._failed: set[str] = set()
+
+    async def start(self, stack: AsyncExitStack) -> None:
+        app = web.Application()
+        app.router.add_post("/{path:.*}", self._answer)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.asked.append((request.path, body, request.headers.get("Authorization")))
+        if self.hold is not None:
+            await self.hold.wait()
+        text = str(body.get("prompt") or body["messages"][0]["content"])
+        if text.startswith("bad"):
+            return web.Response(status=400, text="too long")
+        if text.startswith("flaky") and text not in self._failed:
+            self._failed.add(text)
+            return web.Response(status=503)
+        return web.json_response({"usage": USAGE})
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as made:
+        yield made
+
+
+@pytest.fixture
+async def engine(stack: AsyncExitStack) -> EngineStandIn:
+    made = EngineStandIn()
+    await made.start(stack)
+    return made
+
+
+async def job_of(node: Served, job_id: str) -> dict[str, Any]:
+    async with asyncio.timeout(10):
+        while True:
+            job: dict[str, Any] = (await node.get(f"/v1/jobs?job={job_id}"))[1]["jobs"][0]
+            if job["state"] not in ("waiting", "running"):
+                return job
+            await asyncio.sleep(0.01)
+
+
+async def test_documents_go_through_the_engine_once(stack: AsyncExitStack, engine: EngineStandIn) -> None:
+    """Chats and prompts go where they belong with the key; one that is refused is counted and named, one that fails for a moment is tried again."""
+    node = await serve_in(stack, engines=[Engine("e", engine.url, "key")])
+    chat = {"messages": [{"role": "user", "content": "hello"}]}
+    documents = [{"prompt": "a"}, chat, {"prompt": "bad one"}, {"prompt": "flaky"}]
+    status, answer = await node.post("/v1/prewarm", {"model": "m", "documents": documents})
+    assert (status, answer["created"], answer["job"]["kind"]) == (200, True, "prewarm")
+    job = await job_of(node, answer["job"]["job"])
+    assert (job["state"], job["progress"]["done"], job["progress"]["failed"]) == ("done", 3, 1)
+    assert (job["result"]["prompt_tokens"], job["result"]["cached_tokens"]) == (900, 768)
+    assert "document 3: " in job["result"]["failures"][0]
+    assert len(engine.asked) == 5
+    assert {path for path, _, _ in engine.asked} == {"/v1/completions", "/v1/chat/completions"}
+    assert all(key == "Bearer key" and body["max_tokens"] == 1 for _, body, key in engine.asked)
+
+
+async def test_a_job_of_which_nothing_went_well_has_failed(stack: AsyncExitStack, engine: EngineStandIn) -> None:
+    """The first refusal is the reason."""
+    node = await serve_in(stack, engines=[Engine("e", engine.url)])
+    _, answer = await node.post("/v1/prewarm", {"model": "m", "documents": [{"prompt": "bad"}]})
+    job = await job_of(node, answer["job"]["job"])
+    assert (job["state"], "too long" in job["error"]) == ("failed", True)
+
+
+async def test_a_running_job_is_cancelled(stack: AsyncExitStack, engine: EngineStandIn) -> None:
+    """Cancelling ends it where it is; the call may be repeated."""
+    engine.hold = asyncio.Event()
+    node = await serve_in(stack, engines=[Engine("e", engine.url)])
+    _, answer = await node.post("/v1/prewarm", {"model": "m", "documents": [{"prompt": "a"}], "name": "docs"})
+    for _ in range(2):
+        status, job = await node.post("/v1/jobs/cancel", {"job": answer["job"]["job"]})
+        assert (status, job["state"]) == (200, "cancelled")
+    engine.hold.set()
+    assert (await node.get("/v1/jobs?state=cancelled"))[1]["jobs"][0]["name"] == "docs"
+    assert (await node.post("/v1/jobs/cancel", {"job": "0" * 16}))[0] == 404
+
+
+async def test_without_an_engine_nothing_is_begun(stack: AsyncExitStack) -> None:
+    """The refusal says which setting would name one."""
+    node = await serve_in(stack)
+    status, answer = await node.post("/v1/prewarm", {"model": "m", "documents": [{"prompt": "a"}]})
+    assert (status, "engine_urls" in answer["error"]["remedy"]) == (409, True)
+    assert (await node.get("/v1/jobs"))[1]["kept"] == 0
+
+
+async def test_engines_of_this_node_are_known_from_the_index(stack: AsyncExitStack, engine: EngineStandIn) -> None:
+    """Where none is configured, documents go to the engines that a router has listed with this node, not to others'."""
+
+    class Pool(NoPool):
+        async def members(self) -> list[Member]:
+            infos = [
+                MemberInfo(name="engine:a", kind=MemberKind.ENGINE, address=engine.url, node="node-a"),
+                MemberInfo(name="engine:b", kind=MemberKind.ENGINE, address="http://127.0.0.1:9", node="node-b"),
+            ]
+            return [Member(slot, 1, 0, "x", 0, info) for slot, info in enumerate(infos)]
+
+    node = await serve_in(stack, pool=Pool())
+    _, answer = await node.post("/v1/prewarm", {"model": "m", "documents": [{"prompt": "a"}]})
+    assert (await job_of(node, answer["job"]["job"]))["state"] == "done"
+
+
+@pytest.mark.parametrize("document", [{}, {"prompt": "a", "messages": []}, {"prompt": ""}, {"text": "a"}])
+async def test_what_is_no_document_is_refused(stack: AsyncExitStack, document: dict[str, object]) -> None:
+    """Before anything is sent."""
+    node = await serve_in(stack, engines=[Engine("e", "http://127.0.0.1:9")])
+    assert (await node.post("/v1/prewarm", {"model": "m", "documents": [document]}))[0] == 400
