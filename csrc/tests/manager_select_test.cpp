@@ -143,3 +143,5 @@ TEST(a_write_under_way_is_undone_where_it_was_meant) {
   CHECK(rig.places(theirs) == std::vector<Places>(2, kInMemory | kOnTier));
   CHECK(rig.places(named) == (std::vector<Places>{kInMemory | kOnTier, 0, 0}));
 }
+
+TEST_MAIN()
