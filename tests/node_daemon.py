@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 from kvcommons_core.index.schema import Names
 from kvcommons_core.settings import IndexSettings, NodeSection, NodeSettings
-from kvcommons_node.__main__ import make_index
+from kvcommons_node.__main__ import make_index, make_pool
 from kvcommons_node.daemon import Daemon
 from kvcommons_node.plan import make_plan
 from node_fakes import FakeCore
@@ -49,26 +49,33 @@ class Running:
     async def disconnected(self) -> bool:
         return not await self.connected()
 
+    async def post(self, path: str, body: object) -> tuple[int, dict[str, Any]]:
+        async with self._http.post(self.url + path, json=body) as response:
+            return response.status, await response.json()
+
     async def clear_all(self) -> None:
         async with self._http.post(self.url + "/v1/clear", json={"all": True}) as response:
             assert response.status == 200
 
 
 @asynccontextmanager
-async def running(redis_url: str, core: FakeCore | None = None) -> AsyncIterator[Running]:
+async def running(
+    redis_url: str, core: FakeCore | None = None, node_id: str = "node-a", **more: Any
+) -> AsyncIterator[Running]:
+    """:param more: further settings of the node."""
     held = core or FakeCore()
     with TemporaryDirectory(prefix="kvn-") as folder:
         section = NodeSection(
-            node_id="node-a",
+            node_id=node_id,
             socket_path=f"{folder}/n.sock",
             state_dir=f"{folder}/s",
             holder_socket="none",
-            control_port=0,
             arena_bytes=1 << 26,
+            **{"control_port": 0, **more},
         )
         index = IndexSettings(url=redis_url, prefix=NAMES.prefix, connect_ms_max=500, call_ms_max=500)
         plan = make_plan(NodeSettings(node=section, index=index), "0.1.0")
-        daemon = Daemon(plan, lambda _plan: held, make_index)
+        daemon = Daemon(plan, lambda _plan: held, make_index, make_pool)
         task = asyncio.create_task(daemon.run())
         serving = asyncio.create_task(daemon.serving.wait())
         await asyncio.wait({task, serving}, timeout=SECONDS_MAX, return_when=asyncio.FIRST_COMPLETED)

@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 from kvcommons_node.api.server import Access, Api
+from kvcommons_node.cluster import Credentials
 from kvcommons_node.control import Control
 from kvcommons_node.engines import Engine, Engines
 from kvcommons_node.model_names import ModelNames
@@ -58,6 +59,7 @@ async def serve_in(
         models=ModelNames(),
         pool=pool,
         engines=made,
+        credentials=Credentials(),
         node_id="node-a",
         version="0.1.0",
         socket_path="/run/x.sock",

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import time
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from pydantic import BaseModel
+
 from kvcommons_node import fingerprints
 from kvcommons_node.api import models, refusals
+from kvcommons_node.api.models_cluster import ClusterAnswer, ClusterRequest
 from kvcommons_node.api.models_jobs import CancelRequest, JobAnswer, JobEntry, JobsAnswer, JobsQuery, PrewarmRequest
 from kvcommons_node.api.models_pins import PinAnswer, PinRequest, PinsAnswer, PinsQuery, UnpinAnswer, UnpinRequest
 from kvcommons_node.api.models_requests import EventsQuery, RequestsAnswer, RequestsQuery
 from kvcommons_node.api.models_select import ClearAnswer, ClearRequest, LookupAnswer, LookupRequest
+from kvcommons_node.cluster import Cluster, Credentials
 from kvcommons_node.engines import Engines
 from kvcommons_node.feed import Feed, Watcher
 from kvcommons_node.jobs import Jobs, Progress
@@ -98,6 +103,7 @@ class Control:
         models: ModelNames,
         pool: PoolView,
         engines: Engines,
+        credentials: Credentials,
     ) -> None:
         self._core = core
         self._index = index
@@ -114,6 +120,7 @@ class Control:
         self.reports = Reports()
         self.feed = Feed()
         self._engines = engines
+        self._cluster = Cluster(pool, node_id, credentials, self._here)
         self._jobs = Jobs(lambda fields: self.feed.tell("job", fields))
 
     def set_serving(self, serving: bool) -> None:
@@ -192,8 +199,9 @@ class Control:
         return await self._jobs.cancel(request.job)
 
     async def close(self) -> None:
-        """Ends every job."""
+        """Ends every job, and what is asked of others."""
         await self._jobs.close()
+        await self._cluster.close()
 
     def requests(self, query: RequestsQuery) -> RequestsAnswer:
         return self.reports.page(query)
@@ -205,6 +213,17 @@ class Control:
     def close_events(self) -> None:
         """Every stream of events ends."""
         self.feed.close()
+
+    async def cluster(self, request: ClusterRequest) -> ClusterAnswer:
+        """:raises Refusal: as the operation, or without an index. :raises IndexUnavailableError: if Redis is away."""
+        return await self._cluster.call(request)
+
+    async def _here(self, operation: str, asked: BaseModel | None) -> BaseModel:
+        """One operation of those that go to every node, on this one."""
+        call = getattr(self, operation)
+        answer = call(asked) if asked is not None else call()
+        found: BaseModel = await answer if inspect.isawaitable(answer) else answer
+        return found
 
     async def fence(self, request: models.FenceRequest) -> models.FenceAnswer:
         """:raises Refusal: if others are to be held. :raises IndexUnavailableError: if Redis does not answer."""

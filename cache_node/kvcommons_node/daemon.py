@@ -21,6 +21,7 @@ from kvcommons_core.settings_values import format_bytes
 
 from kvcommons_node import holder, preflight
 from kvcommons_node.api.server import SHUTDOWN_SECONDS_MAX, Access, Api
+from kvcommons_node.cluster import Credentials
 from kvcommons_node.control import Control, IndexLink
 from kvcommons_node.engines import Engines
 from kvcommons_node.model_names import ModelNames
@@ -83,6 +84,7 @@ class Daemon:
                 models=models,
                 pool=pool,
                 engines=engines,
+                credentials=Credentials(plan.control_token),
                 node_id=plan.node_id,
                 version=plan.version,
                 socket_path=str(plan.socket_path),
@@ -117,7 +119,7 @@ class Daemon:
     async def _serve_http(self, control: Control, stack: AsyncExitStack) -> None:
         host, port = self._plan.control_host, self._plan.control_port
         access = Access(token=self._plan.control_token, loopback=preflight.is_loopback(host))
-        application = Api(control, access, self._plan.version).application()
+        application = Api(control, access, self._plan.version, self._plan.node_id).application()
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS_MAX)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)

@@ -12,7 +12,7 @@ import aiohttp
 from kvcommons_core.errors import IndexUnavailableError
 from kvcommons_core.index.schema import MemberKind
 
-from kvcommons_node.api import refusals
+from kvcommons_node.api import refusals, refusals_work
 from kvcommons_node.pool_view import PoolView
 
 COMPLETION_SECONDS_MAX: Final = 600.0
@@ -57,7 +57,7 @@ class Engines:
         """:raises Refusal: if none is known."""
         found = list(self._configured) or await self._of_index()
         if not found:
-            raise refusals.no_engine()
+            raise refusals_work.no_engine()
         return found[:ENGINES_MAX]
 
     async def _of_index(self) -> list[Engine]:
@@ -102,10 +102,10 @@ class Engines:
         try:
             answer = await self.call(engine, "/tokenize", body)
         except EngineError as error:
-            raise refusals.not_tokenized(str(error)) from error
+            raise refusals_work.not_tokenized(str(error)) from error
         tokens = answer.get("tokens")
         if not isinstance(tokens, list) or not all(type(one) is int and 0 <= one < 1 << 32 for one in tokens):
-            raise refusals.not_tokenized(f"{engine.url} answered without token ids")
+            raise refusals_work.not_tokenized(f"{engine.url} answered without token ids")
         return tokens
 
     async def close(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from kvcommons_node.api import refusals
+from kvcommons_node.api import refusals, refusals_work
 from kvcommons_node.api.models_jobs import JobAnswer, JobEntry, JobProgress, JobsAnswer, JobsQuery, JobState
 
 RUNNING_MAX: Final = 4
@@ -105,10 +105,10 @@ class Jobs:
         former = self._former(called, named=name is not None)
         if former is not None:
             if former.digest != digest:
-                raise refusals.job_name_taken(called, former.kind, former.state)
+                raise refusals_work.job_name_taken(called, former.kind, former.state)
             return JobAnswer(job=self._shown(former), created=False)
         if sum(1 for job in self._jobs.values() if not job.over) >= RUNNING_MAX + WAITING_MAX:
-            raise refusals.too_many_jobs(RUNNING_MAX + WAITING_MAX)
+            raise refusals_work.too_many_jobs(RUNNING_MAX + WAITING_MAX)
         self._number += 1
         job = Job(secrets.token_hex(8), self._number, kind, called, digest, work, progress, self._clock())
         self._jobs[job.id] = job
@@ -137,7 +137,7 @@ class Jobs:
         """Ends one; to end what is over changes nothing. What it did stays done. :raises Refusal: if there is none."""
         job = self._jobs.get(job_id)
         if job is None:
-            raise refusals.no_job(job_id)
+            raise refusals_work.no_job(job_id)
         await self._end(job)
         return self._shown(job)
 

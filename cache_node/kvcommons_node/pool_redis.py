@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from kvcommons_core.errors import CorruptRecordError, IndexUnavailableError
 from kvcommons_core.index import schema
 from kvcommons_core.index.connection import IndexConnection
-from kvcommons_core.index.schema import Member, Names, Tier
+from kvcommons_core.index.schema import Member, MemberKind, Names, Tier
 from kvcommons_core.index.view import MembersView
 from kvcommons_core.settings import IndexSettings
 
@@ -30,6 +30,11 @@ class RedisPool:
         if not self._view.reachable:
             raise IndexUnavailableError(self._view.last_error)
         return sorted(self._view.members.values(), key=lambda member: member.info.name)
+
+    async def absent(self) -> list[str]:
+        alive = self._view.by_name
+        recorded = [one.info for one in self._view.recorded.values()]
+        return sorted(one.name for one in recorded if one.kind is MemberKind.NODE and one.name not in alive)
 
     async def holders(self, keys: Sequence[bytes]) -> list[tuple[Place, ...]]:
         names = {(one.slot, one.epoch): one.info.name for one in await self.members()}

@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 from kvcommons_core.index.schema import Member
 
-from kvcommons_node.api import refusals
+from kvcommons_node.api import refusals_work
 
 KEYS_ASKED_MAX: Final = 4_096
 """Of one lookup: an answer of Redis for each."""
@@ -25,6 +25,10 @@ class PoolView(Protocol):
         :raises IndexUnavailableError: if Redis does not answer. :raises Refusal: without an index."""
         ...
 
+    async def absent(self) -> list[str]:
+        """Names of nodes that are in the index and whose lease has ended, as `members` last saw it."""
+        ...
+
     async def holders(self, keys: Sequence[bytes]) -> list[tuple[Place, ...]]:
         """Who holds each of these token keys (KEYS_ASKED_MAX at most), by name.
 
@@ -38,9 +42,12 @@ class NoPool:
     """A node without an index is alone."""
 
     async def members(self) -> list[Member]:
-        raise refusals.no_index()
+        raise refusals_work.no_index()
+
+    async def absent(self) -> list[str]:
+        return []
 
     async def holders(self, keys: Sequence[bytes]) -> list[tuple[Place, ...]]:
-        raise refusals.no_index()
+        raise refusals_work.no_index()
 
     async def close(self) -> None: ...

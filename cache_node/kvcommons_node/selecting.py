@@ -9,7 +9,7 @@ from itertools import groupby
 from kvcommons_core.keys import namespace_root, split_keys, token_keys
 
 from kvcommons_node import fingerprints
-from kvcommons_node.api import refusals
+from kvcommons_node.api import refusals_work
 from kvcommons_node.api.base import Chain
 from kvcommons_node.api.models_select import (
     RUNS_MAX,
@@ -115,9 +115,9 @@ class Selecting:
         known = [MEMORY, *(tier[0] for tier in self._core.tiers())]
         unknown = [name for name in request.tiers if name not in known]
         if unknown:
-            raise refusals.unknown_tier(unknown[0], known)
+            raise refusals_work.unknown_tier(unknown[0], known)
         if request.older_than_seconds is not None and request.tiers and MEMORY not in request.tiers:
-            raise refusals.age_without_memory(request.tiers)
+            raise refusals_work.age_without_memory(request.tiers)
 
     def _fingerprints(self, request: ClearRequest) -> list[bytes | None]:
         if request.fingerprint is not None:
@@ -126,7 +126,7 @@ class Selecting:
             return [None]
         found = self._models.fingerprints(request.model)
         if not found:
-            raise refusals.unknown_model(request.model, self._models.known())
+            raise refusals_work.unknown_model(request.model, self._models.known())
         return [*found]
 
     def _keys(self, request: ClearRequest, fingerprint: bytes | None) -> bytes:

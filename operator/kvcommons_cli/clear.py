@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kvcommons_cli import chain, control
+from kvcommons_cli import chain, control, spread
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,8 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("give --all, or what is meant (--fingerprint, --model, --salt, --older-than), and not both")
 
     def act() -> int:
-        answer = control.ask(options, "POST", "/v1/clear", body_of(options))
-        return control.show(answer) if options.output == "json" else show(answer)
+        return spread.run(options, spread.Call("clear", "POST", "/v1/clear", body_of(options)), show)
 
     return control.told("clear", act)
 
@@ -36,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         "--older-than", type=control.seconds, metavar="TIME", help="stored longer ago than 90s, 30m, 12h or 7d"
     )
     parser.add_argument("--tier", action="append", dest="tiers", help="only there: memory, disk, ...; repeatable")
+    spread.add_nodes(parser)
     control.add_output(parser)
     return parser
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kvcommons_cli import chain, control, tables
+from kvcommons_cli import chain, control, spread, tables
 
 HEADINGS = ("CHUNKS", "COUNT", "HERE", "ELSEWHERE")
 
@@ -14,16 +14,16 @@ HEADINGS = ("CHUNKS", "COUNT", "HERE", "ELSEWHERE")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = control.parser("lookup", __doc__)
     chain.add_arguments(parser)
-    parser.add_argument("--nodes", action="store_true", help="ask the index, too, which other nodes hold them")
+    parser.add_argument("--where", action="store_true", help="ask the index, too, which other nodes hold them")
+    spread.add_nodes(parser)
     control.add_output(parser)
     options = parser.parse_args(argv)
 
     def act() -> int:
         body = chain.body_of(options)
-        if options.nodes:
+        if options.where:
             body["nodes"] = True
-        answer = control.ask(options, "POST", "/v1/lookup", body)
-        return control.show(answer) if options.output == "json" else show(answer)
+        return spread.run(options, spread.Call("lookup", "POST", "/v1/lookup", body), show)
 
     return control.told("lookup", act)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvcommons_cli import chain, control, pins
+from kvcommons_cli import chain, control, pins, spread
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -14,6 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--ttl", type=control.seconds, metavar="TIME", help="how long, as 90s, 30m, 12h or 7d; 30d at most (default 1h)"
     )
+    spread.add_nodes(parser)
     control.add_output(parser)
     options = parser.parse_args(argv)
 
@@ -23,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             body["name"] = options.name
         if options.ttl is not None:
             body["ttl_seconds"] = options.ttl
-        answer = control.ask(options, "POST", "/v1/pin", body)
-        return control.show(answer) if options.output == "json" else pins.show([answer["pin"]], answer)
+        call = spread.Call("pin", "POST", "/v1/pin", body)
+        return spread.run(options, call, lambda answer: pins.show([answer["pin"]], answer))
 
     return control.told("pin", act)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from kvcommons_cli import control, talk
+from kvcommons_cli import control, jobs, talk
 
 URL_DEFAULT = "http://127.0.0.1:8000"
 AT_ONCE_MAX = 256
@@ -72,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
 
     def act() -> int:
+        if options.job:
+            return _as_job(options)
         tally = Tally(_checked(options))
         try:
             with _opened(options.file) as file:
@@ -98,8 +100,37 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--token-file", type=Path, help="file with the tenant's API key, where the router wants one")
     parser.add_argument("--at-once", type=int, default=4, help="requests at one time (default 4)")
     parser.add_argument("--skip", type=int, default=0, help="leave out so many lines: to go on where one stopped")
+    parser.add_argument(
+        "--job",
+        action="store_true",
+        help=f"as a job of a cache node ({control.URL_DEFAULT}, or --url), which goes on without this command",
+    )
+    parser.add_argument("--name", help="of the job: the same call again does not begin it anew")
+    parser.add_argument("--detach", action="store_true", help="of a job: don't wait for its end")
     control.add_output(parser)
     return parser
+
+
+def _as_job(options: argparse.Namespace) -> int:
+    options.url = control.URL_DEFAULT if options.url == URL_DEFAULT else options.url
+    with _opened(options.file) as file:
+        documents = [_sent(document) for document in _documents(file, options)]
+    body: dict[str, object] = {"model": options.model, "documents": documents, "at_once": options.at_once}
+    if options.name is not None:
+        body["name"] = options.name
+    answer = control.ask(options, "POST", "/v1/prewarm", body)
+    job = answer["job"]
+    if options.detach:
+        return control.show(answer) if options.output == "json" else jobs.show({"jobs": [job]})
+    try:
+        return jobs.follow(options, str(job["job"]))
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\nit goes on; `kvcommons jobs {job['job']} --follow` shows it, --cancel ends it\n")
+        return INTERRUPTED_STATUS
+
+
+def _sent(document: Document) -> dict[str, Any]:
+    return {name: value for name, value in document.body.items() if name in ("messages", "prompt")}
 
 
 def _opened(name: str) -> Any:

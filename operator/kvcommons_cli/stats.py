@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvcommons_cli import control
+from kvcommons_cli import control, spread
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = control.parser("stats", __doc__).parse_args(argv)
-    return control.told("stats", lambda: control.show(control.ask(options, "GET", "/v1/stats")))
+    parser = control.parser("stats", __doc__)
+    spread.add_nodes(parser)
+    parser.add_argument(
+        "-o", "--output", choices=("table", "json"), default="json", help="of all nodes a table, or JSON (the default)"
+    )
+    options = parser.parse_args(argv)
+    call = spread.Call("stats", "GET", "/v1/stats", {})
+    return control.told("stats", lambda: spread.run(options, call, control.show))

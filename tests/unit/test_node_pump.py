@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
+from kvcommons_node.cluster import Credentials
 from kvcommons_node.control import Control
 from kvcommons_node.engines import Engines
 from kvcommons_node.index_link import Lag, Standing
@@ -31,6 +32,7 @@ class Pumped:
             models=ModelNames(),
             pool=NoPool(),
             engines=Engines((), NoPool(), "n"),
+            credentials=Credentials(),
         )
         self.metrics = control.node_metrics
         self.feed, self.reports = control.feed, control.reports

@@ -48,6 +48,11 @@ class MembersView:
         self._polls = 0
         self._answered = float("-inf")
 
+    @property
+    def recorded(self) -> Mapping[int, Member]:
+        """Those that have a record, also where their lease has ended: they may be down."""
+        return self._known
+
     async def run(self) -> None:
         while True:
             await self.poll()

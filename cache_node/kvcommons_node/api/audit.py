@@ -14,12 +14,20 @@ SECRET_FIELDS = frozenset({"salt"})
 
 def summary(body: BaseModel | None) -> dict[str, object]:
     """What was asked for, without secrets; of a list only how long it is."""
-    fields = body.model_dump(exclude_none=True, exclude_defaults=True) if body is not None else {}
-    return {
-        name: len(value) if isinstance(value, list) else value
-        for name, value in fields.items()
-        if name not in SECRET_FIELDS
-    }
+    return _shown(body.model_dump(exclude_none=True, exclude_defaults=True)) if body is not None else {}
+
+
+def _shown(fields: dict[str, object]) -> dict[str, object]:
+    return {name: _short(value) for name, value in fields.items() if name not in SECRET_FIELDS}
+
+
+def _short(value: object) -> object:
+    """Of a list its length; within a call for all nodes stands the operation's own request."""
+    if isinstance(value, dict):
+        return _shown(value)
+    if isinstance(value, list):
+        return len(value)
+    return value
 
 
 def record(operation: str, request: web.Request, body: BaseModel | None, status: int) -> None:

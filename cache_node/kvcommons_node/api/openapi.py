@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from kvcommons_node.api import models
+from kvcommons_node.api.models_cluster import ClusterAnswer, ClusterRequest
 from kvcommons_node.api.models_jobs import CancelRequest, JobAnswer, JobEntry, JobsAnswer, JobsQuery, PrewarmRequest
 from kvcommons_node.api.models_pins import PinAnswer, PinRequest, PinsAnswer, PinsQuery, UnpinAnswer, UnpinRequest
 from kvcommons_node.api.models_requests import EventData, EventsQuery, RequestsAnswer, RequestsQuery
@@ -112,6 +113,16 @@ OPERATIONS: tuple[Operation, ...] = (
         query=EventsQuery,
         guarded=True,
         streams=True,
+    ),
+    Operation(
+        "POST",
+        "/v1/cluster",
+        "cluster",
+        "One operation on every node of the pool; what came of it, node by node",
+        ClusterAnswer,
+        ClusterRequest,
+        guarded=True,
+        changes=True,
     ),
     Operation(
         "POST",

@@ -16,7 +16,6 @@ PATTERN_WORDS = {
     PLACE_PATTERN: "a name of letters, digits, _ and - (at most 32, a letter first)",
     NAME_PATTERN: "a name of letters, digits and ._:- (at most 128, a letter or digit first)",
 }
-NAMES_SHOWN_MAX = 20
 VALUE_CHARACTERS_MAX = 120
 """A refused value is quoted this far: enough to recognise it, never a whole body."""
 
@@ -39,11 +38,12 @@ class Refusal(Exception):
         )
 
 
-def invalid(error: ValidationError) -> Refusal:
-    """The first thing wrong with a body, as one refusal."""
+def invalid(error: ValidationError, within: str = "") -> Refusal:
+    """The first thing wrong with a body, as one refusal. `within`: before the names of fields."""
     problems = error.errors(include_url=False)
     first = problems[0]
-    field = ".".join(str(part) for part in first["loc"]) or None
+    place = ".".join(str(part) for part in first["loc"])
+    field = within + place if place else within.rstrip(".") or None
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
@@ -175,100 +175,6 @@ def not_itself(asked: str, node: str) -> Refusal:
             value=shortened(asked),
             remedy=f"with hold, give no members or [{node!r}]",
         ),
-    )
-
-
-def no_index() -> Refusal:
-    return Refusal(
-        409,
-        ErrorDetail(
-            type="invalid_request",
-            message="this node is in no index, so it knows no other",
-            remedy="set index.url to the pool's Redis, or ask each node",
-        ),
-    )
-
-
-def unknown_model(model: str, known: list[str]) -> Refusal:
-    return _unknown(
-        "model",
-        "no engine said that it serves this model",
-        model,
-        f"known: {', '.join(known[:NAMES_SHOWN_MAX]) or 'none yet'}; engines say it when a request ends; `kvcommons stats` lists fingerprints",
-    )
-
-
-def unknown_tier(name: str, known: list[str]) -> Refusal:
-    return _unknown("tiers", "this node has no such tier", name, f"known: {', '.join(known)}")
-
-
-def _unknown(field: str, message: str, value: str, remedy: str) -> Refusal:
-    return Refusal(
-        404,
-        ErrorDetail(type="not_found", message=message, field=field, value=shortened(value), remedy=remedy),
-    )
-
-
-def age_without_memory(tiers: list[str]) -> Refusal:
-    return Refusal(
-        409,
-        ErrorDetail(
-            type="invalid_request",
-            message="a tier does not know how old a chunk is",
-            field="tiers",
-            value=shortened(tiers),
-            remedy="name memory too: what is cleared there by age is cleared from the tiers as well",
-        ),
-    )
-
-
-def no_engine() -> Refusal:
-    return Refusal(
-        409,
-        ErrorDetail(
-            type="invalid_request",
-            message="this node knows no engine by its HTTP address",
-            remedy="set node.engine_urls to the router or the engines; with an index those are known that a router lists with this node",
-        ),
-    )
-
-
-def not_tokenized(why: str) -> Refusal:
-    return Refusal(
-        503,
-        ErrorDetail(
-            type="busy",
-            message=f"no engine made tokens of the text: {why}",
-            field="text",
-            remedy="give tokens; node.engine_urls must name an engine that serves /tokenize",
-        ),
-    )
-
-
-def job_name_taken(name: str, kind: str, state: str) -> Refusal:
-    return Refusal(
-        409,
-        ErrorDetail(
-            type="invalid_request",
-            message=f"a {kind} job of this name is {state}, and it was asked for something else",
-            field="name",
-            value=shortened(name),
-            remedy="give another name, or cancel that job first",
-        ),
-    )
-
-
-def too_many_jobs(most: int) -> Refusal:
-    return Refusal(
-        503,
-        ErrorDetail(type="busy", message=f"{most} jobs run or wait already", remedy="cancel one, or try again later"),
-        {"Retry-After": "10"},
-    )
-
-
-def no_job(job: str) -> Refusal:
-    return _unknown(
-        "job", "there is no such job, or it is long over", job, "GET /v1/jobs (`kvcommons jobs`) lists them"
     )
 
 

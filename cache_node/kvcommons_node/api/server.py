@@ -16,7 +16,8 @@ from aiohttp.typedefs import Middleware
 from kvcommons_core.errors import IndexUnavailableError
 from pydantic import BaseModel, ValidationError
 
-from kvcommons_node.api import audit, models, openapi, refusals
+from kvcommons_node.api import audit, models, openapi, refusals, refusals_work
+from kvcommons_node.api.models_cluster import ClusterAnswer, ClusterRequest
 from kvcommons_node.api.models_jobs import CancelRequest, JobAnswer, JobEntry, JobsAnswer, JobsQuery, PrewarmRequest
 from kvcommons_node.api.models_pins import PinAnswer, PinRequest, PinsAnswer, PinsQuery, UnpinAnswer, UnpinRequest
 from kvcommons_node.api.models_requests import EventsQuery, RequestsAnswer, RequestsQuery
@@ -31,6 +32,8 @@ SHUTDOWN_SECONDS_MAX = 2.0
 
 HEARTBEAT_SECONDS = 15.0
 """Between events, so that a client that has gone is noticed."""
+MEANT_HEADER = "X-Kvcommons-Node"
+"""Whom a call is for, where a node calls another: an address may have become someone else's."""
 ASKED = web.RequestKey("asked", BaseModel)
 
 V = TypeVar("V")
@@ -55,6 +58,7 @@ class Operations(Protocol):
     def requests(self, query: RequestsQuery) -> RequestsAnswer: ...
     def events(self, query: EventsQuery) -> AbstractContextManager[Watcher]: ...
     def close_events(self) -> None: ...
+    async def cluster(self, request: ClusterRequest) -> ClusterAnswer: ...
     async def fence(self, request: models.FenceRequest) -> models.FenceAnswer: ...
 
 
@@ -79,7 +83,9 @@ class Access:
 class Api:
     """The application over one set of operations."""
 
-    def __init__(self, operations: Operations, access: Access, version: str) -> None:
+    def __init__(self, operations: Operations, access: Access, version: str, node_id: str = "") -> None:
+        """:param node_id: a call that says that it is for another node is refused."""
+        self._node_id = node_id
         self._operations = operations
         self._access = access
         self._document = json.dumps(openapi.document(version))
@@ -120,6 +126,7 @@ class Api:
         async def handle(request: web.Request) -> web.StreamResponse:
             if operation.guarded:
                 self._access.check(request)
+                self._check_meant(request)
             asked = await _asked(request, operation)
             answer = call(asked) if asked is not None else call()
             if inspect.isawaitable(answer):
@@ -134,6 +141,11 @@ class Api:
         if operation.streams:
             return stream
         return _audited(operation.name, handle) if operation.changes else handle
+
+    def _check_meant(self, request: web.Request) -> None:
+        meant = request.headers.get(MEANT_HEADER, self._node_id)
+        if meant != self._node_id:
+            raise refusals_work.another_node(meant, self._node_id)
 
     async def _end_streams(self, _app: web.Application) -> None:
         self._operations.close_events()

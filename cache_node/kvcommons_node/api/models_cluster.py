@@ -1,0 +1,44 @@
+"""Requests and answers of calls that go to every node of the pool."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints
+
+from kvcommons_node.api.base import Model
+
+NODES_MAX = 1_024
+
+SpreadOperation = Literal["stats", "lookup", "clear", "pin", "unpin", "pins", "requests", "jobs"]
+"""What can be asked of all nodes at once."""
+
+
+class ClusterRequest(Model):
+    """One operation for every node of the pool, or for some."""
+
+    operation: SpreadOperation = Field(description="As its operationId in this document.")
+    body: dict[str, Any] = Field(default={}, description="The request of that operation; of a GET: its query.")
+    nodes: list[Annotated[str, StringConstraints(min_length=1, max_length=253)]] = Field(
+        default=[], max_length=NODES_MAX, description="Names of the nodes in the index; all of them when empty."
+    )
+
+
+class NodeResult(Model):
+    """What came of it on one node."""
+
+    node: str
+    ok: bool
+    status: int = Field(description="Of HTTP; 0 where there was no answer.")
+    error: str = Field(default="", description="Why it did not go well, and what to do.")
+    answer: dict[str, Any] = Field(default={}, description="The operation's answer.")
+    seconds: float
+
+
+class ClusterAnswer(Model):
+    """What came of it, node by node. The call as a whole went well only where `failed` is 0."""
+
+    operation: str
+    nodes: list[NodeResult]
+    ok: int
+    failed: int
