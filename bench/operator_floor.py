@@ -6,9 +6,11 @@ nobody asks, decides, or says how it goes."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from kube_client import Client
 from kube_process import wait_for
 
 from bench.operator_world import Document, World, say
@@ -29,6 +31,7 @@ COLLECTIONS = (
 )
 PAGE_ITEMS_MAX = 500
 FLOOR_SECONDS_MAX = 420.0
+EVERY_SECONDS = 0.5
 SERVER_METADATA = (
     "uid", "resourceVersion", "generation", "creationTimestamp", "managedFields", "ownerReferences", "finalizers",
 )  # fmt: skip
@@ -61,7 +64,7 @@ def items(world: World, version: str, plural: str, selector: str) -> Iterator[Do
     following = ""
     while True:
         query = f"?labelSelector={selector}&limit={PAGE_ITEMS_MAX}" + (f"&continue={following}" if following else "")
-        page = world.server.request("GET", path(version, plural) + query)
+        page = world.client.request("GET", path(version, plural) + query)
         yield from page["items"]
         following = page["metadata"].get("continue") or ""
         if not following:
@@ -79,25 +82,45 @@ def floor_seconds(world: World, objects: list[Document]) -> float:
     begun, before = time.monotonic(), world.cpu_seconds()
     world.each(create, objects)
     say(f"floor: {len(objects)} objects created in {time.monotonic() - begun:.1f} s")
-    waiting: list[tuple[str, Callable[[Document], bool]]] = [
-        ("daemonsets", _daemon_set_done), ("statefulsets", _replicas_done), ("deployments", _replicas_done),
-    ]  # fmt: skip
-
-    def done() -> bool:
-        while waiting:
-            plural, holds = waiting[0]
-            if not all(holds(item) for item in items(world, "apps/v1", plural, SELECTOR)):
-                return False
-            waiting.pop(0)
-        return True
-
-    wait_for(done, "everything is ready without an operator", FLOOR_SECONDS_MAX, every=1.0)
+    waiting = Waiting(world.client)
+    for item in objects:
+        if (holds := DONE.get(item["kind"])) is not None:
+            metadata = item["metadata"]
+            place = path(item["apiVersion"], plurals[(item["apiVersion"], item["kind"])], metadata["namespace"])
+            waiting.add(f"{place}/{metadata['name']}", holds)
+    wait_for(waiting.done, "everything is ready without an operator", FLOOR_SECONDS_MAX, every=EVERY_SECONDS)
     seconds = time.monotonic() - begun
     spent = {name: after - before[name] for name, after in world.cpu_seconds().items()}
     say(
         f"floor: ready in {seconds:.1f} s; CPU seconds: {', '.join(f'{name} {one:.1f}' for name, one in spent.items())}"
     )
     return seconds
+
+
+class Waiting:
+    """Asks for one object after the other, each until it is as it should be: lists of hundreds would be most of what the API server has
+    to answer. `add`, then ask `done` again and again."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._left: deque[tuple[str, Callable[[Document], bool]]] = deque()
+        self.at: Document = {}
+        """What it waits for, as it was last."""
+
+    def add(self, path: str, holds: Callable[[Document], bool]) -> None:
+        self._left.append((path, holds))
+
+    def __len__(self) -> int:
+        return len(self._left)
+
+    def done(self) -> bool:
+        while self._left:
+            path, holds = self._left[0]
+            self.at = self._client.request("GET", path)
+            if not holds(self.at):
+                return False
+            self._left.popleft()
+        return True
 
 
 def _daemon_set_done(item: Document) -> bool:
@@ -109,3 +132,8 @@ def _daemon_set_done(item: Document) -> bool:
 def _replicas_done(item: Document) -> bool:
     status = item.get("status") or {}
     return bool(status.get("readyReplicas", 0) == item["spec"]["replicas"])
+
+
+DONE: Mapping[str, Callable[[Document], bool]] = {
+    "DaemonSet": _daemon_set_done, "StatefulSet": _replicas_done, "Deployment": _replicas_done,
+}  # fmt: skip

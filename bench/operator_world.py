@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import kube_reaper
-from control_stand_in import ControlStandIn
 from kube_apiserver import ALONE, ApiServer
 from kube_binaries import Binaries
 from kube_client import Client, kubeconfig_text
 from kube_process import Process, wait_for
 from operator_process import LOOPBACK, install_crds
+
+from bench.operator_client import KeptClient
+from bench.operator_pods import Pods
 
 CONTROLLERS = ("daemonset", "deployment", "replicaset", "statefulset")
 WRITERS = 8
@@ -34,7 +36,7 @@ AUDIT_POLICY = {
     "rules": [{"level": "Metadata", "users": [OPERATOR_USER]}, {"level": "None"}],
 }
 POD_ADDRESS = "127.200.0.1"
-"""Of every pod: one stand-in answers for all cache nodes."""
+"""Of every pod: one stand-in answers for all cache nodes and routers."""
 # Each may have some times its heap before it is swept: in a cluster of this size every one of them has cores of its own; here they share two
 # with each other and the operator, and memory is what there is enough of.
 MEMORY_FOR_TIME = {"GOGC": "800", "GOMEMLIMIT": "2GiB"}
@@ -114,6 +116,9 @@ class World:
             folder, binaries,
             flags=(*ALONE, "--max-requests-inflight=2000", "--max-mutating-requests-inflight=1000"),
         )  # fmt: skip
+        self.client = KeptClient(self.server)
+        self.applied: list[Document] = []
+        """Resources whose operator is measured."""
         self.binaries = binaries
         (folder / "audit-policy.yaml").write_text(json.dumps(AUDIT_POLICY))
         self.operator_token = self.server.add_user(OPERATOR_USER, "system:masters")
@@ -143,7 +148,7 @@ class World:
 
     def start(self) -> None:
         (self.folder / "kwok.yaml").write_text(STAGES.replace("ADDRESS", POD_ADDRESS))
-        self.control = ControlStandIn(POD_ADDRESS, "any").start()
+        self.pods = Pods(POD_ADDRESS).start()
         self.server.start()
         install_crds(self.server)
         for part in self.parts:
@@ -153,12 +158,12 @@ class World:
         for part in reversed(self.parts):
             part.stop()
         self.server.stop()
-        self.control.stop()
+        self.pods.stop()
 
     def each(self, work: Callable[[Client, Any], object], items: Sequence[Any]) -> None:
         """Several requests at once."""
         with ThreadPoolExecutor(WRITERS) as threads:
-            list(threads.map(lambda item: work(self.server, item), items))
+            list(threads.map(lambda item: work(self.client, item), items))
 
     def add_nodes(self, numbers: Sequence[int], pools: int) -> None:
         def add(server: Client, number: int) -> None:
@@ -172,7 +177,7 @@ class World:
         wait_for(self._nodes_run, "kwok has taken the machines over", NODES_SECONDS_MAX, every=1.0)
 
     def _nodes_run(self) -> bool:
-        nodes = self.server.request("GET", "/api/v1/nodes")["items"]
+        nodes = self.client.request("GET", "/api/v1/nodes")["items"]
         return all(one["status"].get("phase") == "Running" for one in nodes)
 
     def cpu_seconds(self) -> dict[str, float]:

@@ -23,7 +23,7 @@ from kube_process import wait_for
 from operator_process import Operator
 
 from bench.common import report
-from bench.operator_floor import floor_seconds, made_by_operator
+from bench.operator_floor import EVERY_SECONDS, Waiting, floor_seconds, made_by_operator
 from bench.operator_world import POOL_LABEL, Sampler, World, asked, cpu_seconds, requests, say, world
 
 LIMITS = {"converge_s": 60, "idle_requests_s": 2, "rss_mb": 250}
@@ -31,6 +31,7 @@ SAMPLED = Path(__file__).resolve().parents[1] / "operator_sampled.py"
 CONVERGE_SECONDS_MAX = 420.0
 SETTLE_SECONDS_MAX = 120.0
 GROUP = "/apis/kvcommons.io/v1alpha1"
+PLURALS = {"KVCachePool": "kvcachepools", "InferenceDeployment": "inferencedeployments"}
 Document = dict[str, Any]
 
 
@@ -59,9 +60,12 @@ def resource(kind: str, name: str, place: int, spec: Document) -> Document:
     return {"apiVersion": "kvcommons.io/v1alpha1", "kind": kind, "metadata": metadata, "spec": spec}
 
 
-def post(server: Any, item: Document) -> None:
-    plural = "kvcachepools" if item["kind"] == "KVCachePool" else "inferencedeployments"
-    server.request("POST", f"{GROUP}/namespaces/{item['metadata']['namespace']}/{plural}", item)
+def place(item: Document) -> str:
+    return f"{GROUP}/namespaces/{item['metadata']['namespace']}/{PLURALS[item['kind']]}"
+
+
+def post(client: Any, item: Document) -> None:
+    client.request("POST", place(item), item)
 
 
 def ready(item: Document) -> bool:
@@ -78,38 +82,38 @@ def words(item: Document) -> str:
 
 
 class Progress:
-    """What is not there yet, in the operator's own words."""
+    """What is not there yet, in the operator's own words. Everything must be ready at once in the end: all of it is looked at once more."""
 
     def __init__(self, made: World, operator: Operator, nodes_per_pool: int) -> None:
         self._made = made
         self._operator = operator
         self._nodes = nodes_per_pool
         self._said = 0.0
+        self._waiting = Waiting(made.client)
+        for item in made.applied:
+            self._waiting.add(f"{place(item)}/{item['metadata']['name']}", self._holds)
 
     def done(self) -> bool:
         assert self._operator.process.alive, f"the operator has ended:\n{self._operator.log[-2_000:]}"
-        pools = self._made.server.request("GET", f"{GROUP}/kvcachepools")["items"]
-        wait_pools = [one for one in pools if not (ready(one) and self._pool_done(one["status"]))]
-        if wait_pools:
-            # The list of deployments is a long one, and the API server is what everybody waits for.
-            self._say(f"{len(wait_pools)} pools to go; {words(wait_pools[0])}")
+        if not self._waiting.done():
+            if time.monotonic() - self._said > 5:
+                self._said = time.monotonic()
+                say(f"{len(self._waiting)} to go; {self._waiting.at['metadata']['name']}: {words(self._waiting.at)}")
             return False
-        deployments = self._made.server.request("GET", f"{GROUP}/inferencedeployments")["items"]
-        wait_deployments = [one for one in deployments if not (ready(one) and self._deployment_done(one["status"]))]
-        if wait_deployments:
-            self._say(f"{len(wait_deployments)} deployments to go; {words(wait_deployments[0])}")
-        return not wait_deployments
+        found = [
+            item
+            for plural in PLURALS.values()
+            for item in self._made.client.request("GET", f"{GROUP}/{plural}")["items"]
+        ]
+        return len(found) == len(self._made.applied) and all(map(self._holds, found))
 
-    def _say(self, text: str) -> None:
-        if time.monotonic() - self._said > 5:
-            self._said = time.monotonic()
-            say(text)
-
-    def _pool_done(self, status: Document) -> bool:
-        nodes = status.get("nodes") or {}
-        return bool(nodes.get("desired") == nodes.get("ready") == nodes.get("updated") == self._nodes)
-
-    def _deployment_done(self, status: Document) -> bool:
+    def _holds(self, item: Document) -> bool:
+        status = item.get("status") or {}
+        if not ready(item):
+            return False
+        if "nodes" in status:
+            nodes = status["nodes"]
+            return bool(nodes.get("desired") == nodes.get("ready") == nodes.get("updated") == self._nodes)
         router = status.get("router") or {}
         return bool(status.get("readyReplicas") == 1 and router.get("readyReplicas") == router.get("replicas") == 2)
 
@@ -124,7 +128,12 @@ def measure(
     made: World, operator: Operator, nodes_per_pool: int, begun: float, before: dict[str, float], idle_seconds: float
 ) -> Document:
     sampler, pid = Sampler(operator.process.pid), operator.process.pid
-    wait_for(Progress(made, operator, nodes_per_pool).done, "everything has converged", CONVERGE_SECONDS_MAX, every=1.0)
+    wait_for(
+        Progress(made, operator, nodes_per_pool).done,
+        "everything has converged",
+        CONVERGE_SECONDS_MAX,
+        every=EVERY_SECONDS,
+    )
     converge = time.monotonic() - begun
     spent = {name: seconds - before.get(name, 0.0) for name, seconds in cpu(made, operator).items()}
     say(f"CPU seconds: {', '.join(f'{name} {seconds:.1f}' for name, seconds in spent.items())}")
@@ -194,8 +203,11 @@ def with_operator(made: World, given: argparse.Namespace, nodes: int) -> Documen
     try:
         operator.ready()
         begun, before = time.monotonic(), cpu(made, operator)
-        made.each(post, [pool(number) for number in range(given.pools)])
-        made.each(post, [deployment(number, given.pools) for number in range(given.deployments)])
+        made.applied = [pool(number) for number in range(given.pools)]
+        made.each(post, made.applied)
+        deployments = [deployment(number, given.pools) for number in range(given.deployments)]
+        made.applied += deployments
+        made.each(post, deployments)
         say(f"applied in {time.monotonic() - begun:.1f} s")
         return measure(made, operator, nodes // given.pools, begun, before, given.idle_seconds)
     finally:

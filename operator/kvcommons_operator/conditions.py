@@ -27,6 +27,7 @@ TIERS_HEALTHY: Final = "TiersHealthy"
 
 STEPS: Final = frozenset({PROGRESSING, AVAILABLE, READY})
 """What goes through many reasons while something comes up: each is in the condition while it holds."""
+COMPLETE: Final = "Complete"
 STUCK_REASONS: Final = frozenset({"RolloutStuck", "PoolInUse"})
 
 
@@ -96,8 +97,8 @@ def previous(resource: Manifest) -> dict[str, Mapping[str, Any]]:
 
 def events(found: Iterable[Condition], resource: Manifest) -> list[Event]:
     """An Event for each condition whose status or reason is new: what went wrong, and that it is well again. A resource that was
-    only just made is told what is wrong with it, not that it is not there yet, nor every step of its way; and one that is ready not
-    that it is available too."""
+    only just made is told what is wrong with it, not that it is not there yet, nor every step of its way; one that was not ready so far
+    not that all is done, since it is told when it is ready; and one that is ready not that it is available too."""
     found = list(found)
     before = previous(resource)
     begins = _said(before, READY) == Verdict.FALSE and _said(before, PROGRESSING) == Verdict.TRUE
@@ -113,6 +114,8 @@ def events(found: Iterable[Condition], resource: Manifest) -> list[Event]:
         if begins and condition.type in STEPS and _said(before, condition.type) == condition.status:
             continue
         if is_ready and condition.type == AVAILABLE:
+            continue
+        if condition.type == PROGRESSING and condition.reason == COMPLETE and _said(before, READY) != Verdict.TRUE:
             continue
         bad = condition.reason in STUCK_REASONS if condition.type == PROGRESSING else not condition.holds
         event = Event(

@@ -148,7 +148,7 @@ def _progressing(view: View, problem: Condition | None) -> Condition:
         return no(kind, "RolloutStuck", conditions.listed(conditions.unique(problem.message for problem in stuck)))
     if waiting:
         return yes(kind, "RollingOut", conditions.listed(waiting))
-    return no(kind, "Complete", "every pod is as the deployment says")
+    return no(kind, conditions.COMPLETE, "every pod is as the deployment says")
 
 
 def _behind(live: Manifest) -> str:

@@ -26,7 +26,7 @@ from kvcommons_operator.reconcile.fence import Fencer, addresses
 from kvcommons_operator.reconcile.inventory import Inventory
 from kvcommons_operator.reconcile.nodes import Address, NodeClient
 from kvcommons_operator.reconcile.observe import Observer
-from kvcommons_operator.reconcile.owners import deployment_of, owner_of, owners_of_pod, pool_of
+from kvcommons_operator.reconcile.owners import Owner, deployment_of, owner_of, owners_of_pod, pool_of
 from kvcommons_operator.reconcile.ownership import other_operator
 from kvcommons_operator.reconcile.poller import Poller, Target, node_settled, node_shape
 from kvcommons_operator.reconcile.queue import WorkQueue
@@ -83,7 +83,7 @@ class Leader:
             self._ask_router,
             lambda count: count,
             bool,
-            self._queue.add,
+            lambda key: self._queue.add(key, soon=True),
             settings.node_polls_per_second_max,
         )
         self._warnings = Warnings(client, self._queue.add, after_seconds=settings.events_after_seconds)
@@ -214,12 +214,19 @@ class Leader:
         if (old is not None and old.ready) == (new is not None and new.ready):
             return
         pod = new or old
+        for owner in owners_of_pod(pod.labels, pod.namespace) if pod is not None else ():
+            if owner.kind == names.DEPLOYMENT_KIND:
+                self._readiness_changed(owner, pod)
+
+    def _readiness_changed(self, owner: Owner, pod: Pod | None) -> None:
+        """Of a deployment's pod: what it is ready by."""
+        key = self._resources.of_owner(owner)
+        if key is not None:
+            self._queue.add(key, soon=True)
         if pod is not None and pod.labels.get(names.COMPONENT) == names.ENGINE:
             # Its routers have one more to send to, or one less.
-            for owner in owners_of_pod(pod.labels, pod.namespace):
-                if owner.kind == names.DEPLOYMENT_KIND:
-                    for mate in filter(is_router, self._inventory.pods(owner)):
-                        self._routers.urge(mate.uid)
+            for mate in filter(is_router, self._inventory.pods(owner)):
+                self._routers.urge(mate.uid)
 
     def _apis_changed(self) -> None:
         self._controller.all()

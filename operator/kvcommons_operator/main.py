@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Final
 
+import uvloop
 from kubernetes.aio.client import Configuration
 from kvcommons_core.errors import ConfigurationError, StartRefusedError
 from kvcommons_core.settings import describe, flags_of, load_settings
@@ -64,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         configure_logs(settings.log_level, as_json=settings.log_json)
         if only_release:
             return asyncio.run(release.release(settings))
-        return asyncio.run(Process(settings).run())
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(Process(settings).run())
     except (ConfigurationError, StartRefusedError) as error:
         sys.stderr.write(f"kvcommons operator: {error}\n")
         return REFUSED_STATUS

@@ -150,7 +150,7 @@ def _progressing(view: View) -> Condition:
         if roll is None:
             return yes(kind, "WaitingForIndex", "waits for the index to be ready")
     if roll is None:
-        return no(kind, "Complete", "cache nodes change with their engines' pods")
+        return no(kind, conditions.COMPLETE, "cache nodes change with their engines' pods")
     if roll.stuck:
         return no(kind, "RolloutStuck", f"no further node is touched before {roll.waiting_for} is back: {roll.stuck}")
     if roll.outdated and (roll.waiting_for or roll.actions):
@@ -167,7 +167,7 @@ def _progressing(view: View) -> Condition:
         )
     if roll.waiting_for:
         return yes(kind, "WaitingForNodes", f"waits for {roll.waiting_for}")
-    return no(kind, "Complete", "every cache node is as the pool says")
+    return no(kind, conditions.COMPLETE, "every cache node is as the pool says")
 
 
 def _index_consistent(view: View) -> Condition:

@@ -287,7 +287,7 @@ def test_a_pool_that_comes_up_tells_no_event_of_every_step() -> None:
     assert examples.condition(half.status, "Ready") != examples.condition(pool["status"], "Ready")
     assert [event.reason for event in half.events if event.reason != "Consistent"] == []
     pool["status"] = half.status
-    assert sorted({event.reason for event in plan(pool, **world).events} - {"Consistent"}) == ["Complete", "Ready"]
+    assert sorted({event.reason for event in plan(pool, **world).events} - {"Consistent"}) == ["Ready"]
 
 
 def test_what_is_wished_for_no_more_is_deleted() -> None:

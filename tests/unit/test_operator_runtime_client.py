@@ -31,7 +31,13 @@ async def test_an_apply_is_forced_and_names_its_manager() -> None:
     """Server-side apply under one field manager, by force."""
     async with fake_api() as (api, client):
         await client.apply({**ONE, "data": {"a": "1"}})
-        assert api.asked == [("PATCH", f"{MAPS}/one", {"fieldManager": "kvcommons-operator", "force": "true"})]
+        assert api.asked == [
+            (
+                "PATCH",
+                f"{MAPS}/one",
+                {"fieldManager": "kvcommons-operator", "force": "true", "fieldValidation": "Ignore"},
+            )
+        ]
 
 
 async def test_what_is_only_to_be_made_changes_nothing_that_is_there() -> None:
@@ -165,8 +171,19 @@ async def test_the_same_event_is_told_once_in_a_while() -> None:
         for _ in range(5):
             await recorder.tell(about, "Normal", "Because", "in words")
         assert len(api.asked) == 1
+        assert api.asked[0][0] == "POST"
         now[0] = 601.0
         await recorder.tell(about, "Normal", "Because", "in words")
         assert api.bodies[-1]["series"]["count"] == 2
         api.failures.append(Failure(403))
         await recorder.tell(about, "Warning", "Another", "words")
+
+
+async def test_an_event_that_was_told_before_this_operator_began_is_told_again() -> None:
+    """It is there already, under the same name: then it is applied."""
+    about = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "one", "namespace": "ns", "uid": "u"}}
+    async with fake_api() as (api, client):
+        for name in ("before", "after"):
+            await Recorder(client, name).tell(about, "Normal", "Because", "in words")
+        assert [method for method, _, _ in api.asked] == ["POST", "POST", "PATCH"]
+        assert api.bodies[-1]["reportingInstance"] == "after"

@@ -72,6 +72,25 @@ async def test_a_storm_is_looked_at_once_a_second(queue: WorkQueue[str], clock: 
     assert looks == 10
 
 
+async def test_what_somebody_waits_for_is_not_put_off_by_the_crowd(queue: WorkQueue[str], clock: Clock) -> None:
+    """With hundreds of objects that change, each is left alone for longer, but for what it is ready by."""
+    for number in range(200):
+        queue.add(f"other {number}", 0.0)
+        assert await taken(queue) is not None
+        queue.done(f"other {number}")
+    for name in ("calm", "soon"):
+        queue.add(name, 0.0)
+        assert await taken(queue) == name
+        queue.done(name)
+    queue.add("calm", 0.0)
+    queue.add("soon", 0.0, soon=True)
+    clock.now = 1.0
+    assert await taken(queue) == "soon"
+    assert await taken(queue) is None
+    clock.now = 4.5
+    assert await taken(queue) == "calm"
+
+
 async def test_failures_wait_twice_as_long_each_time_up_to_a_bound(queue: WorkQueue[str], clock: Clock) -> None:
     """A success forgets them."""
     pauses = []

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from kvcommons_operator.kube.client import Document, KubeClient
-from kvcommons_operator.kube.errors import KubeError
+from kvcommons_operator.kube.errors import ConflictError, KubeError
 from kvcommons_operator.kube.kinds import EVENT
 
 NOTE_CHARACTERS_MAX: Final = 1_024
@@ -46,9 +46,19 @@ class Recorder:
         count, since = (told[1] + 1, told[2]) if told else (1, _now())
         self._told[name] = (now, count, since)
         try:
-            await self._client.apply(self._event(about, name, kind, reason, note, action, count, since))
+            await self._write(self._event(about, name, kind, reason, note, action, count, since))
         except KubeError as error:
             logger.info("an event is not told: %s", error)
+
+    async def _write(self, event: Document) -> None:
+        """Most are told once, and made by the cheaper request."""
+        if "series" not in event:
+            try:
+                await self._client.create(EVENT, event["metadata"]["namespace"], event)
+                return
+            except ConflictError:
+                pass  # one that was told before this operator began
+        await self._client.apply(event)
 
     def _event(
         self,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import random
 import time
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 import aiohttp
+import orjson
 
 from kvcommons_operator.kube.client import JSON, METADATA_ONLY, Document, KubeClient
 from kvcommons_operator.kube.errors import ExpiredError, ForbiddenError, KubeError, NotFoundError, of_status
@@ -32,7 +32,7 @@ BACKOFF_SECONDS_MAX: Final = 30.0
 MISSING_SECONDS: Final = 60.0
 """An API of others that is not installed, or may not be read, is tried again this often."""
 STEADY_SECONDS: Final = 1.0
-"""A stream that ends sooner is not followed by the next at once."""
+"""A stream that ends sooner and has brought nothing is not followed by the next at once."""
 GONE_MAX: Final = 1_024
 
 Key = tuple[str, str]
@@ -101,10 +101,11 @@ class Watch(Generic[T]):
                 if not version:
                     version = await self._list()
                     self.synced.set()
-                begun = time.monotonic()
+                begun, before = time.monotonic(), version
                 version = await self._follow(version)
                 self._count("end")
-                if time.monotonic() - begun < STEADY_SECONDS:
+                # A server that is busy ends the stream of who reads too slowly: what it still has to tell is asked for at once.
+                if time.monotonic() - begun < STEADY_SECONDS and version == before:
                     await self._pause()
                 self._failures = 0
             except ExpiredError:
@@ -230,13 +231,13 @@ class Watch(Generic[T]):
             if response.status >= 400:
                 raise await _refusal(response, f"watch of {scope.kind.plural}")
             async for line in _lines(response):
-                yield json.loads(line)
+                yield orjson.loads(line)
 
 
 async def _refusal(response: aiohttp.ClientResponse, what: str) -> KubeError:
     raw = await response.read()
     try:
-        document: Any = json.loads(raw)
+        document: Any = orjson.loads(raw)
     except ValueError:
         document = {}
     return of_status(response.status, document if isinstance(document, dict) else {}, what)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+
+import orjson
 
 from kvcommons_operator import names
 from kvcommons_operator.kube.client import Document, KubeClient
@@ -293,7 +294,7 @@ def _wish(manifest: Mapping[str, Any]) -> bytes:
 
 
 def _digest(value: object) -> bytes:
-    return hashlib.blake2b(json.dumps(value, sort_keys=True, separators=(",", ":")).encode(), digest_size=16).digest()
+    return hashlib.blake2b(orjson.dumps(value, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
 
 
 def _head_kind(kind: Kind) -> Document:

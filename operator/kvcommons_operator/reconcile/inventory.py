@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
+
+import orjson
 
 from kvcommons_operator.kube.kinds import AUTOSCALER, DISRUPTION_BUDGET, NETWORK_POLICY, POD, SCALED_OBJECT, SERVICE
 from kvcommons_operator.kube.watches import Change, Key
@@ -40,7 +41,7 @@ class Child:
     @property
     def manifest(self) -> Manifest:
         """The whole object, unpacked anew each time."""
-        document: Manifest = json.loads(zlib.decompress(self.packed))
+        document: Manifest = orjson.loads(zlib.decompress(self.packed))
         return document
 
 
@@ -57,7 +58,7 @@ def keep_child(kind: tuple[str, str]) -> Callable[[Manifest], Child]:
             owner=owner_of_child(metadata.get("labels") or {}, namespace),
             digest=wish_digest(document),
             status_digest=b"" if kind[1] in UNREAD_STATUS else _digest(document.get("status")),
-            packed=zlib.compress(json.dumps(document, separators=(",", ":")).encode(), COMPRESSION),
+            packed=zlib.compress(orjson.dumps(document), COMPRESSION),
         )
 
     return keep
@@ -75,7 +76,7 @@ def wish_digest(document: Mapping[str, Any]) -> bytes:
 
 
 def _digest(value: object) -> bytes:
-    return hashlib.blake2b(json.dumps(value, sort_keys=True, separators=(",", ":")).encode(), digest_size=16).digest()
+    return hashlib.blake2b(orjson.dumps(value, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
 
 
 def keep_pod(item: Manifest) -> Pod:

@@ -59,11 +59,14 @@ class WorkQueue(Generic[K]):
         now = self._clock()
         return sum(at <= now for at in self._due.values()) + len(self._busy)
 
-    def add(self, key: K, delay_seconds: float = COALESCE_SECONDS) -> None:
-        """Due after the delay, unless it is due sooner. While it is being done, it is done again afterwards."""
+    def add(self, key: K, delay_seconds: float = COALESCE_SECONDS, *, soon: bool = False) -> None:
+        """Due after the delay, unless it is due sooner. While it is being done, it is done again afterwards.
+
+        :param soon: what somebody waits for: however many objects change at once, the pause is the ordinary one."""
         now = self._clock()
         last = self._last.get(key)
-        at = now + delay_seconds if last is None else max(now + delay_seconds, last + self._pause(now))
+        pause = self._interval if soon else self._pause(now)
+        at = now + delay_seconds if last is None else max(now + delay_seconds, last + pause)
         if key in self._busy:
             self._again[key] = min(at, self._again.get(key, at))
             return
