@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import kube_product
 from kube_chat import Client
 from kube_cluster import Cluster, condition
+from kube_node import KUBELET_FOLDER
 from kube_process import wait_for
+from kvcommons_operator import names
 
 POOL, NAME, MODEL = "commons", "smollm2", "smollm2"
 ENGINES = 2
 READY_SECONDS_MAX = 420
 API = "/apis/kvcommons.io/v1alpha1/namespaces"
+DISK_PATH = f"{KUBELET_FOLDER}/disk0"  # of the machine alone: each has a folder of its own there
 LEVEL = {"sidecar": "restricted", "perNode": "privileged"}
 # float32 and one thread: bfloat16 gives another token now and then between cold and warm, by the engine's own cache too.
 ARGUMENTS = (
@@ -39,7 +43,10 @@ ENVIRONMENT = {
 
 
 def pool(placement: str) -> dict[str, Any]:
-    spec = {"placement": placement, "tiers": {"memory": {"capacity": "512Mi"}}, "index": {"managed": {}}}
+    """With a disk behind the memory, where there is one cache node a machine."""
+    disks = [{"type": "disk", "capacity": "1Gi", "path": DISK_PATH}] if placement == "perNode" else []
+    tiers = {"memory": {"capacity": "512Mi"}, "secondary": disks}
+    spec = {"placement": placement, "tiers": tiers, "index": {"managed": {}}}
     return {"apiVersion": "kvcommons.io/v1alpha1", "kind": "KVCachePool", "metadata": {"name": POOL}, "spec": spec}
 
 
@@ -87,6 +94,8 @@ class Served:
 
     def start(self) -> None:
         """Returns when the deployment is Ready."""
+        for node in self.cluster.nodes:
+            (node.folder / "kubelet" / Path(DISK_PATH).name).mkdir(exist_ok=True)
         labels = {"pod-security.kubernetes.io/enforce": LEVEL[self.placement]}
         self.cluster.create_namespace(self.namespace, labels)
         model = kube_product.HostFolder("model", kube_product.model_folder(), "/models")
@@ -168,6 +177,21 @@ class Served:
             counts = re.findall(r"^vllm:request_success_total\{[^}]*\} ([0-9.e+]+)$", text, re.MULTILINE)
             found[pod["metadata"]["name"]] = sum(map(float, counts))
         return found
+
+    def cache_node(self, machine: str) -> dict[str, Any]:
+        """The pod of the cache node on a machine (placement perNode); KeyError while there is none that stays."""
+        found = {
+            pod["spec"].get("nodeName"): pod
+            for pod in self.pods("cache-node")
+            if "deletionTimestamp" not in pod["metadata"]
+        }
+        return found[machine]
+
+    def node_metric(self, machine: str, name: str) -> float:
+        """Sum of a metric of the cache node on a machine, over its labels."""
+        pod = self.cache_node(machine)
+        text = Client(pod["status"]["podIP"], names.CONTROL_PORT, MODEL).get("/metrics")[1]
+        return sum(map(float, re.findall(rf"^{name}(?:\{{.*\}})? ([0-9.e+]+)$", text, re.MULTILINE)))
 
     def broken_answers(self) -> float:
         """How many answers routers have seen break off, by their own count."""

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 
-from kube_served import ENGINES, Served
+import pytest
+from kube_cluster import condition
+from kube_process import wait_for
+from kube_served import ENGINES, POOL, Served
 
 WORDS = ("cache", "node", "router", "prefix", "token", "engine", "index", "memory", "chunk", "lease", "arena", "shard")
 
@@ -44,3 +48,38 @@ def test_chats_are_spread_over_the_engines(served: Served) -> None:
     after = served.requests_served()
     assert sum(after[name] - before[name] for name in after) == 8
     assert all(after[name] > before[name] for name in after)
+
+
+@pytest.mark.parametrize("served", ["perNode"], indirect=True)
+def test_a_cache_node_that_was_replaced_answers_from_its_disk(served: Served) -> None:
+    """With the pod goes its memory. The new one finds the disk as it was left: engines attach to it, and the same chat is answered from
+    there, token for token; the pool says how its disks are."""
+    engine, prompt = served.ready_engines()[0], long_prompt("kept on the disk")
+    machine, client = engine["spec"]["nodeName"], served.engine(engine)
+    cold = client.chat(prompt)
+    wait_for(lambda: served.node_metric(machine, "kvcommons_node_tier_shards") > 0, "something on the disk", 30.0)
+    wait_for(lambda: served.node_metric(machine, "kvcommons_node_tier_waiting") == 0, "all of it written", 30.0)
+    old = served.cache_node(machine)["metadata"]["name"]
+    served.cluster.kubectl("delete", "pod", old, "-n", served.namespace, "--wait")
+    wait_for(partial(is_attached, served, machine), "the engine at the new cache node", 120.0, every=0.2)
+    served.reset_engines()
+    warm = client.chat(prompt)
+    assert warm.cached_tokens >= 512
+    assert warm.tokens == cold.tokens
+    assert served.node_metric(machine, "kvcommons_node_promoted_chunks_total") > 0
+    wait_for(lambda: tiers_are_well(served), "TiersHealthy", 60.0, every=0.5)
+
+
+def is_attached(served: Served, machine: str) -> bool:
+    """A new cache node is ready there, and an engine has opened a session with it."""
+    try:
+        pod = served.cache_node(machine)
+    except KeyError:
+        return False
+    return condition(pod, "Ready") == "True" and served.node_metric(machine, "kvcommons_node_sessions") > 0
+
+
+def tiers_are_well(served: Served) -> bool:
+    pool = served.object("kvcachepools", POOL)
+    told = {tier["type"]: tier["serving"] for tier in pool["status"].get("tiers", ())}
+    return condition(pool, "TiersHealthy") == "True" and told == {"disk": len(served.cluster.nodes)}
