@@ -43,10 +43,10 @@ def made(folder: Path, *, alone: bool) -> ApiServer:
     return Cluster(folder, binaries)
 
 
-def furnished(server: ApiServer, archives: list[Path] | None) -> None:
+def furnished(server: ApiServer, archives: list[Path] | None, *, bare: bool) -> None:
     """With images in its nodes, the files to try them, and a word about what comes next."""
     values = None
-    if isinstance(server, Cluster):
+    if isinstance(server, Cluster) and not bare:
         say("both nodes are ready; bringing the images and the model")
         values = kube_kept.load(server, archives)
     kube_kept.write(server, values)
@@ -54,7 +54,7 @@ def furnished(server: ApiServer, archives: list[Path] | None) -> None:
     say(kube_kept.next_steps() if values is not None else kube_kept.LAST_LINE)
 
 
-def keep(*, alone: bool, archives: list[Path] | None) -> None:
+def keep(*, alone: bool, bare: bool, archives: list[Path] | None) -> None:
     """Until Ctrl-C or SIGTERM."""
     kube_reaper.clear_abandoned(FOLDERS, f"{PREFIX}*")
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=FOLDERS))
@@ -64,7 +64,7 @@ def keep(*, alone: bool, archives: list[Path] | None) -> None:
     try:
         server = made(folder, alone=alone)
         server.start()
-        furnished(server, archives)
+        furnished(server, archives, bare=bare)
         signal.pause()
     except KeyboardInterrupt:
         say("ending")
@@ -104,6 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", nargs="?", choices=["start", "env", "stop"], default="start")
     parser.add_argument("--apiserver", action="store_true", help="etcd and an API server alone; needs no root")
+    parser.add_argument("--bare", action="store_true", help="two nodes without the project's images")
     parser.add_argument(
         "--images", type=Path, help="a folder of archives by `make images` instead of images put together here"
     )
@@ -119,7 +120,7 @@ def main() -> None:
         sys.exit(f"{reason}\nAn API server alone: make cluster ARGS=--apiserver")
     try:
         archives = kube_kept.archives_of(chosen.images) if chosen.images else None
-        keep(alone=chosen.apiserver, archives=archives)
+        keep(alone=chosen.apiserver, bare=chosen.bare, archives=archives)
     except (BuildFailed, NotReady, kube_kept.NoImages) as error:
         sys.exit(str(error))
 

@@ -22,11 +22,13 @@ CLEARED_SECONDS_MAX = 60.0
 @pytest.fixture(params=["apiserver", "nodes"])
 def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A cluster that `make cluster` keeps, in a folder for temporary files of its own; an API server alone, and with nodes."""
-    options = ["--apiserver"] if request.param == "apiserver" else []
-    reason = None if options else kube_cluster.obstacle()
+    options = ["--apiserver"] if request.param == "apiserver" else ["--bare"]
+    reason = None if "--apiserver" in options else kube_cluster.obstacle()
     if reason:
         pytest.skip(reason)
-    kube_binaries.Binaries().bring(*(["etcd", "kube-apiserver", "kubectl"] if options else kube_cluster.PROGRAMS))
+    kube_binaries.Binaries().bring(
+        *(["etcd", "kube-apiserver", "kubectl"] if "--apiserver" in options else kube_cluster.PROGRAMS)
+    )
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(KEEP.parent)}
     with subprocess.Popen(
         [sys.executable, str(KEEP), *options], env=environment, stdout=subprocess.PIPE, text=True
