@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
 import xxhash
@@ -22,6 +22,8 @@ RHO_MAX: Final = 0.97
 BOUNDED_LOAD_FACTOR: Final = 1.25
 # Costs closer than this are the same: what we measure is not more exact.
 TIE_SECONDS: Final = 0.0005
+# However long a prefill has taken, a fifth of what waits is believed to be left.
+PROGRESS_MAX: Final = 0.8
 
 
 _xxh64 = xxhash.xxh3_64_intdigest
@@ -87,6 +89,8 @@ class Candidate:
     decoding: int = 0
     requests: int = 0  # dispatched and not finished
     prefill: Prefill = dataclasses.field(default_factory=Prefill)
+    head_at: float = 0.0  # when the prefill under way began, as far as is known
+    adapters: Collection[str] = ()  # LoRA adapters that were used there lately
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -95,6 +99,7 @@ class Weights:
 
     credits: Credits = Credits()
     decode_seconds: float = 0.004  # what one decoding request slows a new one by
+    adapter_seconds: float = 0.2  # what loading a LoRA adapter takes
 
 
 @dataclasses.dataclass(slots=True)  # not frozen: that would cost a request half a microsecond
@@ -103,6 +108,8 @@ class Shape:
 
     length: int  # tokens, estimated
     affinity: int  # a hash of its first text; equal for requests that begin alike
+    session: int = 0  # a hash of what the client calls its session; 0 for none
+    adapter: str = ""  # the LoRA adapter that it asks for
 
 
 def uncached_tokens(hit: Hit, length: int, credits: Credits) -> float:
@@ -119,15 +126,30 @@ def uncached_tokens(hit: Hit, length: int, credits: Credits) -> float:
     return max(0.0, length - saved)
 
 
+def price_of(rho: float) -> float:
+    """What a second of work counts for at this utilisation: its own time, and what it holds others up."""
+    rho = min(rho, RHO_MAX)
+    return 1.0 + rho / (1.0 - rho)
+
+
+def work_seconds(candidate: Candidate, hit: Hit, shape: Shape, weights: Weights) -> float:
+    """What a replica would have to do for a request before its first byte."""
+    prefill, length = candidate.prefill, shape.length
+    uncached = length if hit is NO_HIT else uncached_tokens(hit, length, weights.credits)
+    work = prefill.base_seconds + uncached * (prefill.token_seconds + prefill.pair_seconds * length)
+    if shape.adapter and shape.adapter not in candidate.adapters:
+        work += weights.adapter_seconds
+    return work
+
+
 def cost(candidate: Candidate, hit: Hit, shape: Shape, rho: float, weights: Weights) -> float:
     """The score of one replica for one request."""
-    rho = min(rho, RHO_MAX)
-    uncached = uncached_tokens(hit, shape.length, weights.credits)
-    prefill = candidate.prefill
-    token_seconds = prefill.token_seconds
-    work = prefill.base_seconds + uncached * (token_seconds + prefill.pair_seconds * shape.length)
-    wait = candidate.waiting_tokens * token_seconds
-    return wait + (1.0 + rho / (1.0 - rho)) * work + weights.decode_seconds * candidate.decoding
+    wait = candidate.waiting_tokens * candidate.prefill.token_seconds
+    return (
+        wait
+        + price_of(rho) * work_seconds(candidate, hit, shape, weights)
+        + weights.decode_seconds * candidate.decoding
+    )
 
 
 def rendezvous(affinity: int, name: bytes) -> int:
@@ -135,34 +157,40 @@ def rendezvous(affinity: int, name: bytes) -> int:
     return _xxh64(name, affinity)
 
 
+def wait_seconds(candidate: Candidate, now: float) -> float:
+    """What is still to be prefilled there: of what was sent, less what has gone by since the first of it began."""
+    whole = candidate.waiting_tokens * candidate.prefill.token_seconds
+    return whole - min(max(0.0, now - candidate.head_at), PROGRESS_MAX * whole) if whole > 0.0 else 0.0
+
+
 def pick_cost(candidates: Sequence[Candidate], hits: Sequence[Hit], shape: Shape, rho: float, weights: Weights) -> int:
     """The position of the cheapest; of equals the one decoding least, then by rendezvous hash."""
-    rho = min(rho, RHO_MAX)
-    price = 1.0 + rho / (1.0 - rho)
-    length, decode_seconds = shape.length, weights.decode_seconds
+    price = price_of(rho)
+    length, decode_seconds, adapter = shape.length, weights.decode_seconds, shape.adapter
     costs: list[float] = []
     for candidate, hit in zip(candidates, hits, strict=True):  # `cost`, without its calls: this runs for each request
         prefill = candidate.prefill
         token_seconds = prefill.token_seconds
         uncached = length if hit is NO_HIT else uncached_tokens(hit, length, weights.credits)
         work = prefill.base_seconds + uncached * (token_seconds + prefill.pair_seconds * length)
+        if adapter and adapter not in candidate.adapters:
+            work += weights.adapter_seconds
         costs.append(candidate.waiting_tokens * token_seconds + price * work + decode_seconds * candidate.decoding)
+    return cheapest(costs, candidates, shape)
+
+
+def cheapest(costs: Sequence[float], candidates: Sequence[Candidate], shape: Shape) -> int:
+    """The position of the least cost; of equals the one decoding least, then by rendezvous hash."""
     limit = min(costs) + TIE_SECONDS
-    best, fewest, weight = -1, -1, -1
-    for position, value in enumerate(costs):
-        if value > limit:
-            continue
-        candidate = candidates[position]
-        decoding = candidate.decoding
-        if best < 0 or decoding < fewest:
-            best, fewest, weight = position, decoding, -1
-        elif decoding == fewest:
-            if weight < 0:  # only a tie is worth hashing for
-                weight = _xxh64(candidates[best].name, shape.affinity)
-            own = _xxh64(candidate.name, shape.affinity)
-            if own > weight:
-                best, weight = position, own
-    return best
+    equals = [position for position, value in enumerate(costs) if value <= limit]
+    if len(equals) == 1:
+        return equals[0]
+    fewest = min([candidates[position].decoding for position in equals])
+    equals = [position for position in equals if candidates[position].decoding == fewest]
+    if len(equals) == 1:  # only a tie is worth hashing for
+        return equals[0]
+    affinity = shape.session or shape.affinity
+    return max(equals, key=lambda position: _xxh64(candidates[position].name, affinity))
 
 
 def pick_bounded_hash(candidates: Sequence[Candidate], affinity: int) -> int:

@@ -8,6 +8,7 @@ from kvcommons_router.picker import Prefill
 
 FORGET: Final = 0.98  # weight of the past at each sample: about the last fifty count
 SAMPLES_MIN: Final = 4
+SHARE_MIN: Final = 0.1  # of the time that is put down to the tokens, where samples say nothing
 TOKEN_SECONDS_MIN: Final = 1e-7
 TOKEN_SECONDS_MAX: Final = 1.0
 BASE_SECONDS_MAX: Final = 10.0
@@ -18,7 +19,8 @@ BYTES_PER_TOKEN_MAX: Final = 64.0
 class PrefillLearner:
     """A line through (uncached tokens, seconds), the past fading; it writes into the `Prefill` that the picker reads.
 
-    Only samples of requests that waited behind nothing tell about prefilling; the caller gives no others.
+    A request that waits behind others takes as long as they and it together. So what was before it counts with it: else a replica that is
+    never idle would teach nothing, and one that was judged wrongly would get everything, or nothing, for good.
     """
 
     __slots__ = ("_count", "_sx", "_sxx", "_sxy", "_sy", "_weight", "prefill")
@@ -33,10 +35,14 @@ class PrefillLearner:
         """Whether there were samples enough to believe in."""
         return self._count >= SAMPLES_MIN
 
-    def add(self, uncached: float, seconds: float) -> None:
-        """Takes one sample."""
+    def add(self, uncached: float, seconds: float, before: float = 0.0) -> None:
+        """Takes one sample.
+
+        :param before: tokens that were still to be prefilled there when the request came.
+        """
         if seconds <= 0.0:
             return
+        uncached += before
         self._weight = self._weight * FORGET + 1.0
         self._sx = self._sx * FORGET + uncached
         self._sy = self._sy * FORGET + seconds
@@ -53,7 +59,11 @@ class PrefillLearner:
             slope = (self._sxy / self._weight - mean_x * mean_y) / spread
         else:  # all alike: no line to see, so the fixed part is kept and the rest is the tokens'
             slope = (mean_y - self.prefill.base_seconds) / max(mean_x, 1.0)
-        slope = min(max(slope, TOKEN_SECONDS_MIN), TOKEN_SECONDS_MAX)
+        if (
+            slope <= TOKEN_SECONDS_MIN
+        ):  # scattered samples: tokens are not free, else a queue of any length would seem to be short
+            slope = max(SHARE_MIN * mean_y / max(mean_x, 1.0), TOKEN_SECONDS_MIN)
+        slope = min(slope, TOKEN_SECONDS_MAX)
         self.prefill.token_seconds = slope
         self.prefill.base_seconds = min(max(mean_y - slope * mean_x, 0.0), BASE_SECONDS_MAX)
 

@@ -198,6 +198,25 @@ def test_prefilling_is_learnt_from_times_to_first_token(base: float, token: floa
     assert prefill.base_seconds == pytest.approx(base, rel=0.05, abs=0.001)
 
 
+def test_prefilling_is_learnt_behind_others_too() -> None:
+    """What waited before a request counts with it, so that a replica that is never idle is learnt of, too."""
+    prefill = Prefill()
+    learner = PrefillLearner(prefill)
+    for number in range(60):
+        uncached, before = 100 + 997 * number % 4000, 500 * (number % 7)
+        learner.add(uncached, 0.05 + (uncached + before) * 0.0001, before)
+    assert prefill.token_seconds == pytest.approx(0.0001, rel=0.01)
+
+
+def test_tokens_are_never_free() -> None:
+    """Samples that say that longer prompts are quicker are noise: a queue of any length would seem to be short."""
+    prefill = Prefill()
+    learner = PrefillLearner(prefill)
+    for number in range(20):
+        learner.add(1000 * (1 + number % 5), 1.0 - 0.1 * (number % 5))
+    assert prefill.token_seconds > 1e-5
+
+
 def test_equal_prompts_teach_their_length_alone() -> None:
     """With one length only there is no line: the fixed part is kept and the prediction at that length is right."""
     prefill = Prefill(base_seconds=0.02, token_seconds=0.0002)

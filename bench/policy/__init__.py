@@ -1,0 +1,1 @@
+"""The simulation of routing policies; `python -m bench.policy --help`."""
