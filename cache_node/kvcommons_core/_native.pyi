@@ -262,8 +262,11 @@ class Transfer:
         layers: Sequence[tuple[int, int, int, int, int, int, int, int]],
         copy_threads: int = ...,
         jobs_max: int = ...,
+        device: str = ...,
     ) -> None:
-        """layers: (base, blocks, block_stride_bytes, planes, plane_stride_bytes, runs, run_stride_bytes, run_bytes)."""
+        """layers: (base, blocks, block_stride_bytes, planes, plane_stride_bytes, runs, run_stride_bytes, run_bytes).
+
+        device: "host", or "stream": copies by threads that stand for a GPU's streams."""
     def load(self, job: int, lease: int, first_block: int, block_ids: object) -> str:
         """block_ids: buffer of u32/i32/i64 or list of ints."""
     def wait_layer(self, layer: int, ms_max: int) -> str: ...

@@ -55,6 +55,8 @@ class ConnectorConfig:
     """How long a request may wait for chunks that are on their way from disk or a peer."""
     copy_threads: int = 1
     """Native threads that copy, in each worker."""
+    device: str = "host"
+    """"stream": KV in the host's memory is copied as a GPU's is, by streams of their own, so that this way can be tried."""
     strict: bool = False
     """True: refuse to start where the cache can't be used. False: serve without it, and say why."""
 
@@ -77,6 +79,8 @@ class ConnectorConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigurationError(name, getattr(self, name), "give a number of at least 1")
+        if self.device not in ("host", "stream"):
+            raise ConfigurationError("device", self.device, 'give "host" or "stream"')
         if self.chunk_tokens > limits.CHUNK_TOKENS_MAX:
             raise ConfigurationError("chunk_tokens", self.chunk_tokens, f"give at most {limits.CHUNK_TOKENS_MAX}")
 

@@ -89,6 +89,7 @@ class WorkerSide:
                 blocks_per_chunk=config.chunk_tokens // view.identity.groups[0].block_tokens,
                 layers=view.layers,
                 copy_threads=config.copy_threads,
+                device=config.device,
             )
         self.core = WorkerCore(
             self._client,

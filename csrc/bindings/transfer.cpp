@@ -17,6 +17,7 @@
 
 #include "bindings/buffers.h"
 #include "bindings/names.h"
+#include "core/stream_device.h"
 #include "kernels/cpu/copy.h"
 #include "kernels/cpu/pool.h"
 
@@ -55,6 +56,12 @@ LayerLayout layout_of(const LayerTuple& layer) {
 std::vector<std::uint32_t> ids_of(const nb::object& block_ids) {
   const U32Array ids("block_ids", block_ids);
   return {ids.values().begin(), ids.values().end()};
+}
+
+std::shared_ptr<kvcommons::Device> device_named(const std::string& name) {
+  if (name == "host") return nullptr;
+  if (name == "stream") return std::make_shared<kvcommons::StreamDevice>();
+  throw nb::value_error(("device is \"" + name + "\": pass \"host\" or \"stream\"").c_str());
 }
 
 const char* load(Transfer& transfer, std::uint64_t job, std::uint64_t lease, std::uint32_t first_block,
@@ -171,13 +178,18 @@ void bind_transfer(nb::module_& module) {
       .def(
           "__init__",
           [](Transfer* self, std::shared_ptr<Client> client, std::uint32_t blocks_per_chunk,
-             const std::vector<LayerTuple>& layers, std::uint32_t copy_threads, std::uint32_t jobs_max) {
-            kvcommons::TransferConfig config = {
-                .blocks_per_chunk = blocks_per_chunk, .layers = {}, .copy_threads = copy_threads, .jobs_max = jobs_max};
+             const std::vector<LayerTuple>& layers, std::uint32_t copy_threads, std::uint32_t jobs_max,
+             const std::string& device) {
+            kvcommons::TransferConfig config = {.blocks_per_chunk = blocks_per_chunk,
+                                                .layers = {},
+                                                .copy_threads = copy_threads,
+                                                .device = device_named(device),
+                                                .jobs_max = jobs_max};
             for (const auto& layer : layers) config.layers.push_back(layout_of(layer));
             new (self) Transfer(std::move(client), std::move(config));
           },
-          "client"_a, nb::kw_only(), "blocks_per_chunk"_a, "layers"_a, "copy_threads"_a = 1, "jobs_max"_a = 1'024)
+          "client"_a, nb::kw_only(), "blocks_per_chunk"_a, "layers"_a, "copy_threads"_a = 1, "jobs_max"_a = 1'024,
+          "device"_a = "host")
       .def("load", &load, "job"_a, "lease"_a, "first_block"_a, "block_ids"_a)
       .def(
           "wait_layer",

@@ -31,8 +31,9 @@ class Transfer::Impl {
   Impl(std::shared_ptr<LeasePort> port, TransferConfig config)
       : port_(std::move(port)),
         layout_(config.blocks_per_chunk, std::move(config.layers)),
-        stores(*port_, declared(layout_, *port_), gate_, config.jobs_max),
-        loads(*port_, layout_, gate_, config.copy_threads, config.jobs_max) {}
+        device_(std::move(config.device)),
+        stores(*port_, declared(layout_, *port_), gate_, device_.get(), config.jobs_max),
+        loads(*port_, layout_, gate_, device_.get(), config.copy_threads, config.jobs_max) {}
 
  private:
   // A slot smaller than what we write would spill into its neighbour.
@@ -47,6 +48,7 @@ class Transfer::Impl {
 
   std::shared_ptr<LeasePort> port_;
   const SlotLayout layout_;
+  const std::shared_ptr<Device> device_;
   TransferGate gate_;
 
  public:

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "client.h"
+#include "device.h"
 #include "lease_port.h"
 
 namespace kvcommons {
@@ -33,6 +34,7 @@ struct TransferConfig {
   std::uint32_t blocks_per_chunk = 0;
   std::vector<LayerLayout> layers;
   std::uint32_t copy_threads = 1;
+  std::shared_ptr<Device> device = nullptr;  // whose memory the layers are in; none: the host's
   std::uint32_t jobs_max = 1'024;  // queued; a store over it is dropped and counted, a load over it fails
 };
 
@@ -44,6 +46,7 @@ struct StoreJob {
   std::vector<std::uint32_t> block_ids;               // keys.size() * blocks_per_chunk
   std::vector<std::vector<std::uint64_t>> text_keys;  // empty, or one list a key
   std::uint32_t hints = 0;                            // for eviction, packed
+  std::uintptr_t stream = 0;  // of the engine, on a device: what it was given so far is waited for first
 };
 
 struct LoadJob {
@@ -51,6 +54,7 @@ struct LoadJob {
   LeaseId lease = 0;
   std::uint32_t first_block = 0;  // in blocks from the first leased chunk: what the engine has already is skipped
   std::vector<std::uint32_t> block_ids;  // destination of blocks first_block, first_block + 1, ...
+  std::uintptr_t stream = 0;             // as a store's
 };
 
 struct JobResult {

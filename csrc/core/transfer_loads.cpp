@@ -27,9 +27,9 @@ void remember(std::deque<JobResult>* results, const JobResult& result, std::size
 
 }  // namespace
 
-LoadQueue::LoadQueue(LeasePort& port, const SlotLayout& layout, TransferGate& gate, unsigned copy_threads,
-                     std::uint32_t jobs_max)
-    : port_(port), layout_(layout), gate_(gate), pool_(copy_threads - 1), jobs_max_(jobs_max) {
+LoadQueue::LoadQueue(LeasePort& port, const SlotLayout& layout, TransferGate& gate, Device* device,
+                     unsigned copy_threads, std::uint32_t jobs_max)
+    : port_(port), layout_(layout), gate_(gate), pool_(copy_threads - 1), device_(device), jobs_max_(jobs_max) {
   thread_ = native_thread("kvc-load", [this] { thread_main(); });
 }
 
@@ -86,6 +86,7 @@ Status LoadQueue::submit(LoadJob job) {
   if (!admit()) return Status::Full;
   auto load = std::make_unique<Load>();
   load->job = std::move(job);
+  load->after = EngineMark(device_, load->job.stream);
   const Status status = begin(load.get());
   const std::lock_guard lock(mutex_);
   if (status != Status::Ok) {
@@ -116,7 +117,7 @@ Status LoadQueue::wait_layer(std::uint32_t layer, std::uint32_t ms_max) {
   while (std::any_of(active_.begin(), active_.end(), behind)) {
     if (std::chrono::steady_clock::now() >= deadline) return Status::TimedOut;
     Piece piece;
-    if (!take(last, layer, kPieceBytes, &piece)) {  // others copy the rest
+    if (device_ != nullptr || !take(last, layer, kPieceBytes, &piece)) {  // others copy the rest
       progress_.wait_until(lock, deadline);
       continue;
     }
@@ -124,7 +125,7 @@ Status LoadQueue::wait_layer(std::uint32_t layer, std::uint32_t ms_max) {
     const Stopwatch watch;
     copy(piece, &runs, nullptr);
     lock.lock();
-    finish(piece, watch.ns());
+    finish(piece, watch.ns(), Device::State::Done);
   }
   return Status::Ok;
 }
@@ -159,12 +160,15 @@ bool LoadQueue::take(std::uint64_t last, std::uint32_t layer, std::uint64_t byte
   Load* load = nullptr;
   for (const auto& other : active_) {
     if (other->sequence > last || other->next_layer > layer || other->next_layer == layout_.layers()) continue;
+    if (other->failed) continue;
     if (load == nullptr || other->next_layer < load->next_layer) load = other.get();  // of equals the oldest
   }
   if (load == nullptr) return false;
   const std::uint64_t block = layout_.layer_block_bytes(load->next_layer);
   const std::size_t blocks = load->job.block_ids.size(), first = load->next_block;
-  *piece = {load, load->next_layer, first, std::min<std::size_t>((bytes + block - 1) / block, blocks - first)};
+  const std::size_t count = std::min<std::size_t>((bytes + block - 1) / block, blocks - first);
+  *piece = {.load = load, .layer = load->next_layer, .first = first, .count = count};
+  ++load->under_way;
   load->next_block += piece->count;
   if (load->next_block == blocks) {
     load->next_block = 0;
@@ -173,8 +177,18 @@ bool LoadQueue::take(std::uint64_t last, std::uint32_t layer, std::uint64_t byte
   return true;
 }
 
-void LoadQueue::finish(const Piece& piece, std::uint64_t ns) {
+void LoadQueue::finish(const Piece& piece, std::uint64_t ns, Device::State state) {
   Load& load = *piece.load;
+  --load.under_way;
+  load.failed |= state != Device::State::Done;
+  load.lost |= state == Device::State::Lost;
+  if (load.failed) {
+    if (load.under_way == 0) {
+      end(&load, Status::Internal);
+      progress_.notify_all();
+    }
+    return;
+  }
   const std::uint64_t bytes = piece.count * layout_.layer_block_bytes(piece.layer);
   load.bytes += bytes;
   stats_.load_bytes += bytes;
@@ -191,22 +205,14 @@ void LoadQueue::finish(const Piece& piece, std::uint64_t ns) {
 }
 
 void LoadQueue::copy(const Piece& piece, kernels::RunList* runs, kernels::WorkerPool* pool) const {
-  const Load& load = *piece.load;
-  const auto stores = kernels::stores_for(load.job.block_ids.size() * layout_.block_bytes());
-  const std::size_t end = piece.first + piece.count;
-  for (std::size_t i = piece.first; i < end; ++i) {
-    const std::uint64_t block = load.job.first_block + i;
-    const SlotRef& slot = load.slots[block / layout_.blocks_per_chunk()];
-    const auto index = static_cast<std::uint32_t>(block % layout_.blocks_per_chunk());
-    layout_.scatter(piece.layer, load.job.block_ids[i], load.attached.arena.get() + slot.offset_bytes, index, runs);
-    if (runs->runs().size() < kRunsMax && i + 1 < end) continue;
+  const auto stores = kernels::stores_for(piece.load->job.block_ids.size() * layout_.block_bytes());
+  each_runs(piece, runs, kRunsMax, [&](std::span<const kernels::CopyRun> list) {
     if (pool != nullptr) {
-      kernels::copy_runs(*pool, runs->runs(), stores);
+      kernels::copy_runs(*pool, list, stores);
     } else {
-      kernels::copy_runs(runs->runs(), stores);
+      kernels::copy_runs(list, stores);
     }
-    runs->clear();
-  }
+  });
 }
 
 void LoadQueue::end(Load* load, Status status) {
@@ -214,7 +220,11 @@ void LoadQueue::end(Load* load, Status status) {
   remember(&finished_, result, kFinishedMax);
   remember(&recent_, result, kRecentMax);
   ++(status == Status::Ok ? stats_.loads : stats_.loads_failed);
-  ended_.push_back(load->job.lease);
+  if (load->lost) {
+    lost_arenas_.push_back(load->attached.arena);
+  } else {
+    ended_.push_back(load->job.lease);
+  }
   std::erase_if(active_, [load](const auto& other) { return other.get() == load; });
   --admitted_;
   running_.fetch_sub(1, std::memory_order_release);  // the copies are seen by whoever sees this
@@ -232,10 +242,9 @@ void LoadQueue::give_back(std::vector<LeaseId> leases) {
 bool LoadQueue::leases_due() const { return !ended_.empty() && (active_.empty() || ended_.size() >= kReleaseBatch); }
 
 void LoadQueue::thread_main() {
-  const std::uint64_t piece_bytes = kPieceBytes * pool_.threads();
   std::unique_lock lock(mutex_);
   for (;;) {
-    while (stop_ && !active_.empty()) end(active_.front().get(), Status::Gone);
+    while (stop_ && under_way_.empty() && !active_.empty()) end(active_.front().get(), Status::Gone);
     if (leases_due()) {
       auto leases = std::exchange(ended_, {});
       progress_.notify_all();
@@ -244,18 +253,20 @@ void LoadQueue::thread_main() {
       lock.lock();
       continue;
     }
-    if (stop_) return;
-    Piece piece;
-    if (!take(sequence_, layout_.layers(), piece_bytes, &piece)) {
-      work_.wait(lock);
-      continue;
-    }
-    lock.unlock();
-    const Stopwatch watch;
-    copy(piece, &runs_, &pool_);
-    lock.lock();
-    finish(piece, watch.ns());
+    if (stop_ && under_way_.empty()) return;
+    if (!(device_ == nullptr ? step(&lock) : step_on_device(&lock))) work_.wait(lock);
   }
+}
+
+bool LoadQueue::step(std::unique_lock<std::mutex>* lock) {
+  Piece piece;
+  if (!take(sequence_, layout_.layers(), kPieceBytes * pool_.threads(), &piece)) return false;
+  lock->unlock();
+  const Stopwatch watch;
+  copy(piece, &runs_, &pool_);
+  lock->lock();
+  finish(piece, watch.ns(), Device::State::Done);
+  return true;
 }
 
 }  // namespace kvcommons

@@ -47,10 +47,13 @@ void copy_and_hash(std::span<const kernels::CopyRun> runs, kernels::Stores store
 
 }  // namespace
 
-StoreQueue::StoreQueue(LeasePort& port, const SlotLayout& layout, TransferGate& gate, std::uint32_t jobs_max)
+StoreQueue::StoreQueue(LeasePort& port, const SlotLayout& layout, TransferGate& gate, Device* device,
+                       std::uint32_t jobs_max)
     : port_(port),
       layout_(layout),
       gate_(gate),
+      device_(device),
+      warmer_(device),
       jobs_max_(jobs_max),
       chunks_per_batch_(batch_chunks(layout.slot_bytes())) {
   thread_ = native_thread("kvc-store", [this] { thread_main(); });
@@ -91,13 +94,14 @@ void StoreQueue::check(const StoreJob& job) const {
 
 Status StoreQueue::submit(StoreJob job) {
   check(job);
+  EngineMark after(device_, job.stream);
   const std::lock_guard lock(mutex_);
   if (stop_ || queue_.size() >= jobs_max_) {
     ++stats_.stores_dropped;
     return Status::Full;
   }
   reading_.push_back(job.job);
-  queue_.push_back(std::move(job));
+  queue_.push_back({std::move(job), std::move(after)});
   work_.notify_one();
   return Status::Ok;
 }
@@ -171,10 +175,10 @@ void StoreQueue::thread_main() {
   for (;;) {
     warm_until_work(&lock);
     if (stop_) break;
-    const StoreJob job = std::move(queue_.front());
+    Queued queued = std::move(queue_.front());
     queue_.pop_front();
     lock.unlock();
-    run(job);
+    run(&queued);
     lock.lock();
   }
   stats_.stores_dropped += queue_.size();
@@ -183,13 +187,14 @@ void StoreQueue::thread_main() {
   progress_.notify_all();
 }
 
-void StoreQueue::run(const StoreJob& job) {
+void StoreQueue::run(Queued* queued) {
+  const StoreJob& job = queued->job;
   JobResult result = {.job = job.job, .status = Status::Ok, .bytes = 0, .chunks = 0};
   for (std::size_t first = 0; first < job.keys.size() && result.status == Status::Ok; first += chunks_per_batch_) {
     Batch batch;
     batch.first = first;
     batch.count = std::min(chunks_per_batch_, job.keys.size() - first);
-    result.status = store(job, &batch, &result);
+    result.status = store(queued, &batch, &result);
   }
   source_read(job.job);
   const std::lock_guard lock(mutex_);
@@ -198,12 +203,14 @@ void StoreQueue::run(const StoreJob& job) {
   finished_.push_back(result);
 }
 
-Status StoreQueue::store(const StoreJob& job, Batch* batch, JobResult* result) {
+Status StoreQueue::store(Queued* queued, Batch* batch, JobResult* result) {
+  const StoreJob& job = queued->job;
   port_.copy_started();
   const Status reserved = reserve(job, batch);
-  const bool copied = reserved == Status::Ok && copy(job, batch);
+  const bool copied = reserved == Status::Ok && (device_ == nullptr ? copy(job, batch) : copy_by_device(queued, batch));
   const bool last = batch->first + batch->count == job.keys.size();
   if (!copied || last || batch->chain_end != Status::Ok) source_read(job.job);  // nobody waits for the commit
+  if (batch->lost) return Status::Internal;
   port_.copy_finished();
   if (reserved != Status::Ok) return reserved;
   abort(*batch, !copied);

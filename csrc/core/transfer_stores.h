@@ -2,6 +2,10 @@
 // copies each granted slot and hashes it while it is in the cache, and commits the batch with its text keys. Chunks
 // that exist or that another writer fills are skipped; a chunk that gets no slot ends the chain, for no later one could
 // be hit. What was granted and is not committed is aborted, when nothing touches it any more.
+//
+// On a device the slots fill in the order of its stream, behind what the engine's stream had been given when the store
+// was submitted, and each is hashed in the arena while the next ones are on their way. After a device is lost nobody
+// knows whether it still writes: slots and mapping are kept until this process ends.
 #pragma once
 
 #include <condition_variable>
@@ -21,7 +25,7 @@ namespace kvcommons {
 
 class StoreQueue {
  public:
-  StoreQueue(LeasePort& port, const SlotLayout& layout, TransferGate& gate, std::uint32_t jobs_max);
+  StoreQueue(LeasePort& port, const SlotLayout& layout, TransferGate& gate, Device* device, std::uint32_t jobs_max);
   ~StoreQueue();
   StoreQueue(const StoreQueue&) = delete;  // owns its thread
 
@@ -40,19 +44,31 @@ class StoreQueue {
     std::vector<CommitItem> items;     // one per granted
     std::vector<SlotRef> unused;       // granted behind the chain's end
     Status chain_end = Status::Ok;     // why no later chunk can follow, if none can
+    bool lost = false;                 // with the device
   };
+  struct Queued {
+    StoreJob job;
+    EngineMark after;
+  };
+  struct UnderWay {  // a slot on a device's stream
+    std::size_t item = 0;
+    Device::Mark mark = 0;
+  };
+  static constexpr std::size_t kUnderWayMax = 3;
 
   void check(const StoreJob& job) const;
   template <typename Ready>
   void wait_until(Ready ready);
   void thread_main();
   void warm_until_work(std::unique_lock<std::mutex>* lock);
-  void run(const StoreJob& job);
-  Status store(const StoreJob& job, Batch* batch, JobResult* result);
+  void run(Queued* queued);
+  Status store(Queued* queued, Batch* batch, JobResult* result);
   Status reserve(const StoreJob& job, Batch* batch);
   Status reserve_once(const StoreJob& job, Batch* batch, bool* moved);
   Status sort_out(const std::vector<Reservation>& reservations, Batch* batch);
   bool copy(const StoreJob& job, Batch* batch);
+  bool copy_by_device(Queued* queued, Batch* batch);
+  Device::Mark put_on_stream(Queued* queued, std::size_t chunk, std::byte* slot, const std::byte* arena);
   std::uint64_t copy_chunk(const StoreJob& job, std::size_t chunk, kernels::Stores stores, std::byte* slot);
   Status commit(const Batch& batch, JobResult* result);
   void abort(const Batch& batch, bool all);
@@ -62,16 +78,19 @@ class StoreQueue {
   LeasePort& port_;
   const SlotLayout& layout_;
   TransferGate& gate_;
-  kernels::RunList runs_;  // this and the next: the thread's own
+  Device* const device_;   // nullptr: the host's memory
+  kernels::RunList runs_;  // this and the next two: the thread's own
+  std::vector<kernels::CopyRun> cut_;
   ArenaWarmer warmer_;
   const std::uint32_t jobs_max_;
   const std::size_t chunks_per_batch_;
 
   mutable std::mutex mutex_;  // guards what follows; not held while copying or calling the node
   std::condition_variable work_, progress_;
-  std::deque<StoreJob> queue_;
+  std::deque<Queued> queue_;
   std::vector<std::uint64_t> reading_;  // jobs whose source is still to be read, the queued ones included
   std::deque<JobResult> finished_;
+  std::vector<std::shared_ptr<std::byte>> lost_arenas_;
   Transfer::Stats stats_{};
   bool stop_ = false;
   std::thread thread_;

@@ -12,72 +12,14 @@
 
 #include "check.h"
 #include "kernels/cpu/copy.h"
-#include "paged_kv.h"
-#include "scripted_port.h"
+#include "stream_device.h"
+#include "transfer_fixture.h"
 #include "xxh3.h"
 
 namespace kvcommons {
 namespace {
 
-using testing::PagedKv;
-using testing::ScriptedPort;
-
-constexpr std::uint32_t kMs = 20'000;  // more than anything here takes, less than the test's own limit
-using Ids = std::vector<std::uint32_t>;
-
-Key key_of(std::uint64_t number) {
-  Key key;
-  std::memcpy(key.bytes.data(), &number, sizeof number);
-  return key;
-}
-
-std::vector<Key> keys_of(std::uint64_t first, std::size_t count) {
-  std::vector<Key> keys;
-  for (std::size_t i = 0; i < count; ++i) keys.push_back(key_of(first + i));
-  return keys;
-}
-
-// Two layers, one of two planes; four blocks a chunk.
-struct Fixture {
-  static constexpr std::uint32_t kBlocksPerChunk = 4;
-  PagedKv kv{
-      32, {{.runs = 2, .run_bytes = 192, .run_gap = 64}, {.planes = 2, .run_bytes = 128, .planes_apart = true}}, 3};
-  std::uint64_t slot = testing::slot_bytes_of(kv.layers(), kBlocksPerChunk);
-  std::shared_ptr<ScriptedPort> port = std::make_shared<ScriptedPort>(std::uint64_t{1} << 20, slot);
-
-  std::unique_ptr<Transfer> start(std::uint32_t jobs_max = 16) {
-    return std::make_unique<Transfer>(
-        port, TransferConfig{
-                  .blocks_per_chunk = kBlocksPerChunk, .layers = kv.layers(), .copy_threads = 1, .jobs_max = jobs_max});
-  }
-  static Ids blocks(std::uint32_t first, std::size_t chunks) {
-    Ids ids(chunks * kBlocksPerChunk);
-    std::iota(ids.begin(), ids.end(), first);
-    return ids;
-  }
-  static StoreJob job(std::uint64_t number, std::size_t chunks) {
-    StoreJob store;
-    store.job = number;
-    store.parent = key_of(99);
-    store.keys = keys_of(100, chunks);
-    store.block_ids = blocks(0, chunks);
-    return store;
-  }
-};
-
-JobResult only_result(std::vector<JobResult> results) {
-  CHECK_EQ(results.size(), 1u);
-  return results.front();
-}
-
-// wait_stores returns before the commit, so the result may be a moment away.
-JobResult store_result(Transfer& transfer) {
-  for (;;) {
-    auto results = transfer.take_finished_stores();
-    if (!results.empty()) return only_result(std::move(results));
-    std::this_thread::yield();
-  }
-}
+using namespace kvcommons::testing;
 
 TEST(a_store_writes_each_slot_in_order_and_commits_it_with_checksum_and_text_keys) {
   Fixture f;
@@ -126,14 +68,17 @@ TEST(a_load_gives_back_what_was_stored_from_any_block_on) {
 }
 
 // A model of one random round: chunks stored from some blocks, then part of them loaded into others.
-void random_round(std::uint32_t seed, std::uint32_t copy_threads) {
+void random_round(std::uint32_t seed, std::uint32_t copy_threads, std::shared_ptr<Device> device) {
   std::mt19937 random(seed);
   const std::uint32_t per_chunk = 1 + testing::random_below(&random, 5), chunks = 1 + testing::random_below(&random, 4);
   const std::uint32_t held = per_chunk * chunks, blocks = 2 * held + 3;
   PagedKv kv(blocks, testing::random_shapes(&random), seed);
   const std::uint64_t slot = testing::slot_bytes_of(kv.layers(), per_chunk);
   const auto port = std::make_shared<ScriptedPort>(chunks * (slot + kSlotAlignBytes), slot);
-  Transfer transfer(port, {.blocks_per_chunk = per_chunk, .layers = kv.layers(), .copy_threads = copy_threads});
+  Transfer transfer(port, {.blocks_per_chunk = per_chunk,
+                           .layers = kv.layers(),
+                           .copy_threads = copy_threads,
+                           .device = std::move(device)});
   Ids ids(blocks);
   std::iota(ids.begin(), ids.end(), 0u);
   std::shuffle(ids.begin(), ids.end(), random);
@@ -170,7 +115,7 @@ void random_round(std::uint32_t seed, std::uint32_t copy_threads) {
 TEST(random_layouts_and_partial_loads_equal_a_copy_byte_by_byte) {
   for (std::uint32_t seed = 0; seed < 120; ++seed) {
     if (seed % 40 == 0) std::fprintf(stderr, "seed %u\n", seed);
-    random_round(seed, 1 + seed % 3);
+    random_round(seed, 1 + seed % 3, seed % 4 == 3 ? std::make_shared<StreamDevice>() : nullptr);
   }
 }
 

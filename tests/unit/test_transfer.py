@@ -84,8 +84,17 @@ def connect(path: str, kv: PagedKv, fingerprint: bytes = FINGERPRINT, **options:
     return client
 
 
-def transfer_of(client: _native.Client, kv: PagedKv, **options: int) -> _native.Transfer:
-    return _native.Transfer(client, blocks_per_chunk=BLOCKS_PER_CHUNK, layers=kv.layouts(), **options)
+def transfer_of(
+    client: _native.Client, kv: PagedKv, *, copy_threads: int = 1, jobs_max: int = 1_024, device: str = "host"
+) -> _native.Transfer:
+    return _native.Transfer(
+        client,
+        blocks_per_chunk=BLOCKS_PER_CHUNK,
+        layers=kv.layouts(),
+        copy_threads=copy_threads,
+        jobs_max=jobs_max,
+        device=device,
+    )
 
 
 def keys_of(name: str, chunks: int) -> bytes:
@@ -125,12 +134,14 @@ def test_a_load_elsewhere_equals_what_was_stored(socket_path: str, data: st.Data
     keys = keys_of(f"{run_bytes} {heads} {chunks} {first} {ids}", chunks)
     stored, loaded = ids[: chunks * BLOCKS_PER_CHUNK], ids[-count:]
     client = connect(socket_path, writer)
-    storing = transfer_of(client, writer)
+    devices = st.sampled_from(["host", "stream"])
+    storing = transfer_of(client, writer, device=data.draw(devices, label="stored by"))
     assert storing.store(1, 0, b"", keys, stored) == "ok"
     assert finished_store(storing)[1] == "ok"
 
     other = connect(socket_path, reader)
-    loading = transfer_of(other, reader, copy_threads=data.draw(st.integers(1, 3), label="copy_threads"))
+    threads = data.draw(st.integers(1, 3), label="copy_threads")
+    loading = transfer_of(other, reader, copy_threads=threads, device=data.draw(devices, label="loaded by"))
     status, lease, hit, _ = other.lookup(keys, 0, True)
     assert (status, hit) == ("ok", chunks)
     before = reader.blocks([block for block in range(BLOCKS) if block not in loaded])
