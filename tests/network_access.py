@@ -155,7 +155,7 @@ def allowed_per_node(pods: Mapping[str, Place]) -> Allowed:
     routers = {"chat-router", "second-router", "guest-router"}
     return allowed_anywhere(pods) | {
         ("guest-engine", names.ENGINE_PORT): frozenset({"guest-router", "prometheus"}),
-        ("cache-node", names.CONTROL_PORT): frozenset({"operator", "prometheus", "friend"}),
+        ("cache-node", names.CONTROL_PORT): frozenset({"operator", "cache-node-2", "prometheus", "friend"}),
         ("cache-node", TRANSPORT): frozenset({"cache-node-2"}),
         ("index", names.REDIS_PORT): frozenset(nodes | indexes | routers),
         ("index", names.SENTINEL_PORT): frozenset(nodes | indexes | routers),
@@ -168,8 +168,8 @@ def allowed_sidecar(pods: Mapping[str, Place]) -> Allowed:
     engines, indexes = {"chat-engine", "chat-engine-2", "second-engine"}, {"index", "index-2"}
     routers = {"chat-router", "second-router"}
     return allowed_anywhere(pods) | {
-        ("chat-engine", names.CONTROL_PORT): frozenset({"operator", "prometheus", "friend"}),
-        ("second-engine", names.CONTROL_PORT): frozenset({"operator", "prometheus"}),
+        ("chat-engine", names.CONTROL_PORT): frozenset({"operator", *engines, "prometheus", "friend"}),
+        ("second-engine", names.CONTROL_PORT): frozenset({"operator", *engines, "prometheus"}),
         ("chat-engine", TRANSPORT): frozenset(engines),
         ("second-engine", TRANSPORT): frozenset(engines),
         ("index", names.REDIS_PORT): frozenset(engines | indexes | routers),

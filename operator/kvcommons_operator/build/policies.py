@@ -64,7 +64,7 @@ def engines(deployment: Deployment) -> list[Manifest]:
     pool = deployment.pool
     if pool is not None and not pool.per_node:
         mates = pods_of({names.COMPONENT: names.ENGINE, **deployment.pool_labels()})
-        rules.append(rule([operator(deployment.install), *allowed], names.CONTROL_PORT))
+        rules.append(rule([operator(deployment.install), mates, *allowed], names.CONTROL_PORT))
         rules.append(rule([mates], pool.spec.transport.port))
     found = []
     if deployment.spec.engine.nodes_per_replica > 1:
@@ -77,13 +77,13 @@ def engines(deployment: Deployment) -> list[Manifest]:
 
 
 def nodes(pool: Pool) -> list[Manifest]:
-    """The operator reaches cache nodes' control API, they each other's transport."""
+    """The operator reaches cache nodes' control API, they each other's (one may be asked for all) and each other's transport."""
     access = pool.spec.security.network_policy
     if not access.enabled or not pool.per_node:
         return []
     selector = pool.owner.selector(names.CACHE_NODE)
     rules = [
-        rule([operator(pool.install), *others(access, pool.install)], names.CONTROL_PORT),
+        rule([operator(pool.install), pods_of(selector), *others(access, pool.install)], names.CONTROL_PORT),
         rule([pods_of(selector)], pool.spec.transport.port),
     ]
     return [policy(pool.child(names.CACHE_NODE, "nodes"), selector, rules)]
