@@ -50,6 +50,8 @@ class FakeCore:
         self.remarks: list[str] = []
         self.behind: list[tuple[bytes, bytes, tuple[int, ...], str]] = []
         self.known_tiers: list[KnownTier] = []
+        self.carries_max = 1 << 30
+        """Chunks that arrive at one time when some are moved."""
         self.running = False
         self._start_error = start_error
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -142,6 +144,27 @@ class FakeCore:
                 here |= (any(item[0] == one and item[3] == name for item in self.behind)) << at
             bits.append(here)
         return names, bytes(bits)
+
+    def write_behind(self, fingerprint: bytes, keys: bytes) -> int:
+        split = [keys[start : start + 32] for start in range(0, len(keys), 32)]
+        fresh = [one for one in split if one in self.chunks][: self.carries_max]
+        self.behind += [(one, fingerprint, (), "disk") for one in fresh]
+        return len(fresh)
+
+    def bring(self, fingerprint: bytes, keys: bytes) -> int:
+        split = [keys[start : start + 32] for start in range(0, len(keys), 32)]
+        fresh = [one for one in split if one in {item[0] for item in self.behind}][: self.carries_max]
+        self.chunks |= dict.fromkeys(fresh, (fingerprint, ()))
+        return len(fresh)
+
+    def let_go(self, fingerprint: bytes, keys: bytes) -> int:
+        return self.clear_some(fingerprint, None, keys, 0, [])[0]
+
+    def remove_behind(self, tier: str, fingerprint: bytes, keys: bytes) -> int:
+        before = len(self.behind)
+        named = {keys[start : start + 32] for start in range(0, len(keys), 32)}
+        self.behind = [item for item in self.behind if item[0] not in named or item[3] != tier]
+        return before - len(self.behind)
 
     def clear_some(
         self, fingerprint: bytes | None, tenant: int | None, keys: bytes, age_ms_min: int, places: Sequence[str]

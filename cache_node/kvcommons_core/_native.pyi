@@ -188,6 +188,14 @@ class NodeCore:
         places: Sequence[str] = ...,
     ) -> tuple[int, dict[str, int]]:
         """None or empty: any. Returns (chunks that memory had, {tier: shards that it had})."""
+    def write_behind(self, fingerprint: bytes, keys: bytes) -> int:
+        """Has what memory has of these written to the first tier that takes writes; returns the shards in the queue."""
+    def bring(self, fingerprint: bytes, keys: bytes) -> int:
+        """Has what tiers have of a chain, given from its first chunk on, brought into memory; returns the chunks on their way."""
+    def let_go(self, fingerprint: bytes, keys: bytes) -> int:
+        """Takes the end of what is named out of memory, as far as nobody reads, pins or builds upon it; returns the chunks."""
+    def remove_behind(self, tier: str, fingerprint: bytes, keys: bytes) -> int:
+        """Removes these from one tier; returns the shards."""
 
 def holder_serve(socket_path: str, idle_seconds_max: int) -> None:
     """Keeps fds by name for a daemon that restarts; returns when told to stop or when idle for so long."""

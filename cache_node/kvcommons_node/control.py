@@ -9,12 +9,14 @@ import time
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from kvcommons_core.limits import KEY_BYTES
 from pydantic import BaseModel
 
 from kvcommons_node import fingerprints
 from kvcommons_node.api import models, refusals
 from kvcommons_node.api.models_cluster import ClusterAnswer, ClusterRequest
 from kvcommons_node.api.models_jobs import CancelRequest, JobAnswer, JobEntry, JobsAnswer, JobsQuery, PrewarmRequest
+from kvcommons_node.api.models_move import MoveRequest
 from kvcommons_node.api.models_pins import PinAnswer, PinRequest, PinsAnswer, PinsQuery, UnpinAnswer, UnpinRequest
 from kvcommons_node.api.models_requests import EventsQuery, RequestsAnswer, RequestsQuery
 from kvcommons_node.api.models_select import ClearAnswer, ClearRequest, LookupAnswer, LookupRequest
@@ -24,6 +26,7 @@ from kvcommons_node.feed import Feed, Watcher
 from kvcommons_node.jobs import Jobs, Progress
 from kvcommons_node.metrics import NodeMetrics
 from kvcommons_node.model_names import ModelNames
+from kvcommons_node.moving import Move
 from kvcommons_node.pinning import Pinning
 from kvcommons_node.pool_view import PoolView
 from kvcommons_node.prewarming import Prewarm
@@ -190,6 +193,13 @@ class Control:
         await self._engines.all()
         progress = Progress("documents", len(request.documents))
         return self._jobs.submit("prewarm", request.name, request, progress, Prewarm(request, self._engines))
+
+    async def move(self, request: MoveRequest) -> JobAnswer:
+        """:raises Refusal: of a place that there is not, one place twice, or if no job more is taken."""
+        fingerprint, keys = await asyncio.to_thread(self._selecting.chain, request)
+        self._selecting.check_move(request.source, request.target)
+        move = Move(self._core, fingerprint, keys, source=request.source, target=request.target, keep=request.keep)
+        return self._jobs.submit("move", request.name, request, Progress("chunks", len(keys) // KEY_BYTES), move)
 
     def jobs(self, query: JobsQuery) -> JobsAnswer:
         return self._jobs.page(query)

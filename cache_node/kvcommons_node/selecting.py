@@ -111,11 +111,27 @@ class Selecting:
             limits=[AGE_LIMIT] if request.older_than_seconds is not None and tiers else [],
         )
 
-    def _check_places(self, request: ClearRequest) -> None:
+    def check_move(self, source: str, target: str) -> None:
+        """:raises Refusal: of a place that this node does not have, or of one place twice."""
+        self._known_places("source", [source])
+        self._known_places("target", [target])
+        if source == target:
+            raise refusals_work.same_place(source)
+        if MEMORY not in (source, target):
+            raise refusals_work.not_past_memory(source, target)
+        # What is written behind goes to the first tier that serves: another is not chosen.
+        first = self._core.tiers()[0][0]
+        if target not in (MEMORY, first):
+            raise refusals_work.not_written_to(target, first)
+
+    def _known_places(self, field: str, names: Sequence[str]) -> None:
         known = [MEMORY, *(tier[0] for tier in self._core.tiers())]
-        unknown = [name for name in request.tiers if name not in known]
+        unknown = [name for name in names if name not in known]
         if unknown:
-            raise refusals_work.unknown_tier(unknown[0], known)
+            raise refusals_work.unknown_tier(unknown[0], known, field)
+
+    def _check_places(self, request: ClearRequest) -> None:
+        self._known_places("tiers", request.tiers)
         if request.older_than_seconds is not None and request.tiers and MEMORY not in request.tiers:
             raise refusals_work.age_without_memory(request.tiers)
 

@@ -65,13 +65,53 @@ nb::tuple clear_some(Node& node, const nb::object& fingerprint, const nb::object
   return nb::make_tuple(chunks, of_tiers);
 }
 
+// Of the node's own accord, as after a commit: shards that were put into the queue of writes.
+std::uint64_t write_behind(Node& node, const nb::bytes& fingerprint, const nb::bytes& keys) {
+  const Key of = key_argument("fingerprint", fingerprint);
+  const std::vector<Key> list = keys_argument("keys", keys);
+  return node.with(
+      [&](auto& core) { return core.tiers() == nullptr ? std::uint64_t{0} : core.tiers()->manager().write(of, list); });
+}
+
+// Chunks that are on their way into memory now.
+std::uint32_t bring(Node& node, const nb::bytes& fingerprint, const nb::bytes& keys) {
+  const Key of = key_argument("fingerprint", fingerprint);
+  const std::vector<Key> list = keys_argument("keys", keys);
+  return node.with([&](auto& core) {
+    return core.tiers() == nullptr ? std::uint32_t{0} : core.tiers()->manager().bring(of, list).chunks;
+  });
+}
+
+// Chunks that memory let go of: the end of what is named, as far as nobody reads, pins or builds upon it.
+std::uint32_t let_go(Node& node, const nb::bytes& fingerprint, const nb::bytes& keys) {
+  const Key of = key_argument("fingerprint", fingerprint);
+  const std::vector<Key> list = keys_argument("keys", keys);
+  return node.with([&](auto& core) { return core.store().let_go(of, list); });
+}
+
+// Shards removed from one tier.
+std::uint64_t remove_behind(Node& node, const std::string& tier, const nb::bytes& fingerprint, const nb::bytes& keys) {
+  const Key of = key_argument("fingerprint", fingerprint);
+  const std::vector<Key> list = keys_argument("keys", keys);
+  return node.with([&](auto& core) {
+    const std::vector<std::string> names = place_names(core);
+    const auto at = std::find(names.begin() + 1, names.end(), tier);
+    if (at == names.end()) return std::uint64_t{0};
+    return core.tiers()->manager().remove(static_cast<std::size_t>(at - names.begin()) - 1, of, list);
+  });
+}
+
 }  // namespace
 
 void bind_node_select(nb::class_<Node>& node) {
   using namespace nb::literals;
   node.def("places", &places, "fingerprint"_a, "keys"_a)
       .def("clear_some", &clear_some, "fingerprint"_a = nb::none(), "tenant"_a = nb::none(),
-           "keys"_a = nb::bytes("", 0), "age_ms_min"_a = 0, "places"_a = std::vector<std::string>{});
+           "keys"_a = nb::bytes("", 0), "age_ms_min"_a = 0, "places"_a = std::vector<std::string>{})
+      .def("write_behind", &write_behind, "fingerprint"_a, "keys"_a)
+      .def("bring", &bring, "fingerprint"_a, "keys"_a)
+      .def("let_go", &let_go, "fingerprint"_a, "keys"_a)
+      .def("remove_behind", &remove_behind, "tier"_a, "fingerprint"_a, "keys"_a);
 }
 
 }  // namespace kvcommons::bindings

@@ -144,4 +144,29 @@ TEST(a_write_under_way_is_undone_where_it_was_meant) {
   CHECK(rig.places(named) == (std::vector<Places>{kInMemory | kOnTier, 0, 0}));
 }
 
+// What is moved behind memory is written there first, and then let go of; brought back, it is in both; and a tier may
+// lose it again.
+TEST(chunks_are_moved_behind_memory_and_back) {
+  Rig rig;
+  const Engine engine(rig.world, 1, kSlot);
+  const auto chain = make_chain(1, 5);
+  rig.put(engine, chain);
+  rig.settle();
+  CHECK(rig.clear({kFirst, 0, {}, 0}, kOnTier) == (Cleared{0, 5}));
+  CHECK_EQ(rig.manager->write(kFirst, chain), 5u);
+  CHECK_EQ(rig.manager->write(make_key(9), chain), 0u);
+  rig.settle();
+  CHECK(rig.places(chain) == std::vector<Places>(5, kInMemory | kOnTier));
+  CHECK_EQ(rig.world.store->let_go(kFirst, std::span(chain).subspan(2)), 3u);
+  CHECK_EQ(rig.manager->bring(kFirst, chain).chunks, 3u);
+  rig.settle();
+  CHECK(rig.places(chain) == std::vector<Places>(5, kInMemory | kOnTier));
+  CHECK_EQ(engine.hits(chain), 5u);
+  CHECK_EQ(rig.manager->bring(kFirst, chain).chunks, 0u);
+  CHECK_EQ(rig.manager->remove(0, kFirst, std::span(chain).first(2)), 2u);
+  CHECK_EQ(rig.manager->remove(1, kFirst, chain), 0u);
+  CHECK(rig.places(chain) ==
+        (std::vector<Places>{kInMemory, kInMemory, kInMemory | kOnTier, kInMemory | kOnTier, kInMemory | kOnTier}));
+}
+
 TEST_MAIN()

@@ -13,6 +13,7 @@ from kvcommons_cli import control, spread, tables, talk
 HEADINGS = ("JOB", "KIND", "NAME", "STATE", "PROGRESS", "FAILED", "RAN", "AGE")
 BAR_CHARACTERS = 24
 POLL_SECONDS = 0.5
+INTERRUPTED_STATUS = 130
 OVER = ("done", "failed", "cancelled")
 
 
@@ -96,6 +97,19 @@ def follow(options: argparse.Namespace, job_id: str) -> int:
     else:
         sys.stdout.write(f"{words(job)}{told(job)}\n")
     return 0 if job["state"] == "done" and not job["progress"]["failed"] else control.REFUSED_STATUS
+
+
+def begin(options: argparse.Namespace, path: str, body: dict[str, object]) -> int:
+    """Begins a job and, unless detached, shows it until its end."""
+    answer = control.ask(options, "POST", path, body)
+    job = answer["job"]
+    if options.detach:
+        return control.show(answer) if options.output == "json" else show({"jobs": [job]})
+    try:
+        return follow(options, str(job["job"]))
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\nit goes on; `kvcommons jobs {job['job']} --follow` shows it, --cancel ends it\n")
+        return INTERRUPTED_STATUS
 
 
 def told(job: Mapping[str, Any]) -> str:

@@ -118,15 +118,7 @@ def _as_job(options: argparse.Namespace) -> int:
     body: dict[str, object] = {"model": options.model, "documents": documents, "at_once": options.at_once}
     if options.name is not None:
         body["name"] = options.name
-    answer = control.ask(options, "POST", "/v1/prewarm", body)
-    job = answer["job"]
-    if options.detach:
-        return control.show(answer) if options.output == "json" else jobs.show({"jobs": [job]})
-    try:
-        return jobs.follow(options, str(job["job"]))
-    except KeyboardInterrupt:
-        sys.stderr.write(f"\nit goes on; `kvcommons jobs {job['job']} --follow` shows it, --cancel ends it\n")
-        return INTERRUPTED_STATUS
+    return jobs.begin(options, "/v1/prewarm", body)
 
 
 def _sent(document: Document) -> dict[str, Any]:

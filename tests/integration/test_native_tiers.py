@@ -14,6 +14,8 @@ from kvcommons_connector.stats import Counters
 from kvcommons_connector.tracking import Geometry, Tracked
 from kvcommons_core import _native
 from kvcommons_core.limits import KEY_BYTES
+from kvcommons_node.jobs import Progress
+from kvcommons_node.moving import Move
 
 FINGERPRINT = bytes(range(32))
 SLOT_BYTES = 128 << 10
@@ -252,3 +254,24 @@ def test_a_restarted_node_finds_on_its_disk_what_no_engine_has_asked_for(folder:
     again.start()
     assert list(again.places(FINGERPRINT, keys_of(0))[1]) == [2] * CHAIN
     again.stop()
+
+
+async def test_a_move_brings_chunks_to_the_disk_and_back(folder: Path, node: _native.NodeCore) -> None:
+    """With the real core: memory lets go of what the disk has, and gets it back byte for byte; a copy stays in both."""
+    worker = make_client(folder)
+    store(worker, 0)
+    worker.close()
+    written(node, CHAIN)
+
+    async def moved(source: str, target: str, *, keep: bool) -> dict[str, object]:
+        move = Move(node, FINGERPRINT, keys_of(0), source=source, target=target, keep=keep)
+        return await move(Progress("chunks", CHAIN))
+
+    assert (await moved("memory", "disk", keep=False))["removed_from_source"] == CHAIN
+    assert node.lookup(FINGERPRINT, keys_of(0)) == 0
+    assert (await moved("disk", "memory", keep=True))["chunks"] == CHAIN
+    assert list(node.places(FINGERPRINT, keys_of(0))[1]) == [3] * CHAIN
+    check_chain(folder, 0)
+    assert (await moved("disk", "memory", keep=False))["removed_from_source"] == CHAIN
+    assert list(node.places(FINGERPRINT, keys_of(0))[1]) == [1] * CHAIN
+    assert (await moved("memory", "disk", keep=True))["chunks"] == CHAIN

@@ -12,6 +12,7 @@ from aiohttp import web
 from kvcommons_core.index.schema import Member, MemberInfo, MemberKind
 from kvcommons_node.engines import Engine
 from kvcommons_node.pool_view import NoPool
+from node_fakes import FINGERPRINT, committed, key
 from node_served import Served, serve_in
 
 USAGE = {"prompt_tokens": 300, "prompt_tokens_details": {"cached_tokens": 256}}
@@ -137,3 +138,16 @@ async def test_what_is_no_document_is_refused(stack: AsyncExitStack, document: d
     """Before anything is sent."""
     node = await serve_in(stack, engines=[Engine("e", "http://127.0.0.1:9")])
     assert (await node.post("/v1/prewarm", {"model": "m", "documents": [document]}))[0] == 400
+
+
+async def test_a_move_is_a_job_and_wants_two_places(stack: AsyncExitStack) -> None:
+    """From memory to the disk, by the chain's keys; a place that there is not, or twice the same, is refused."""
+    node = await serve_in(stack)
+    node.core.known_tiers = [("disk", "serving", "", {})]
+    node.core.emit(committed(1), committed(2))
+    chain = {"fingerprint": FINGERPRINT.hex(), "keys": [key(1).hex(), key(2).hex()]}
+    _, answer = await node.post("/v1/move", {**chain, "source": "memory", "target": "disk"})
+    job = await job_of(node, answer["job"]["job"])
+    assert (job["state"], job["result"]["chunks"], node.core.chunks) == ("done", 2, {})
+    for source, target, status in (("memory", "tape", 404), ("disk", "disk", 409)):
+        assert (await node.post("/v1/move", {**chain, "source": source, "target": target}))[0] == status

@@ -10,7 +10,7 @@ from kvcommons_node.api.base import Model
 
 NODES_MAX = 1_024
 
-SpreadOperation = Literal["stats", "lookup", "clear", "pin", "unpin", "pins", "requests", "jobs"]
+SpreadOperation = Literal["stats", "lookup", "clear", "pin", "unpin", "pins", "requests", "jobs", "move"]
 """What can be asked of all nodes at once."""
 
 

@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 from kvcommons_node.api import models
 from kvcommons_node.api.models_cluster import ClusterAnswer, ClusterRequest
 from kvcommons_node.api.models_jobs import CancelRequest, JobAnswer, JobEntry, JobsAnswer, JobsQuery, PrewarmRequest
+from kvcommons_node.api.models_move import MoveRequest
 from kvcommons_node.api.models_pins import PinAnswer, PinRequest, PinsAnswer, PinsQuery, UnpinAnswer, UnpinRequest
 from kvcommons_node.api.models_requests import EventData, EventsQuery, RequestsAnswer, RequestsQuery
 from kvcommons_node.api.models_select import ClearAnswer, ClearRequest, LookupAnswer, LookupRequest
@@ -84,6 +85,16 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "GET", "/v1/jobs", "jobs", "Long work: what runs, and how it ended", JobsAnswer, query=JobsQuery, guarded=True
+    ),
+    Operation(
+        "POST",
+        "/v1/move",
+        "move",
+        "Chunks from memory to a tier or back, as a job",
+        JobAnswer,
+        MoveRequest,
+        guarded=True,
+        changes=True,
     ),
     Operation(
         "POST",

@@ -28,14 +28,34 @@ def unknown_model(model: str, known: list[str]) -> Refusal:
     )
 
 
-def unknown_tier(name: str, known: list[str]) -> Refusal:
-    return _unknown("tiers", "this node has no such tier", name, f"known: {', '.join(known)}")
+def unknown_tier(name: str, known: list[str], field: str = "tiers") -> Refusal:
+    return _unknown(field, "this node has no such tier", name, f"known: {', '.join(known)}")
 
 
 def _unknown(field: str, message: str, value: str, remedy: str) -> Refusal:
     return Refusal(
         404,
         ErrorDetail(type="not_found", message=message, field=field, value=shortened(value), remedy=remedy),
+    )
+
+
+def same_place(name: str) -> Refusal:
+    return _not_so("target", name, "it is the source too", "name another place: GET /v1/stats lists the tiers")
+
+
+def not_past_memory(source: str, target: str) -> Refusal:
+    return _not_so(
+        "target", target, f"nothing goes from {source} there but through memory", "move it to memory, and then on"
+    )
+
+
+def not_written_to(target: str, first: str) -> Refusal:
+    return _not_so("target", target, "what leaves memory is written to the first tier", f"name {first}")
+
+
+def _not_so(field: str, value: str, message: str, remedy: str) -> Refusal:
+    return Refusal(
+        409, ErrorDetail(type="invalid_request", message=message, field=field, value=shortened(value), remedy=remedy)
     )
 
 

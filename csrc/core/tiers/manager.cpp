@@ -195,6 +195,15 @@ std::uint64_t TierManager::clear(const Key* fingerprint, std::uint64_t* tier_sha
 std::uint64_t TierManager::clear(const Selection& selection, Places places, std::span<std::uint64_t> tier_shards) {
   return impl_->clear(selection, places, tier_shards);
 }
+std::uint64_t TierManager::write(const Key& fingerprint, std::span<const Key> keys) {
+  return impl_->write(fingerprint, keys);
+}
+Expected TierManager::bring(const Key& fingerprint, std::span<const Key> keys) {
+  return impl_->bring(fingerprint, keys);
+}
+std::uint64_t TierManager::remove(std::size_t tier, const Key& fingerprint, std::span<const Key> keys) {
+  return impl_->remove(tier, fingerprint, keys);
+}
 std::vector<Places> TierManager::places(const Key& fingerprint, std::span<const Key> keys) {
   return impl_->places(fingerprint, keys);
 }

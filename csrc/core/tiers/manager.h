@@ -79,6 +79,14 @@ class TierManager {
   std::uint64_t clear(const Selection& selection, Places places, std::span<std::uint64_t> tier_shards);
   // Where each of these is: on a tier, as far as is known, with every shard of a layout that some engine asked for.
   std::vector<Places> places(const Key& fingerprint, std::span<const Key> keys);
+  // Has those of the keys that are in memory written to the first tier that takes writes, as after a commit. Returns
+  // how many shards were put into the queue of writes; what it has no room for is to be asked for again.
+  std::uint64_t write(const Key& fingerprint, std::span<const Key> keys);
+  // As wanted(), without an engine: `keys` from the first chunk of a chain on; the layout is one that an engine asked
+  // for, or what a tier has of the first chunk that is not in memory.
+  Expected bring(const Key& fingerprint, std::span<const Key> keys);
+  // Shards of these keys removed from one tier.
+  std::uint64_t remove(std::size_t tier, const Key& fingerprint, std::span<const Key> keys);
   // The first tier that has a shard of this chunk, as far as it is known without its layout; -1: none.
   [[nodiscard]] int where(const Key& fingerprint, const Key& key);
   // A rectangle that where() is to ask for.

@@ -46,8 +46,14 @@ class TierManager::Impl {
   // manager_select.cpp
   std::uint64_t clear(const Selection& selection, Places places, std::span<std::uint64_t> tier_shards);
   std::vector<Places> places(const Key& fingerprint, std::span<const Key> keys);
+  // manager_move.cpp
+  std::uint64_t write(const Key& fingerprint, std::span<const Key> keys);
+  Expected bring(const Key& fingerprint, std::span<const Key> keys);
+  std::uint64_t remove(std::size_t tier, const Key& fingerprint, std::span<const Key> keys);
   // manager_wanted.cpp
   Expected wanted(SessionId session, std::uint64_t tenant, std::span<const Key> keys, std::uint32_t hit_chunks);
+  Expected wanted_as(const SessionSpec& spec, std::uint64_t tenant, std::span<const Key> keys,
+                     std::uint32_t hit_chunks);
 
  private:
   // A model's chunks as one kind of engine cuts them.
@@ -125,6 +131,8 @@ class TierManager::Impl {
   [[nodiscard]] bool idle_locked() const;
   [[nodiscard]] bool fenced_locked() const;  // nothing may be brought in
   void know_rect_locked(const Key& fingerprint, const Rect& rect);
+  // manager_move.cpp
+  bool layout_on_tiers(const Key& fingerprint, const Key& key, SessionSpec* spec, std::uint64_t* tenant);
   // manager_select.cpp
   std::vector<Rect> rects_of(const Key& fingerprint);
   KeySet with_what_follows(Tier& tier, const Selection& selection);

@@ -77,7 +77,13 @@ bool TierManager::Impl::touch_some() {
 Expected TierManager::Impl::wanted(SessionId session, std::uint64_t tenant, std::span<const Key> keys,
                                    std::uint32_t hit_chunks) {
   SessionSpec spec;
-  if (keys.empty() || !store_->session_spec(session, &spec) || spec.shards.empty()) return {};
+  if (keys.empty() || !store_->session_spec(session, &spec)) return {};
+  return wanted_as(spec, tenant, keys, hit_chunks);
+}
+
+Expected TierManager::Impl::wanted_as(const SessionSpec& spec, std::uint64_t tenant, std::span<const Key> keys,
+                                      std::uint32_t hit_chunks) {
+  if (keys.empty() || spec.shards.empty()) return {};
   const std::uint64_t now = now_ms();
   LayoutPtr layout;
   std::uint64_t epoch = 0;

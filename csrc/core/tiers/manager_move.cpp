@@ -1,0 +1,76 @@
+// Moved because somebody asked for it, and not because an engine stored or wanted it: the same queues and budgets.
+#include <algorithm>
+
+#include "tiers/manager_impl.h"
+
+namespace kvcommons {
+
+std::uint64_t TierManager::Impl::write(const Key& fingerprint, std::span<const Key> keys) {
+  std::vector<SealedShard> shards;
+  for (const Rect& rect : rects_of(fingerprint)) {
+    for (const Key& key : keys) {
+      Borrowed borrowed;
+      if (!store_->borrow(fingerprint, key, rect, &borrowed)) continue;
+      shards.push_back({fingerprint, key, rect, borrowed.payload_bytes});
+      store_->give_back(borrowed);
+    }
+  }
+  const std::lock_guard lock(mutex_);
+  const std::size_t room =
+      quiet_ || writes_.size() >= config_.write_queue_max ? 0 : config_.write_queue_max - writes_.size();
+  shards.resize(std::min(shards.size(), room));
+  writes_.insert(writes_.end(), shards.begin(), shards.end());
+  wake_locked();
+  return shards.size();
+}
+
+// Those of the known rectangles that tiers have of this chunk.
+bool TierManager::Impl::layout_on_tiers(const Key& fingerprint, const Key& key, SessionSpec* spec,
+                                        std::uint64_t* tenant) {
+  spec->fingerprint = fingerprint;
+  for (const Rect& rect : rects_of(fingerprint)) {
+    for (const auto& tier : tiers_) {
+      ShardMeta meta;
+      if (!tier->describe({fingerprint, key, rect}, &meta)) continue;
+      spec->shards.push_back({rect, meta.payload_bytes});
+      spec->chunk_tokens = meta.chunk_tokens;
+      *tenant = meta.tenant;
+      break;
+    }
+  }
+  return !spec->shards.empty();
+}
+
+Expected TierManager::Impl::bring(const Key& fingerprint, std::span<const Key> keys) {
+  const std::uint32_t hit = store_->lookup_any(fingerprint, keys);
+  if (hit >= keys.size()) return {};
+  SessionSpec spec;
+  std::uint64_t tenant = 0;
+  if (!layout_on_tiers(fingerprint, keys[hit], &spec, &tenant)) return {};
+  {
+    // An engine's own layout, where one that it asked for is there whole.
+    const std::lock_guard lock(mutex_);
+    for (const LayoutPtr& layout : layouts_) {
+      const auto there = [&](const ShardSpec& shard) {
+        return std::find(spec.shards.begin(), spec.shards.end(), shard) != spec.shards.end();
+      };
+      const auto& shards = layout->spec.shards;
+      if (layout->spec.fingerprint == fingerprint && std::all_of(shards.begin(), shards.end(), there)) {
+        spec = layout->spec;
+        break;
+      }
+    }
+  }
+  return wanted_as(spec, tenant, keys, hit);
+}
+
+std::uint64_t TierManager::Impl::remove(std::size_t tier, const Key& fingerprint, std::span<const Key> keys) {
+  if (tier >= tiers_.size()) return 0;
+  std::vector<ShardId> ids;
+  for (const Rect& rect : rects_of(fingerprint)) {
+    for (const Key& key : keys) ids.push_back({fingerprint, key, rect});
+  }
+  return tiers_[tier]->remove(ids);
+}
+
+}  // namespace kvcommons
