@@ -218,6 +218,7 @@ class Life:
         self.home.create("events", {"metadata": {"generateName": "test-"}, "involvedObject": about, **said})
         self.home.reason(DEPLOYMENTS_OWN, "chat", "ResolvedRefs", "SecretNotFound")
         self.home.delete("pods", "chat-hangs")
+        self.home.reason(DEPLOYMENTS_OWN, "chat", "ResolvedRefs", "ResolvedRefs")
 
     def what_is_not_wanted_goes(self) -> None:
         """What a change makes superfluous is deleted by the operator itself; so is what stands in another namespace."""
@@ -264,6 +265,9 @@ def judge(server: ApiServer, manifests: list[dict[str, Any]], guests: dict[str, 
         life.everything_is_made(guests)
         life.pods_are_replaced_and_marked()
         life.a_pod_that_hangs_is_explained()
+        operator.stop()
+        operator.start().ready()
+        life.a_pod_that_hangs_is_explained()  # by the Event that is there already
         life.what_is_not_wanted_goes()
         life.a_pool_goes_after_its_users()
     finally:
