@@ -91,7 +91,8 @@ def test_an_upgrade_brings_the_new_crds_and_keeps_what_is_there(server: ApiServe
 
 
 def test_the_crds_and_all_pools_outlive_the_chart(server: ApiServer) -> None:
-    """`helm uninstall` takes the operator and leaves the resources; the same release takes them over again."""
+    """`helm uninstall` takes the operator and leaves the resources. Another release is refused the CRDs, until that is asked for; the
+    same one takes them over again."""
     helm, team = Helm(server), Place(server, TEAM)
     install(helm, CHART)
     team.apply(pool())
@@ -99,18 +100,12 @@ def test_the_crds_and_all_pools_outlive_the_chart(server: ApiServer) -> None:
     assert team.get(POOLS, "pool") is not None
     with pytest.raises(ApiError, match="404"):
         server.request("GET", f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/kvcommons-operator")
-    install(helm, CHART)
-    assert team.get(POOLS, "pool") is not None
-
-
-def test_another_release_may_take_them_over_on_purpose(server: ApiServer) -> None:
-    """CRDs of an uninstalled release are refused to another name, until that is asked for."""
-    helm = Helm(server)
-    install(helm, CHART)
-    helm.run("uninstall", RELEASE, "-n", NAMESPACE, "--no-hooks")
     with pytest.raises(AssertionError, match="invalid ownership metadata"):
         install(helm, CHART, release="other")
+    install(helm, CHART)
+    helm.run("uninstall", RELEASE, "-n", NAMESPACE, "--no-hooks")
     install(helm, CHART, "--take-ownership", release="other")
+    assert team.get(POOLS, "pool") is not None
 
 
 def test_without_keeping_they_go_with_the_chart(server: ApiServer) -> None:
