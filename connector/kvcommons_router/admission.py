@@ -91,6 +91,7 @@ class Admission:
         self.budgets.check(tenant.name)
         exchange = Exchange(self._context, owner, client, request, tenant, group, id_bytes)
         exchange.streaming = streaming
+        exchange.session = request.head.session or bodies.user_of(body)
         if canonical is not None:
             additions = self._text(exchange, canonical, id_bytes)
         else:

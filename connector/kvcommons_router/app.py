@@ -184,6 +184,7 @@ class App:
             self.follower.poll()
             context.load.refresh()
             context.guesses.take(context.loop_time())
+            context.waiting.wake()
             self.show()
             if count % TICKS_PER_SWEEP == 0:
                 await self._sweep()
@@ -196,6 +197,7 @@ class App:
         row[layout.connections] = len(self.connections)
         row[layout.requests_now] = self.budgets.requests
         row[layout.body_bytes] = self.budgets.body_bytes
+        row[layout.queued] = self.context.waiting.size
 
     async def _sweep(self) -> None:
         context = self.context

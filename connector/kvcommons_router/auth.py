@@ -28,6 +28,8 @@ class KeyEntry(BaseModel):
     tenant: str = Field(min_length=1, max_length=128)
     key: str | None = Field(default=None, min_length=8)
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{64}$")
+    weight: float = Field(default=1.0, ge=0.01, le=100)
+    """Its share while requests wait, against other tenants'; the same in all entries of a tenant."""
 
     @model_validator(mode="after")
     def _one(self) -> KeyEntry:
@@ -57,6 +59,7 @@ class Tenant:
 
     name: str
     salt: str | None
+    weight: float = 1.0
 
 
 def _utf8(text: str | None) -> bytes:
@@ -90,7 +93,10 @@ def read_keys(path: Path, secret: bytes) -> dict[bytes, Tenant]:
     tenants: dict[str, Tenant] = {}
     found: dict[bytes, Tenant] = {}
     for entry in entries:
-        tenant = tenants.setdefault(entry.tenant, Tenant(entry.tenant, salt_of(secret, entry.tenant)))
+        salt = salt_of(secret, entry.tenant)
+        tenant = tenants.setdefault(entry.tenant, Tenant(entry.tenant, salt, entry.weight))
+        if tenant.weight != entry.weight:
+            raise KeysError(f"{path}: {entry.tenant} has two weights: write the same one in all of its entries")
         if found.setdefault(entry.digest(), tenant) is not tenant:
             raise KeysError(f"{path}: one key is given to two tenants ({entry.tenant} is the second)")
     return found

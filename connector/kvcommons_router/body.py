@@ -10,6 +10,7 @@ import json
 import re
 
 import orjson
+import xxhash
 
 from kvcommons_router.errors import Refusal
 
@@ -37,6 +38,17 @@ ROUTER_OWNED = frozenset(
 NESTED = ("vllm_xargs", "extra_args")
 _WHITESPACE = re.compile(r"[ \t\n\r]*")
 _RAW = json.JSONDecoder(parse_int=str, parse_float=str)
+
+
+_USER = re.compile(rb'"user"\s*:\s*"([^"\\]{1,512})"')
+
+
+def user_of(raw: bytes) -> int:
+    """A hash of what the body calls its user, or 0. It breaks ties and nothing more, so it is searched for, not parsed."""
+    if b'"user":' not in raw:
+        return 0
+    found = _USER.search(raw)
+    return xxhash.xxh3_64_intdigest(found[1]) if found is not None else 0
 
 
 def _refuse_constant(name: str) -> object:

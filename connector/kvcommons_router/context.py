@@ -20,6 +20,7 @@ from kvcommons_router.load import Load, SiblingLoad, Utilisation
 from kvcommons_router.metrics import Layout, Names, Recorder
 from kvcommons_router.picker import Credits, Policy, Weights
 from kvcommons_router.settings import RouterSettings
+from kvcommons_router.waiting import Waiting
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +39,13 @@ class Context:
         self.policy: Policy = settings.policy
         cost = settings.cost
         self.weights = Weights(
-            Credits(cost.engine_credit, cost.memory_credit, cost.disk_credit, cost.peer_credit), cost.decode_seconds
+            Credits(cost.engine_credit, cost.memory_credit, cost.disk_credit, cost.peer_credit),
+            cost.decode_seconds,
+            cost.adapter_seconds,
         )
+        queue = settings.queue
+        self.binds_late = queue.enabled and self.policy is Policy.COST
+        self.waiting = Waiting(self, queue.binding(), queue.seconds_max)
         self.recorder = Recorder(layout, cells.row(row))
         self.fleet = Fleet(settings)
         sources = [SiblingLoad(layout, cells, row)] if settings.workers > 1 else []
@@ -58,6 +64,7 @@ class Context:
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begins to live on a loop."""
         self.loop_time = loop.time
+        self.waiting.attach(loop.call_soon)
 
     def now_ms(self) -> int:
         """The machine's monotonic clock: the same in all workers, which compare it."""

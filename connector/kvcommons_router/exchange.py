@@ -11,7 +11,7 @@ from kvcommons_router.fleet import Instance
 from kvcommons_router.framing import answer_head, is_unframed, request_head
 from kvcommons_router.index import Depths
 from kvcommons_router.journey import Journey
-from kvcommons_router.picker import NO_HIT, Shape
+from kvcommons_router.picker import NO_HIT, Shape, wait_seconds
 from kvcommons_router.response import Head
 from kvcommons_router.upstream import Upstream
 
@@ -37,13 +37,27 @@ class Exchange(Journey):
             self.hits = None
         else:
             self.hits = hits_of(depths, self.length / max(self.text_bytes, 1) * self.context.step_bytes)
-        self._dispatch()
+        if self.ticket is not None:
+            self.context.waiting.heard(self, self.context.loop_time())
+        else:
+            self._dispatch()
 
     def _dispatch(self) -> None:
-        instance = choose(self.context, self.group, self.tried, self.hits, Shape(self.length, self.affinity))
+        context, group = self.context, self.group
+        shape = Shape(self.length, self.affinity, self.session, group.adapter)
+        instance = choose(context, group, self.tried, self.hits, shape)
         if instance is None:
-            self._give_up(Refusal(503, "No instance of this model can be reached.", retry_after_seconds=1))
+            self.refuse(Refusal(503, "No instance of this model can be reached.", retry_after_seconds=1))
             return
+        if context.binds_late and self.hits is not None and not self.tried and len(group.usable) > 1:
+            now = context.loop_time()
+            if not context.waiting.has_room(group, instance, now):
+                context.waiting.enter(self, shape, now)
+                return
+        self.send_to(instance)
+
+    def send_to(self, instance: Instance) -> None:
+        """Sends it to an instance."""
         context = self.context
         self.attempts += 1
         self.tried = (*self.tried, instance)
@@ -54,17 +68,20 @@ class Exchange(Journey):
         uncached = picker.uncached_tokens(hit, self.length, context.weights.credits)
         self.tokens = int(uncached)
         candidate = instance.candidate
-        self.sent_alone = candidate.waiting_tokens == 0 and self.streaming
+        self.dispatched_at = now = context.loop_time()
+        wait = wait_seconds(candidate, now)
+        self.before = wait / candidate.prefill.token_seconds if wait else 0.0
         work = candidate.prefill.seconds(uncached, self.length)
-        context.load.dispatched(instance.index, self.tokens, work)
-        self.dispatched_at = context.loop_time()
+        context.load.dispatched(instance.index, self.tokens, work, now)
         self.first_byte_at = 0.0
         self.decoding = False
         if not self.streaming:  # its first byte will be its last: when it is prefilled can only be guessed
-            wait = candidate.waiting_tokens * candidate.prefill.token_seconds
-            context.guesses.add(self.dispatched_at + wait + work, self)
+            context.guesses.add(now + wait + work, self)
         if self.keys8:
             context.index.dispatched(self, instance)
+            context.waiting.sent(self)
+        if self.group.adapter:
+            instance.uses(self.group.adapter)
         self._send(instance)
 
     # Sending.
@@ -147,8 +164,8 @@ class Exchange(Journey):
         self.first_byte_at = now
         context = self.context
         self.prefilled()
-        if self.sent_alone and self.status == 200:
-            instance.learner.add(self.tokens, now - self.dispatched_at)
+        if self.streaming and self.status == 200:
+            instance.learner.add(self.tokens, now - self.dispatched_at, self.before)
         context.recorder.observe_seconds(context.layout.first_byte_seconds, instance.index, now - self.request.received)
 
     def prefilled(self) -> None:
@@ -156,7 +173,9 @@ class Exchange(Journey):
         instance = self.instance
         if instance is not None and not self.decoding:
             self.decoding = True
-            self.context.load.prefilled(instance.index, self.tokens)
+            context = self.context
+            context.load.prefilled(instance.index, self.tokens, context.loop_time())
+            context.waiting.wake()
 
     def answered(self) -> None:
         """The engine's answer is complete."""
@@ -207,9 +226,10 @@ class Exchange(Journey):
             context.recorder.count(context.layout.retries)
             self._dispatch()
             return
-        self._give_up(Refusal(502, f"No instance answered; the last one: {reason}.", retry_after_seconds=1))
+        self.refuse(Refusal(502, f"No instance answered; the last one: {reason}.", retry_after_seconds=1))
 
-    def _give_up(self, refusal: Refusal) -> None:
+    def refuse(self, refusal: Refusal) -> None:
+        """Gives up before anything was answered."""
         self.done = True
         self.status = refusal.status
         self.owner.exchange_ended(self)
@@ -236,6 +256,8 @@ class Exchange(Journey):
             context.index.failed(self, instance)
         context.load.finished(instance.index, self.tokens, was_decoding=self.decoding)
         context.count_attempt(instance.index, outcome)
+        if not self.decoding:
+            context.waiting.wake()
 
     def _end(self, outcome: str) -> None:
         self.done = True
@@ -253,6 +275,8 @@ class Exchange(Journey):
         """Nobody waits any more: the engine learns it by its connection's end."""
         if self.done:
             return
+        if self.ticket is not None:
+            self.context.waiting.leave(self)
         upstream = self._let_go()
         if upstream is not None:
             upstream.abandon()
@@ -279,6 +303,8 @@ class Exchange(Journey):
     def check(self, now: float) -> None:
         """Looks at the clock; called about once a second."""
         upstream, instance = self.upstream, self.instance
+        if self.ticket is not None:
+            self.context.waiting.check(self, now)
         if upstream is None or instance is None or self.paused:
             return
         limits = self.context.settings.limits
@@ -289,7 +315,7 @@ class Exchange(Journey):
                 self.context.health_failed(instance)
                 self.head_bytes = b""
                 self._close_attempt("timeout")
-                self._give_up(Refusal(504, f"{instance.name} did not begin to answer in time.", retry_after_seconds=1))
+                self.refuse(Refusal(504, f"{instance.name} did not begin to answer in time.", retry_after_seconds=1))
         elif now - upstream.heard_at(now) > limits.between_bytes_seconds:
             upstream.abandon()
             self.upstream = None

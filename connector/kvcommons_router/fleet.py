@@ -15,6 +15,7 @@ from kvcommons_router.settings import InstanceSettings, RouterSection
 from kvcommons_router.settings_instances import INSTANCES_MAX, Role
 
 # Until requests are split into prefill and decode, who only prefills gets none.
+ADAPTERS_MAX: Final = 16  # that an instance is believed to have loaded
 SERVING_ROLES: Final = frozenset({Role.AGGREGATED, Role.DECODE})
 
 
@@ -34,8 +35,17 @@ class Instance:
         """Off the fleet: its index may be another's."""
         self._limits = router.limits
         self.learner = learner
-        self.candidate = Candidate(self.name.encode(), prefill=learner.prefill)
+        self._adapters: dict[str, None] = {}
+        self.candidate = Candidate(self.name.encode(), prefill=learner.prefill, adapters=self._adapters.keys())
         self._take(entry.settings)
+
+    def uses(self, adapter: str) -> None:
+        """An adapter is used here: it is loaded, as long as not too many others were used since."""
+        used = self._adapters
+        used.pop(adapter, None)
+        used[adapter] = None
+        if len(used) > ADAPTERS_MAX:
+            del used[next(iter(used))]
 
     @property
     def ready(self) -> bool:
@@ -85,6 +95,8 @@ class Group:
         self.candidates: list[Candidate] = []
         self.ratio = TokenRatio()
         self.turn = 0
+        self.adapter = ""
+        """The model's name where it is one of several of its instances: a LoRA adapter, most likely."""
 
     def narrow(self, usable: Sequence[Instance]) -> None:
         """Sets who gets requests; if nobody should, everybody may: a wrong check must not stop all."""
@@ -183,6 +195,7 @@ class Fleet:
             if group is None:
                 group = self.groups[name] = Group(name, positions.get(name, len(positions)))
             group.members = tuple(members)
+            group.adapter = name if any(one.settings.model not in (None, name) for one in members) else ""
             group.narrow(members)
 
     def refresh(self, health: Health, now_ms: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import xxhash
+
 from kvcommons_router.errors import Refusal
 from kvcommons_router.request import HeadLines
 
@@ -29,6 +31,9 @@ NOT_FORWARDED: Final = frozenset(
 )
 
 
+PRIORITY_MAX: Final = 8
+
+
 def read_lines(headers: Sequence[tuple[bytes, bytes]], *, http10: bool, drops_authorization: bool) -> HeadLines:
     """Takes what the router needs from header lines, the content length apart.
 
@@ -46,6 +51,10 @@ def read_lines(headers: Sequence[tuple[bytes, bytes]], *, http10: bool, drops_au
                     continue
             elif name == b"content-encoding" and value.strip().lower() not in (b"identity", b""):
                 raise Refusal(415, "Bodies must be sent without a content encoding.", close=True)
+            elif name == b"x-session-id":
+                lines.session = xxhash.xxh3_64_intdigest(value)
+            elif name == b"x-kvcommons-priority":
+                lines.priority = _priority(value)
             kept.append(b"%b: %b\r\n" % (name, value))
         elif name == b"host":
             hosts += 1
@@ -64,6 +73,17 @@ def read_lines(headers: Sequence[tuple[bytes, bytes]], *, http10: bool, drops_au
     lines.forwarded = _forwarded(kept, named)
     lines.http10 = http10
     return lines
+
+
+def _priority(value: bytes) -> int:
+    try:
+        priority = int(value)
+    except ValueError:
+        priority = PRIORITY_MAX + 1
+    if abs(priority) > PRIORITY_MAX:
+        message = f"X-Kvcommons-Priority must be a whole number from {-PRIORITY_MAX} to {PRIORITY_MAX}."
+        raise Refusal(400, message, code="invalid_priority", param="X-Kvcommons-Priority")
+    return priority
 
 
 def _forwarded(kept: list[bytes], named: bytes) -> bytes:

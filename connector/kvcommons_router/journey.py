@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import Any, Protocol
 
 from kvcommons_router.auth import Tenant
+from kvcommons_router.binding import Ticket
 from kvcommons_router.body import NOTHING, Buffers
 from kvcommons_router.choice import Hits
 from kvcommons_router.context import Context
@@ -49,6 +50,7 @@ class Journey(Inquiry):
     __slots__ = (
         "affinity",
         "attempts",
+        "before",
         "chunk_client",
         "client",
         "context",
@@ -63,15 +65,17 @@ class Journey(Inquiry):
         "instance",
         "keep",
         "length",
+        "located_at",
         "owner",
         "paused",
         "pieces",
         "relayed",
         "request",
-        "sent_alone",
+        "session",
         "status",
         "streaming",
         "tenant",
+        "ticket",
         "tokens",
         "tried",
         "upstream",
@@ -97,10 +101,14 @@ class Journey(Inquiry):
         self.forwarded: Buffers = NOTHING  # the body as it is sent on
         self.length = 0  # tokens, estimated
         self.affinity = 0  # a hash of the first text
+        self.session = 0  # a hash of what the client calls its session
         self.streaming = False
         # What the index says.
         self.depths: Depths | None = None
         self.hits: Hits | None = None
+        # While it waits for an instance.
+        self.ticket: Ticket[Any] | None = None
+        self.located_at = 0.0
         # The attempt under way.
         self.attempts = 0
         self.tried: tuple[Instance, ...] = ()
@@ -109,7 +117,7 @@ class Journey(Inquiry):
         self.tokens = 0
         self.decoding = False
         self.was_reused = False
-        self.sent_alone = False
+        self.before = 0.0  # tokens that waited at the instance when it was sent there
         self.dispatched_at = 0.0
         self.first_byte_at = 0.0
         # The answer.

@@ -81,18 +81,21 @@ class Load:
                 self._others[index] = NOTHING
         self._present = sorted(candidates)
 
-    def dispatched(self, index: int, tokens: int, work_seconds: float) -> None:
+    def dispatched(self, index: int, tokens: int, work_seconds: float, now: float) -> None:
         """A request with this much to prefill went to an instance."""
         row, candidate = self._row, self._candidates[index]
+        if candidate.requests <= candidate.decoding:
+            candidate.head_at = now
         row[self._tokens_column + index] += tokens
         row[self._requests_column + index] += 1
         row[self._work_column] += int(work_seconds * MICROSECONDS)
         candidate.waiting_tokens += tokens
         candidate.requests += 1
 
-    def prefilled(self, index: int, tokens: int) -> None:
-        """Its first byte came: the prefill is done and decoding begins."""
+    def prefilled(self, index: int, tokens: int, now: float) -> None:
+        """Its first byte came: the prefill is done and decoding begins, and that of the next one, too."""
         row, candidate = self._row, self._candidates[index]
+        candidate.head_at = now
         row[self._tokens_column + index] -= tokens
         row[self._decoding_column + index] += 1
         candidate.waiting_tokens -= tokens

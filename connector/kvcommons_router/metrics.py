@@ -146,6 +146,11 @@ class Layout:
         self.prefill_work = self._counter(
             "prefill_work_seconds_total", "Seconds of prefill work sent out, as estimated.", MICRO
         )
+        self.queue_seconds = self._histogram(
+            "queue_seconds",
+            "Seconds that requests waited in the router for a replica, of those that did.",
+            SECONDS_BUCKETS,
+        )
         self._roster_counters()
         self._gauges()
 
@@ -170,6 +175,7 @@ class Layout:
     def _gauges(self) -> None:
         self.connections = self._gauge("connections", "Client connections that are open.")
         self.requests_now = self._gauge("requests_in_flight", "Requests under way.")
+        self.queued = self._gauge("queued_requests", "Requests that wait in the router for a replica.")
         self.body_bytes = self._gauge("body_bytes", "Bytes of request bodies held.")
         self.workers = self._gauge("workers", "Worker processes that serve.")
         self.waiting_tokens = self._gauge(
@@ -248,6 +254,8 @@ LIMITS: Final = (
     "headers",
     "pipelined",
     "slow",
+    "queue",
+    "queue_seconds",
 )
 
 

@@ -10,13 +10,15 @@ from kvcommons_router.errors import Refusal
 class HeadLines:
     """What the header lines of a request say, its length apart."""
 
-    __slots__ = ("authorization", "expect_continue", "forwarded", "http10")
+    __slots__ = ("authorization", "expect_continue", "forwarded", "http10", "priority", "session")
 
     def __init__(self) -> None:
         self.authorization: bytes | None = None
         self.expect_continue = False
         self.forwarded = b""
         self.http10 = False
+        self.priority = 0
+        self.session = 0  # a hash of it; 0 for none
 
 
 NO_LINES: Final = HeadLines()

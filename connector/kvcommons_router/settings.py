@@ -15,6 +15,7 @@ from kvcommons_core.settings import Bytes, IndexSettings, Section, load_settings
 from kvcommons_core.settings_values import remedy_of
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from kvcommons_router.binding import Binding
 from kvcommons_router.picker import Policy
 from kvcommons_router.settings_instances import INSTANCES_MAX, InstanceSettings, KubernetesSettings
 
@@ -85,6 +86,40 @@ class CostSettings(Section):
     base_seconds: float = Field(default=0.02, ge=0)
     """Where learning the time to prefill begins."""
     token_seconds: float = Field(default=0.0002, gt=0)
+    adapter_seconds: float = Field(default=0.2, ge=0)
+    """What it takes a replica to load a LoRA adapter that it has not used lately."""
+
+
+class QueueSettings(Section):
+    """How requests wait in the router while every replica that they should go to has enough to prefill."""
+
+    enabled: bool = True
+    """Whether they do; else each is sent on at once. Only the policy `cost` knows how to."""
+    window_seconds: float = Field(default=0.1, gt=0)
+    """A replica with less than this to prefill gets another request."""
+    window_tokens: int = Field(default=2048, ge=1)
+    """And so does one with fewer tokens to prefill."""
+    target_seconds: float = Field(default=8.0, gt=0)
+    """Within which a first byte should come: a request goes first shortly before it would miss that."""
+    ageing: float = Field(default=10.0, ge=0, le=1000)
+    """How many seconds of waiting make up for one second more of prefill."""
+    priority_seconds: float = Field(default=2.0, ge=0)
+    """The head start that each step of `X-Kvcommons-Priority` gives."""
+    requests_max: int = Field(default=1024, ge=1)
+    """Who waits for one model in one worker; more are answered 429."""
+    seconds_max: float = Field(default=120.0, gt=0)
+    """Who waits longer is answered 429."""
+
+    def binding(self) -> Binding:
+        """The same, as the binder takes it."""
+        return Binding(
+            window_seconds=self.window_seconds,
+            window_tokens=self.window_tokens,
+            ageing=self.ageing,
+            target_seconds=self.target_seconds,
+            priority_seconds=self.priority_seconds,
+            requests_max=self.requests_max,
+        )
 
 
 class RouterSection(Section):
@@ -113,6 +148,7 @@ class RouterSection(Section):
     limits: LimitSettings = LimitSettings()
     health: HealthSettings = HealthSettings()
     cost: CostSettings = CostSettings()
+    queue: QueueSettings = QueueSettings()
 
     @field_validator("listen")
     @classmethod

@@ -142,3 +142,17 @@ def test_the_secret_is_made_once_and_kept(tmp_path: Path) -> None:
         read_secret(path)
     with pytest.raises(KeysError, match="can't be read"):
         read_secret(tmp_path / "absent")
+
+
+def test_a_tenant_has_one_weight(tmp_path: Path) -> None:
+    """A tenant's share of the queue is in its entries, 1 unless one is given; two that differ are an error that names it."""
+    keys = write_keys(tmp_path, {"tenant": "a", "key": "key-of-a-1"})
+    (tenant,) = read_keys(keys, SECRET.encode()).values()
+    assert tenant.weight == 1.0
+    entries = [{"tenant": "a", "key": f"key-of-a-{number}", "weight": weight} for number, weight in enumerate((2, 3))]
+    keys.write_text(json.dumps({"keys": entries[:1]}))
+    (tenant,) = read_keys(keys, SECRET.encode()).values()
+    assert tenant.weight == 2.0
+    keys.write_text(json.dumps({"keys": entries}))
+    with pytest.raises(KeysError, match="a has two weights"):
+        read_keys(keys, SECRET.encode())

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kvcommons_router.body import ROUTER_OWNED, check_nested, members, parse, rewrite
+from kvcommons_router.body import ROUTER_OWNED, check_nested, members, parse, rewrite, user_of
 from kvcommons_router.errors import Refusal
 
 SALT = "ab" * 32
@@ -176,3 +176,19 @@ def test_rewriting_equals_editing_the_parsed_object(
         return
     wanted = {key: value for key, value in json.loads(text).items() if key not in ROUTER_OWNED} | ours()
     assert forwarded(raw) == wanted
+
+
+@pytest.mark.parametrize(
+    ("raw", "same"),
+    [
+        (b'{"model":"m","user":"ann"}', True),
+        (b'{"model":"m", "user": "ann"}', True),
+        (b'{"model":"m","messages":[{"role":"user","content":"hi"}]}', False),
+        (b'{"model":"m","messages":[{"role":"user","content":"\\"user\\":\\"ann\\""}]}', False),
+        (b'{"model":"m","user":7}', False),
+    ],
+)
+def test_a_user_is_known_again(raw: bytes, same: bool) -> None:
+    """A body's `user` is a session's name; the role of a message and what a text quotes are none."""
+    assert (user_of(raw) == user_of(b'{"user":"ann"}')) is same
+    assert bool(user_of(raw)) is same

@@ -18,10 +18,12 @@ from kvcommons_router.picker import (
     pick_cost,
     rendezvous,
     uncached_tokens,
+    wait_seconds,
 )
 
 WEIGHTS = Weights(Credits(), decode_seconds=0.004)
 SHAPE = Shape(length=4000, affinity=7)
+SHAPE_400 = Shape(length=400, affinity=7)
 
 
 def candidate(name: str, *, waiting: int = 0, decoding: int = 0, requests: int = 0) -> Candidate:
@@ -179,3 +181,39 @@ def test_the_bounded_hash_never_overloads(requests: list[int], affinity: int) ->
     candidates = [candidate(f"r{at}", requests=n) for at, n in enumerate(requests)]
     position = pick_bounded_hash(candidates, affinity)
     assert requests[position] < 1.25 * (sum(requests) + 1) / len(requests)
+
+
+def test_a_session_breaks_ties() -> None:
+    """Of equals, requests of one session go to the same replica whatever their texts; a difference in cost outweighs it."""
+    candidates = [candidate(name) for name in "abcd"]
+    for session in range(1, 40):
+        chosen = {pick_cost(candidates, [NO_HIT] * 4, Shape(100, text, session), 0.0, WEIGHTS) for text in range(8)}
+        assert len(chosen) == 1
+        (usual,) = chosen
+        busy = [candidate(name, waiting=5000 if at == usual else 0) for at, name in enumerate("abcd")]
+        assert pick_cost(busy, [NO_HIT] * 4, Shape(100, 1, session), 0.0, WEIGHTS) != usual
+
+
+def test_an_adapter_is_used_where_it_is_loaded() -> None:
+    """Loading one costs 0.2 s: worth it against a longer queue, not against a shorter one."""
+    candidates = [candidate("a"), candidate("b"), candidate("c")]
+    candidates[1].adapters = {"poet"}
+    poet = Shape(400, 7, adapter="poet")
+    assert pick_cost(candidates, [NO_HIT] * 3, poet, 0.0, WEIGHTS) == 1
+    candidates[1].waiting_tokens = 500
+    assert pick_cost(candidates, [NO_HIT] * 3, poet, 0.0, WEIGHTS) == 1
+    candidates[1].waiting_tokens = 2000
+    assert pick_cost(candidates, [NO_HIT] * 3, poet, 0.0, WEIGHTS) != 1
+    assert cost(candidates[0], NO_HIT, poet, 0.0, WEIGHTS) == pytest.approx(
+        cost(candidates[0], NO_HIT, SHAPE_400, 0.0, WEIGHTS) + WEIGHTS.adapter_seconds
+    )
+
+
+def test_waiting_melts_away_while_it_is_prefilled() -> None:
+    """What waits is what was sent less the time since the first of it began, of which a fifth is believed to be left."""
+    one = candidate("a", waiting=5000, requests=1)
+    one.head_at = 10.0
+    assert wait_seconds(one, 10.0) == pytest.approx(1.0)
+    assert wait_seconds(one, 10.4) == pytest.approx(0.6)
+    assert wait_seconds(one, 99.0) == pytest.approx(0.2)
+    assert wait_seconds(candidate("b"), 99.0) == 0.0
