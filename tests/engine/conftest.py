@@ -61,8 +61,9 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Generator[Node]:
 
 @pytest.fixture(scope="session")
 def pair(forge: Forge, node: Node, tiny: str) -> Generator[tuple[Engine, Engine]]:
-    """Two engines of one model on one node, in the default way: loads beside the forward."""
-    begun = [forge.begin({"model": tiny}, connector(socket=node.socket)) for _ in range(2)]
+    """Two engines of one model on one node, loads beside the forward: one copies by itself, as by default, one by streams, as on a GPU."""
+    devices = ("host", "stream")
+    begun = [forge.begin({"model": tiny}, connector(socket=node.socket, device=device)) for device in devices]
     engines = [Engine(*item) for item in begun]
     yield engines[0], engines[1]
     for engine in engines:
