@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import select
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -275,3 +278,46 @@ async def test_a_move_brings_chunks_to_the_disk_and_back(folder: Path, node: _na
     assert (await moved("disk", "memory", keep=False))["removed_from_source"] == CHAIN
     assert list(node.places(FINGERPRINT, keys_of(0))[1]) == [1] * CHAIN
     assert (await moved("memory", "disk", keep=True))["chunks"] == CHAIN
+
+
+@pytest.fixture
+def small_file_system(folder: Path) -> Iterator[Path]:
+    """A file system of 24 MiB where the disk is to be."""
+    if os.geteuid() != 0:
+        pytest.skip("to mount a file system takes root")
+    home = folder / "disk"
+    home.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", home], check=True)
+    yield home
+    subprocess.run(["umount", home], check=True)
+
+
+def fill_up(path: Path) -> None:
+    """Until the file system has no room."""
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(1 << 16)):
+            pass
+    assert os.statvfs(path).f_bavail == 0
+
+
+def test_a_full_file_system_costs_writes_and_nothing_else(folder: Path, small_file_system: Path) -> None:
+    """Where a disk's file system runs full under it, the disk says so and takes no more; what it has is read, and engines store on."""
+    node = make_node(folder, capacity_bytes=16 << 20)
+    node.start()
+    try:
+        # As on thin storage: of what was promised at the start, all but the first segment's room is somebody else's.
+        taken = ["fallocate", "--punch-hole", "--offset", str(4 << 20), "--length", str(12 << 20)]
+        subprocess.run([*taken, small_file_system / "segments.kvc"], check=True)
+        fill_up(small_file_system / "other")
+        worker = make_client(folder)
+        for chain in range(40):  # two and a half times what memory holds
+            store(worker, chain)
+            if chain < 4:
+                written(node, (chain + 1) * CHAIN)
+        worker.close()
+        wait_until(lambda: node.tiers()[0][1] == "degraded", "the disk is degraded")
+        assert "space" in node.tiers()[0][2]
+        assert node.lookup(FINGERPRINT, keys_of(0)) == 0
+        check_chain(folder, 0)
+    finally:
+        node.stop()
