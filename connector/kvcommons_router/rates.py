@@ -9,6 +9,8 @@ from kvcommons_router.picker import Prefill
 FORGET: Final = 0.98  # weight of the past at each sample: about the last fifty count
 SAMPLES_MIN: Final = 4
 SHARE_MIN: Final = 0.1  # of the time that is put down to the tokens, where samples say nothing
+DOUBTED: Final = 2.0  # how many times as long as expected is too long
+CORRECTED: Final = 0.1  # how much of what was found then is added
 TOKEN_SECONDS_MIN: Final = 1e-7
 TOKEN_SECONDS_MAX: Final = 1.0
 BASE_SECONDS_MAX: Final = 10.0
@@ -19,8 +21,9 @@ BYTES_PER_TOKEN_MAX: Final = 64.0
 class PrefillLearner:
     """A line through (uncached tokens, seconds), the past fading; it writes into the `Prefill` that the picker reads.
 
-    A request that waits behind others takes as long as they and it together. So what was before it counts with it: else a replica that is
-    never idle would teach nothing, and one that was judged wrongly would get everything, or nothing, for good.
+    What waited behind nothing tells most, and the line is drawn through that alone. A request behind others takes as long as they and it
+    together: where that is far more than the line says, the line is too flat, and is made steeper. Else a replica that was once
+    judged too quick would get everything, and never be alone again.
     """
 
     __slots__ = ("_count", "_sx", "_sxx", "_sxy", "_sy", "_weight", "prefill")
@@ -42,7 +45,9 @@ class PrefillLearner:
         """
         if seconds <= 0.0:
             return
-        uncached += before
+        if before > 0.0:
+            self._doubt(uncached + before, seconds)
+            return
         self._weight = self._weight * FORGET + 1.0
         self._sx = self._sx * FORGET + uncached
         self._sy = self._sy * FORGET + seconds
@@ -51,6 +56,12 @@ class PrefillLearner:
         self._count += 1
         if self._count >= SAMPLES_MIN:
             self._fit()
+
+    def _doubt(self, tokens: float, seconds: float) -> None:
+        prefill = self.prefill
+        found = (seconds - prefill.base_seconds) / max(tokens, 1.0)
+        if found > DOUBTED * prefill.token_seconds:
+            prefill.token_seconds = min(prefill.token_seconds + CORRECTED * found, TOKEN_SECONDS_MAX)
 
     def _fit(self) -> None:
         mean_x, mean_y = self._sx / self._weight, self._sy / self._weight

@@ -198,14 +198,26 @@ def test_prefilling_is_learnt_from_times_to_first_token(base: float, token: floa
     assert prefill.base_seconds == pytest.approx(base, rel=0.05, abs=0.001)
 
 
-def test_prefilling_is_learnt_behind_others_too() -> None:
-    """What waited before a request counts with it, so that a replica that is never idle is learnt of, too."""
+def test_a_replica_that_was_judged_too_quick_is_found_out() -> None:
+    """Behind others a request takes as long as they and it: where that is far more than expected, the estimate rises."""
+    prefill = Prefill(0.0, 0.00001)
+    learner = PrefillLearner(prefill)
+    for _ in range(60):
+        learner.add(1000, 2.0, 9000)
+    assert 0.0001 <= prefill.token_seconds <= 0.0002
+    assert prefill.base_seconds == 0.0
+
+
+def test_what_waits_behind_others_moves_no_good_estimate() -> None:
+    """How much of the others was still to be done is not known exactly, so only what is alone draws the line."""
     prefill = Prefill()
     learner = PrefillLearner(prefill)
     for number in range(60):
-        uncached, before = 100 + 997 * number % 4000, 500 * (number % 7)
-        learner.add(uncached, 0.05 + (uncached + before) * 0.0001, before)
+        uncached = 100 + 997 * number % 4000
+        learner.add(uncached, 0.05 + uncached * 0.0001)
+        learner.add(uncached, 0.05 + uncached * 0.00015, 700)
     assert prefill.token_seconds == pytest.approx(0.0001, rel=0.01)
+    assert prefill.base_seconds == pytest.approx(0.05, rel=0.05)
 
 
 def test_tokens_are_never_free() -> None:
