@@ -14,22 +14,25 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 from kube_process import wait_for
+from kvcommons_operator.kube.events import CONTROLLER
 from operator_process import Operator
 
 from bench.common import report
-from bench.operator_floor import EVERY_SECONDS, Waiting, floor_seconds, made_by_operator
+from bench.operator_floor import EVERY_SECONDS, Waiting, floor_seconds, items, made_by_operator
 from bench.operator_world import POOL_LABEL, Sampler, World, asked, cpu_seconds, requests, say, world
 
 LIMITS = {"converge_s": 60, "idle_requests_s": 2, "rss_mb": 250}
 SAMPLED = Path(__file__).resolve().parents[1] / "operator_sampled.py"
 CONVERGE_SECONDS_MAX = 420.0
 SETTLE_SECONDS_MAX = 120.0
+SAID_MAX = 12
 GROUP = "/apis/kvcommons.io/v1alpha1"
 PLURALS = {"KVCachePool": "kvcachepools", "InferenceDeployment": "inferencedeployments"}
 Document = dict[str, Any]
@@ -139,6 +142,7 @@ def measure(
     say(f"CPU seconds: {', '.join(f'{name} {seconds:.1f}' for name, seconds in spent.items())}")
     say(f"converged in {converge:.1f} s, {asked(made)} requests, {sampler.peak_mb:.0f} MB at most")
     say("; ".join(f"{count} {what}" for what, count in requests(made)))
+    say(f"Events: {'; '.join(f'{count} {what}' for what, count in told(made))}")
     settle(made)
     asked_before, busy, started = asked(made), cpu_seconds(pid), time.monotonic()
     pause(idle_seconds)
@@ -153,6 +157,15 @@ def measure(
         "rss_mb": sampler.peak_mb,
         "rss_idle_mb": sampler.rss_mb,
     }
+
+
+def told(made: World) -> list[tuple[str, int]]:
+    """The operator's Events: kind, reason and the beginning of what was said, the most frequent first."""
+    found: Counter[str] = Counter()
+    for event in items(made, "events.k8s.io/v1", "events", ""):
+        if event.get("reportingController") == CONTROLLER:
+            found[f"{event['regarding']['kind']} {event['reason']} ({event['note'][:40]})"] += 1
+    return found.most_common(SAID_MAX)
 
 
 def settle(made: World) -> None:

@@ -97,8 +97,8 @@ def previous(resource: Manifest) -> dict[str, Mapping[str, Any]]:
 
 def events(found: Iterable[Condition], resource: Manifest) -> list[Event]:
     """An Event for each condition whose status or reason is new: what went wrong, and that it is well again. A resource that was
-    only just made is told what is wrong with it, not that it is not there yet, nor every step of its way; one that was not ready so far
-    not that all is done, since it is told when it is ready; and one that is ready not that it is available too."""
+    only just made is told what is wrong with it, not that it is not there yet, nor every step of its way, nor its end: that it is ready is told;
+    and one that is ready not that it is available too."""
     found = list(found)
     before = previous(resource)
     begins = _said(before, READY) == Verdict.FALSE and _said(before, PROGRESSING) == Verdict.TRUE
@@ -115,7 +115,7 @@ def events(found: Iterable[Condition], resource: Manifest) -> list[Event]:
             continue
         if is_ready and condition.type == AVAILABLE:
             continue
-        if condition.type == PROGRESSING and condition.reason == COMPLETE and _said(before, READY) != Verdict.TRUE:
+        if condition.type == PROGRESSING and condition.reason == COMPLETE and _comes_up(before):
             continue
         bad = condition.reason in STUCK_REASONS if condition.type == PROGRESSING else not condition.holds
         event = Event(
@@ -125,6 +125,12 @@ def events(found: Iterable[Condition], resource: Manifest) -> list[Event]:
         )
         told.setdefault((condition.reason, condition.message), event)
     return list(told.values())
+
+
+def _comes_up(before: Mapping[str, Mapping[str, Any]]) -> bool:
+    """There has been progress ever since its first status: nothing of it has been done before."""
+    first = before.get(ACCEPTED, {}).get("lastTransitionTime")
+    return first is not None and before.get(PROGRESSING, {}).get("lastTransitionTime") == first
 
 
 def _said(before: Mapping[str, Mapping[str, Any]], kind: str) -> str:

@@ -290,6 +290,17 @@ def test_a_pool_that_comes_up_tells_no_event_of_every_step() -> None:
     assert sorted({event.reason for event in plan(pool, **world).events} - {"Consistent"}) == ["Ready"]
 
 
+def test_the_end_of_a_later_change_is_told() -> None:
+    """A pool that was ready, changes and is as wished again says so; only its first coming up is told by its readiness alone."""
+    pool = examples.pool()
+    world = running(pool)
+    pool["status"] = plan(pool, **world).status
+    for told in pool["status"]["conditions"]:
+        if told["type"] == "Progressing":
+            told |= {"status": "True", "reason": "RollingOut", "lastTransitionTime": "2026-02-01T00:00:00Z"}
+    assert [event.reason for event in plan(pool, **world).events] == ["Complete"]
+
+
 def test_what_is_wished_for_no_more_is_deleted() -> None:
     """A pool that goes from one Redis to three loses the one, its Service and nothing else."""
     one, three = examples.pool(), examples.pool(index={"managed": {"replicas": 3}})
