@@ -7,6 +7,8 @@ import contextlib
 import os
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from kvcommons_node.api.models import IndexStatus
 from kvcommons_node.seam import KnownFingerprint, KnownTier, RawEvent
@@ -32,6 +34,17 @@ def moved(number: int, tier: str) -> RawEvent:
 
 def feedback(report: str, fingerprint: bytes = FINGERPRINT) -> RawEvent:
     return ("feedback", b"", fingerprint, (), report, 0, "")
+
+
+@dataclass(frozen=True)
+class FakeStart:
+    """A node as it was started, for what asks for another size."""
+
+    state_directory: Path
+    arena_bytes: int = 64 << 20
+    configured_bytes: int = 64 << 20
+    holder_socket: Path | None = Path("/x.hold")
+    huge_pages: bool = False
 
 
 class FakeCore:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import aiohttp
@@ -16,7 +18,8 @@ from kvcommons_node.model_names import ModelNames
 from kvcommons_node.pinning import Pinning
 from kvcommons_node.pool_view import NoPool, PoolView
 from kvcommons_node.pump import EventPump
-from node_fakes import FakeCore, FakeIndex
+from kvcommons_node.size import Sizing
+from node_fakes import FakeCore, FakeIndex, FakeStart
 
 SECRET = bytes(32)
 PINNED_BYTES_MAX = 4 * 4_096
@@ -60,6 +63,7 @@ async def serve_in(
         pool=pool,
         engines=made,
         credentials=Credentials(),
+        sizing=Sizing(FakeStart(Path(stack.enter_context(TemporaryDirectory()))), lambda: None),
         node_id="node-a",
         version="0.1.0",
         socket_path="/run/x.sock",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.metadata
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +17,7 @@ from kvcommons_core.settings import NodeSettings, describe, flags_of, load_setti
 
 from kvcommons_node import logs
 from kvcommons_node.control import IndexLink, NoIndex
-from kvcommons_node.daemon import Daemon, stop_on_signals
+from kvcommons_node.daemon import BeginAnew, Daemon, stop_on_signals
 from kvcommons_node.plan import StartPlan, make_plan
 from kvcommons_node.pool_view import NoPool, PoolView
 from kvcommons_node.seam import Core
@@ -42,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = read_settings(words)
         logs.configure(settings.node.log_level, as_json=settings.node.log_json)
         native()
-        asyncio.run(_run(make_plan(settings, importlib.metadata.version("kvcommons"))))
+        if asyncio.run(_run(make_plan(settings, importlib.metadata.version("kvcommons")))):
+            # The same command in the same process: nobody who waits for it sees it end.
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     except (ConfigurationError, StartRefusedError, NativeMissingError) as error:
         sys.stderr.write(f"kvcommons node: {error}\n")
         return REFUSED_STATUS
@@ -67,10 +71,13 @@ def read_settings(words: Sequence[str]) -> NodeSettings:
     return load_settings(NodeSettings, file=file, flags=flags)
 
 
-async def _run(plan: StartPlan) -> None:
+async def _run(plan: StartPlan) -> bool:
+    """Whether to begin anew."""
     daemon = Daemon(plan, make_core, make_index, make_pool)
     stop_on_signals(daemon)
-    await daemon.run()
+    with contextlib.suppress(BeginAnew):
+        await daemon.run()
+    return daemon.begins_anew
 
 
 def native() -> ModuleType:

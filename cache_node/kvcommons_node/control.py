@@ -20,6 +20,7 @@ from kvcommons_node.api.models_move import MoveRequest
 from kvcommons_node.api.models_pins import PinAnswer, PinRequest, PinsAnswer, PinsQuery, UnpinAnswer, UnpinRequest
 from kvcommons_node.api.models_requests import EventsQuery, RequestsAnswer, RequestsQuery
 from kvcommons_node.api.models_select import ClearAnswer, ClearRequest, LookupAnswer, LookupRequest
+from kvcommons_node.api.models_size import ResizeAnswer, ResizeRequest
 from kvcommons_node.cluster import Cluster, Credentials
 from kvcommons_node.engines import Engines
 from kvcommons_node.feed import Feed, Watcher
@@ -34,6 +35,7 @@ from kvcommons_node.pump import EventSink
 from kvcommons_node.reports import Reports
 from kvcommons_node.seam import Core, KnownFingerprint
 from kvcommons_node.selecting import Selecting
+from kvcommons_node.size import Sizing
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +99,7 @@ class Control:
         core: Core,
         index: IndexLink,
         pinning: Pinning,
+        sizing: Sizing,
         *,
         node_id: str,
         version: str,
@@ -111,6 +114,7 @@ class Control:
         self._core = core
         self._index = index
         self._pinning = pinning
+        self._sizing = sizing
         self._node_id = node_id
         self._version = version
         self._socket_path = socket_path
@@ -254,6 +258,10 @@ class Control:
         return models.FenceAnswer(
             fenced=own + known, unknown=[name for name in others if name not in known], held=self._index.status().held
         )
+
+    def resize(self, request: ResizeRequest) -> ResizeAnswer:
+        """:raises Refusal: if the content would be lost, or the size is not possible here."""
+        return self._sizing.resize(request)
 
     def _fingerprints(self) -> list[KnownFingerprint]:
         return self._core.fingerprints() if self._serving else []

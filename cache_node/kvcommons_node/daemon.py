@@ -19,7 +19,7 @@ from aiohttp import web
 from kvcommons_core.errors import StartRefusedError
 from kvcommons_core.settings_values import format_bytes
 
-from kvcommons_node import holder, preflight
+from kvcommons_node import holder, preflight, size
 from kvcommons_node.api.server import SHUTDOWN_SECONDS_MAX, Access, Api
 from kvcommons_node.cluster import Credentials
 from kvcommons_node.control import Control, IndexLink
@@ -32,6 +32,8 @@ from kvcommons_node.pump import EventPump
 from kvcommons_node.seam import Core
 
 INDEX_LEAVE_SECONDS_MAX = 2.0
+ANSWER_SECONDS = 0.2
+"""Until who asked for a new beginning has been answered."""
 PINS_FILE = "pins.jsonl"
 MODELS_FILE = "models.json"
 
@@ -40,6 +42,10 @@ logger = logging.getLogger(__name__)
 CoreFactory = Callable[[StartPlan], Core]
 IndexFactory = Callable[[StartPlan, Core], IndexLink]
 PoolFactory = Callable[[StartPlan], PoolView]
+
+
+class BeginAnew(Exception):
+    """The start went wrong for a reason that the next one has not."""
 
 
 class Daemon:
@@ -61,8 +67,17 @@ class Daemon:
         """Set once engines may attach."""
         self.http_address: tuple[str, int] | None = None
 
+        self.begins_anew = False
+        """It ended to begin anew: the holder was left what it holds."""
+
     def stop(self) -> None:
+        self.begins_anew = False
         self._stopping.set()
+
+    def begin_anew(self) -> None:
+        """Ends so that the same command is run again, as soon as the answer to who asked for it is on its way."""
+        self.begins_anew = True
+        asyncio.get_running_loop().call_later(ANSWER_SECONDS, self._stopping.set)
 
     async def run(self) -> None:
         """:raises StartRefusedError: if something is in the way of the start."""
@@ -85,6 +100,7 @@ class Daemon:
                 pool=pool,
                 engines=engines,
                 credentials=Credentials(plan.control_token),
+                sizing=size.Sizing(plan, self.begin_anew),
                 node_id=plan.node_id,
                 version=plan.version,
                 socket_path=str(plan.socket_path),
@@ -94,7 +110,7 @@ class Daemon:
             await self._serve_http(control, stack)
             await self._start_core(core)
             if plan.owns_holder and plan.holder_socket is not None:
-                stack.callback(_stop_holder, plan.holder_socket)
+                stack.callback(self._end_holder, plan.holder_socket)
             stack.push_async_callback(asyncio.to_thread, core.stop)
             await pinning.restore()
             stack.push_async_callback(_ended, asyncio.create_task(pinning.run()))
@@ -129,6 +145,10 @@ class Daemon:
             raise StartRefusedError(preflight.port_refused(host, port, error)) from error
         self.http_address = (host, int(runner.addresses[0][1]))
 
+    def _end_holder(self, socket_path: Path) -> None:
+        if not self.begins_anew:
+            _stop_holder(socket_path)
+
     async def _start_core(self, core: Core) -> None:
         plan = self._plan
         started_holder = False
@@ -139,6 +159,11 @@ class Daemon:
             # Populating gigabytes takes seconds: health checks are answered meanwhile.
             await asyncio.to_thread(core.start)
         except (ValueError, OSError) as error:
+            if plan.arena_bytes != plan.configured_bytes:
+                logger.warning("the size that was asked for last is given up: %s", error)
+                size.forget(plan.state_directory)
+                self.begins_anew = True
+                raise BeginAnew from error
             # A holder that was there before keeps what it has: a refused start must not cost the content.
             if started_holder and plan.holder_socket is not None:
                 _stop_holder(plan.holder_socket)

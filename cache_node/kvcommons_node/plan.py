@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kvcommons_core.errors import StartRefusedError
 from kvcommons_core.settings import IndexSettings, NodeSettings
 from kvcommons_core.settings_tiers import DiskTier
 
-from kvcommons_node import preflight
+from kvcommons_node import preflight, size
 from kvcommons_node.engines import Engine
 
 NO_HOLDER = "none"
@@ -28,6 +29,8 @@ class StartPlan:
     socket_path: Path
     state_directory: Path
     arena_bytes: int
+    configured_bytes: int
+    """What the settings say; another size was wished for since."""
     namespace_secret: bytes
     holder_socket: Path | None
     """None: the arena dies with the daemon."""
@@ -42,6 +45,7 @@ class StartPlan:
     """Those that are configured."""
     pinned_bytes_max: int
     """What pins may hold in all."""
+    huge_pages: bool
     core: dict[str, Any]
     """Further arguments of the native core, by name."""
     address: str
@@ -59,8 +63,9 @@ def make_plan(settings: NodeSettings, version: str, memory_bytes: int | None = N
     memory = preflight.machine_memory_bytes() if memory_bytes is None else memory_bytes
     state_directory = Path(node.state_dir)
     socket_path = Path(node.socket_path)
-    preflight.check_capacity(node.arena_bytes, memory)
-    notes = preflight.check_slabs(node.slab_bytes, node.arena_bytes) if "slab_bytes" in node.model_fields_set else []
+    arena_bytes, notes = _arena_bytes(state_directory, node.arena_bytes, memory)
+    if "slab_bytes" in node.model_fields_set:
+        notes += preflight.check_slabs(node.slab_bytes, arena_bytes)
     preflight.check_state_directory(state_directory)
     preflight.check_socket(socket_path)
     preflight.check_port(node.control_host, node.control_port)
@@ -74,7 +79,8 @@ def make_plan(settings: NodeSettings, version: str, memory_bytes: int | None = N
         version=version,
         socket_path=socket_path,
         state_directory=state_directory,
-        arena_bytes=node.arena_bytes,
+        arena_bytes=arena_bytes,
+        configured_bytes=node.arena_bytes,
         namespace_secret=secret or preflight.make_secret(state_directory),
         holder_socket=_holder_socket(node.holder_socket, socket_path),
         owns_holder=not node.holder_socket,
@@ -84,7 +90,8 @@ def make_plan(settings: NodeSettings, version: str, memory_bytes: int | None = N
         control_port=node.control_port,
         control_token=control_token,
         engines=engines_of(node.engine_urls, node.engine_token_file),
-        pinned_bytes_max=node.pinned_bytes_max or node.arena_bytes // PINNED_SHARE,
+        pinned_bytes_max=node.pinned_bytes_max or arena_bytes // PINNED_SHARE,
+        huge_pages=node.huge_pages,
         core={
             "slab_bytes": node.slab_bytes,
             "lease_pending_ms_max": node.lease_pending_ms_max,
@@ -115,6 +122,21 @@ def engines_of(urls: Sequence[str], token_file: str) -> tuple[Engine, ...]:
     preflight.check_engine_urls(urls)
     token = preflight.engine_token(Path(token_file) if token_file else None)
     return tuple(Engine(url, url.rstrip("/"), token) for url in urls)
+
+
+def _arena_bytes(state_directory: Path, configured_bytes: int, memory_bytes: int) -> tuple[int, list[str]]:
+    """(the arena's size, what the log is to say of it). :raises StartRefusedError: if the configured one is too large."""
+    wished = size.wished(state_directory, configured_bytes)
+    notes = []
+    if wished != configured_bytes:
+        try:
+            preflight.check_capacity(wished, memory_bytes)
+            return wished, []
+        except StartRefusedError as error:
+            size.forget(state_directory)
+            notes = [f"the size that was asked for last is given up: {error}"]
+    preflight.check_capacity(configured_bytes, memory_bytes)
+    return configured_bytes, notes
 
 
 def disk_of(tiers: Sequence[DiskTier]) -> dict[str, Any]:

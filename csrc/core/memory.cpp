@@ -179,6 +179,8 @@ UniqueFd make_memfd(const char* name, std::uint64_t bytes, const MemfdOptions& o
   return fd;
 }
 
+void populate_memfd(int fd, std::uint64_t bytes) { populate(fd, bytes); }
+
 std::byte* map_shared(int fd, std::uint64_t offset, std::uint64_t bytes, int protection) {
   // A range with room for the border, into which the file is put; what is left on both sides goes back.
   const std::uint64_t room = bytes + kHugePageBytes;
@@ -208,6 +210,12 @@ std::byte* map_shared(int fd, std::uint64_t offset, std::uint64_t bytes, int pro
 std::uint64_t file_bytes(int fd) {
   struct stat info{};
   return ::fstat(fd, &info) == 0 && info.st_size > 0 ? static_cast<std::uint64_t>(info.st_size) : 0;
+}
+
+std::uint64_t allocated_bytes(int fd) {
+  constexpr std::uint64_t kBlockBytes = 512;
+  struct stat info{};
+  return ::fstat(fd, &info) == 0 ? static_cast<std::uint64_t>(info.st_blocks) * kBlockBytes : 0;
 }
 
 }  // namespace kvcommons

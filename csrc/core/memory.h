@@ -29,11 +29,17 @@ struct MemfdOptions {
 UniqueFd make_memfd(const char* name, std::uint64_t bytes, const MemfdOptions& options,
                     std::vector<std::string>* notes);
 
+// Has the kernel make the pages of a memfd that has none yet, in huge ones where they are to be had; what is written
+// in others stays. Throws std::system_error.
+void populate_memfd(int fd, std::uint64_t bytes);
+
 // `bytes` of the file, shared, at an address on a 2 MiB border, without which no huge page of the file is mapped whole.
 // nullptr, with errno, if the kernel refuses. Ended by munmap.
 std::byte* map_shared(int fd, std::uint64_t offset, std::uint64_t bytes, int protection);
 
 // 0 if it is not to be had.
 std::uint64_t file_bytes(int fd);
+// What of it is in memory, or in swap.
+std::uint64_t allocated_bytes(int fd);
 
 }  // namespace kvcommons

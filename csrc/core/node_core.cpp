@@ -21,6 +21,8 @@ namespace {
 
 constexpr int kHolderAttachMsMax = 2'000;  // a killed daemon's connection may take a moment to end
 constexpr std::string_view kArena = "arena", kRecords = "records";
+// Of a move to another size that is under way.
+constexpr std::string_view kNextArena = "arena.next", kNextRecords = "records.next";
 
 std::optional<HeldFd> take(std::vector<HeldFd>* held, std::string_view name) {
   const auto found = std::find_if(held->begin(), held->end(), [&](const HeldFd& entry) { return entry.name == name; });
@@ -33,6 +35,8 @@ std::optional<HeldFd> take(std::vector<HeldFd>* held, std::string_view name) {
 std::uint64_t whole_pages(std::uint64_t bytes) {
   return (bytes + kSlotAlignBytes - 1) / kSlotAlignBytes * kSlotAlignBytes;
 }
+
+std::string mib(std::uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
 
 void check_config(const NodeConfig& config) {
   if (config.store.arena_bytes < kSlabBytesMin || config.store.arena_bytes % kSlotAlignBytes != 0) {
@@ -134,41 +138,98 @@ bool NodeCore::adopt(std::vector<HeldFd>* held) {
   ArenaMeta meta{};
   const bool told = arena->meta.size() == sizeof meta;
   if (told) std::memcpy(&meta, arena->meta.data(), sizeof meta);
-  const std::uint64_t wanted = config_.store.arena_bytes;
-  if (!told || meta.arena_bytes != wanted || file_bytes(arena->fd.get()) < wanted ||
-      file_bytes(records->fd.get()) != whole_pages(Store::records_bytes(config_.store))) {
-    notes_.push_back("the held arena has " + std::to_string(meta.arena_bytes) + " bytes or other limits than the " +
-                     std::to_string(wanted) + " configured: starting with an empty one");
+  const auto found = recorded_arena(records->fd.get(), config_.store);
+  if (!told || !found || meta.arena_bytes != found->arena_bytes || file_bytes(arena->fd.get()) < found->arena_bytes) {
+    notes_.push_back("the held arena can't be read (" + std::to_string(meta.arena_bytes) +
+                     " bytes): starting with an empty one");
     return false;
   }
+  if (!found->as_configured) return resettle(held, *arena, *records, found->arena_bytes);
+  // Of a move that was done but for this.
+  if (take(held, kNextArena)) holder_.remove(kNextArena);
+  if (take(held, kNextRecords)) holder_.remove(kNextRecords);
   arena_fd_ = std::move(arena->fd);
   records_fd_ = std::move(records->fd);
   arena_id_ = meta.arena_id;
   return true;
 }
 
+// The held arena is of another size or cut in another way: what fits is moved into one as it is configured now.
+bool NodeCore::resettle(std::vector<HeldFd>* held, const HeldFd& arena, const HeldFd& records,
+                        std::uint64_t old_bytes) {
+  const std::uint64_t bytes = config_.store.arena_bytes;
+  if (config_.huge_pages) {
+    // Those of the pool are counted out: there are none for a second arena beside the first.
+    notes_.push_back("the held arena has " + mib(old_bytes) + " and " + mib(bytes) +
+                     " are configured, in reserved huge pages: starting with an empty one");
+    return false;
+  }
+  MemoryRoom room = memory_room();
+  // Of what is there, most is given back while it is moved.
+  if (room.available_bytes <= room.limit_bytes) room.available_bytes += allocated_bytes(arena.fd.get());
+  check_capacity(bytes, room);
+  std::optional<HeldFd> next_arena = take(held, kNextArena), next_records = take(held, kNextRecords);
+  ArenaMeta meta{};
+  const bool goes_on = next_arena && next_records && next_arena->meta.size() == sizeof meta &&
+                       file_bytes(next_arena->fd.get()) == bytes &&
+                       file_bytes(next_records->fd.get()) == whole_pages(Store::records_bytes(config_.store));
+  if (goes_on) {
+    std::memcpy(&meta, next_arena->meta.data(), sizeof meta);
+    arena_id_ = meta.arena_id;
+    arena_fd_ = std::move(next_arena->fd);
+    records_fd_ = std::move(next_records->fd);
+  } else {
+    make_files(false);
+    put(&holder_, kNextRecords, kNextArena);
+  }
+  const auto moved = move_arena({arena.fd.get(), records.fd.get(), arena_fd_.get(), records_fd_.get()}, config_.store);
+  if (!moved) return false;
+  put_arena(&holder_);
+  holder_.remove(kNextArena);
+  holder_.remove(kNextRecords);
+  if (config_.populate) populate_memfd(arena_fd_.get(), bytes);
+  tell_move(*moved, old_bytes);
+  return true;
+}
+
+void NodeCore::tell_move(const MovedArena& moved, std::uint64_t old_bytes) {
+  const std::string what = "the arena has " + mib(config_.store.arena_bytes) + " instead of " + mib(old_bytes) + ": " +
+                           std::to_string(moved.chunks_moved) + " of " + std::to_string(moved.chunks) +
+                           " chunks were moved";
+  if (moved.chunks_moved == moved.chunks) {
+    remarks_.push_back(what);
+  } else {
+    notes_.push_back(what + "; for the others there was no room");
+  }
+}
+
 void NodeCore::make_arena() {
   arena_fd_.reset();
   records_fd_.reset();
   // First, so that the old arena's memory is given back before the new one's is taken.
-  holder_.remove(kArena);
-  holder_.remove(kRecords);
-  const std::uint64_t records_bytes = whole_pages(Store::records_bytes(config_.store));
+  for (const std::string_view name : {kArena, kRecords, kNextArena, kNextRecords}) holder_.remove(name);
   check_capacity(config_.store.arena_bytes, memory_room());
+  make_files(config_.populate);
+  put_arena(&holder_);
+}
+
+void NodeCore::make_files(bool populate) {
+  const std::uint64_t records_bytes = whole_pages(Store::records_bytes(config_.store));
   if (::getrandom(arena_id_.data(), arena_id_.size(), 0) != static_cast<ssize_t>(arena_id_.size())) {
     throw_errno("getrandom");
   }
   records_fd_ = make_memfd("kvcommons-records", records_bytes, {false, false}, &notes_);  // sparse
-  arena_fd_ = make_memfd("kvcommons-arena", config_.store.arena_bytes, {config_.huge_pages, config_.populate}, &notes_);
-  put_arena(&holder_);
+  arena_fd_ = make_memfd("kvcommons-arena", config_.store.arena_bytes, {config_.huge_pages, populate}, &notes_);
 }
 
-void NodeCore::put_arena(HolderLink* holder) const {
+void NodeCore::put_arena(HolderLink* holder) const { put(holder, kRecords, kArena); }
+
+void NodeCore::put(HolderLink* holder, std::string_view records, std::string_view arena) const {
   if (!holder->connected()) return;
   const ArenaMeta meta{arena_id_, config_.store.arena_bytes};
   // The records first: an arena without them is never adopted.
-  holder->put(kRecords, {}, records_fd_.get());
-  holder->put(kArena, std::as_bytes(std::span(&meta, 1)), arena_fd_.get());
+  holder->put(records, {}, records_fd_.get());
+  holder->put(arena, std::as_bytes(std::span(&meta, 1)), arena_fd_.get());
 }
 
 void NodeCore::open_store() {

@@ -5,8 +5,10 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "arena_move.h"
 #include "holder.h"
 #include "node_tiers.h"
 #include "server.h"
@@ -65,8 +67,12 @@ class NodeCore {
   };
   std::vector<HeldFd> attach_holder();
   bool adopt(std::vector<HeldFd>* held);
+  bool resettle(std::vector<HeldFd>* held, const HeldFd& arena, const HeldFd& records, std::uint64_t old_bytes);
+  void tell_move(const MovedArena& moved, std::uint64_t old_bytes);
   void make_arena();
+  void make_files(bool populate);
   void put_arena(HolderLink* holder) const;
+  void put(HolderLink* holder, std::string_view records, std::string_view arena) const;
   void open_store();
   void open_tiers();
   void signal_events() const;

@@ -3,12 +3,15 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <stdexcept>
 #include <string>
 #include <system_error>
+
+#include "records_file.h"
 
 namespace kvcommons::internal {
 namespace {
@@ -37,6 +40,20 @@ constexpr auto kCrcTable = make_crc_table();
 template <typename T>
 std::uint32_t crc_of(const T& value, std::uint32_t crc) {
   return crc32c(std::as_bytes(std::span<const T, 1>(&value, 1)), crc);
+}
+
+// Where each table begins, after what there is of each.
+void lay_out(Geometry* g) {
+  g->sessions_offset = kPageBytes;
+  g->fingerprints_offset = g->sessions_offset + round_up(g->session_rows * sizeof(SessionRecord), kPageBytes);
+  g->slabs_offset = g->fingerprints_offset + round_up(g->fingerprint_rows * sizeof(FingerprintRecord), kPageBytes);
+  g->slots_offset = g->slabs_offset + round_up(g->slabs * sizeof(SlabRecord), kPageBytes);
+  const std::uint64_t slots = std::uint64_t{g->slabs} * g->slots_per_slab;
+  g->total_bytes = g->slots_offset + round_up(slots * sizeof(SlotRecord), kPageBytes);
+}
+
+std::uint32_t header_crc(const RecordsHeader& header) {
+  return crc32c(std::as_bytes(std::span(&header, 1)).subspan(offsetof(RecordsHeader, version)));
 }
 
 void check_limits(const StoreConfig& c) {
@@ -89,13 +106,38 @@ Geometry Geometry::of(const StoreConfig& config) {
   g.slots_per_slab = static_cast<std::uint32_t>(g.slab_bytes / kSlotAlignBytes);
   g.session_rows = config.sessions_max * 2;  // open ones, and closed ones that are not resolved yet
   g.fingerprint_rows = config.fingerprints_max;
-  g.sessions_offset = kPageBytes;
-  g.fingerprints_offset = g.sessions_offset + round_up(g.session_rows * sizeof(SessionRecord), kPageBytes);
-  g.slabs_offset = g.fingerprints_offset + round_up(g.fingerprint_rows * sizeof(FingerprintRecord), kPageBytes);
-  g.slots_offset = g.slabs_offset + round_up(g.slabs * sizeof(SlabRecord), kPageBytes);
-  const std::uint64_t slots = std::uint64_t{g.slabs} * g.slots_per_slab;
-  g.total_bytes = g.slots_offset + round_up(slots * sizeof(SlotRecord), kPageBytes);
+  lay_out(&g);
   return g;
+}
+
+bool same_geometry(const Geometry& a, const Geometry& b) noexcept {
+  // What follows from these follows alike.
+  return a.arena_bytes == b.arena_bytes && a.slab_bytes == b.slab_bytes && a.slabs == b.slabs &&
+         a.slots_per_slab == b.slots_per_slab && a.session_rows == b.session_rows &&
+         a.fingerprint_rows == b.fingerprint_rows;
+}
+
+std::optional<Geometry> geometry_of_file(int records_fd) {
+  RecordsHeader header{};
+  struct stat st{};
+  if (::pread(records_fd, &header, sizeof header, 0) != static_cast<ssize_t>(sizeof header) ||
+      fstat(records_fd, &st) != 0 || header.magic != kRecordsMagic || header.version != kRecordsVersion ||
+      header.crc != header_crc(header)) {
+    return std::nullopt;
+  }
+  Geometry g;
+  g.arena_bytes = header.arena_bytes;
+  g.slab_bytes = header.slab_bytes;
+  g.slabs = header.slabs;
+  g.slots_per_slab = header.slots_per_slab;
+  g.session_rows = header.session_rows;
+  g.fingerprint_rows = header.fingerprint_rows;
+  lay_out(&g);
+  // The checksum says that we wrote it; this, that nothing below it leads out of the files.
+  const bool sane = g.slabs != 0 && g.slab_bytes != 0 && g.slab_bytes <= g.arena_bytes / g.slabs &&
+                    g.slots_per_slab == g.slab_bytes / kSlotAlignBytes &&
+                    g.total_bytes <= static_cast<std::uint64_t>(st.st_size);
+  return sane ? std::optional(g) : std::nullopt;
 }
 
 // Release and acquire: who reads a part of a new key also reads that the slot's word has moved on.
@@ -154,7 +196,7 @@ Records::Records(const Geometry& geometry, int fd) : geometry_(geometry) {
   wanted.slots_per_slab = geometry.slots_per_slab;
   wanted.session_rows = geometry.session_rows;
   wanted.fingerprint_rows = geometry.fingerprint_rows;
-  wanted.crc = crc32c(std::as_bytes(std::span(&wanted, 1)).subspan(offsetof(RecordsHeader, version)));
+  wanted.crc = header_crc(wanted);
   const RecordsHeader zero{};
   if (std::memcmp(base_, &wanted, sizeof wanted) == 0) {
     adopted_ = true;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from kvcommons_node.cluster import Credentials
@@ -14,7 +15,8 @@ from kvcommons_node.model_names import ModelNames
 from kvcommons_node.pinning import Pinning
 from kvcommons_node.pool_view import NoPool
 from kvcommons_node.pump import EventPump
-from node_fakes import FakeCore, FakeIndex, committed, feedback, freed, key, moved
+from kvcommons_node.size import Sizing
+from node_fakes import FakeCore, FakeIndex, FakeStart, committed, feedback, freed, key, moved
 
 
 class Pumped:
@@ -24,6 +26,7 @@ class Pumped:
             self.core,
             self.index,
             Pinning(self.core, None, 0),
+            sizing=Sizing(FakeStart(Path("/x")), lambda: None),
             node_id="n",
             version="0",
             socket_path="/x",

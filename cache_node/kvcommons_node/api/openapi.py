@@ -15,6 +15,7 @@ from kvcommons_node.api.models_move import MoveRequest
 from kvcommons_node.api.models_pins import PinAnswer, PinRequest, PinsAnswer, PinsQuery, UnpinAnswer, UnpinRequest
 from kvcommons_node.api.models_requests import EventData, EventsQuery, RequestsAnswer, RequestsQuery
 from kvcommons_node.api.models_select import ClearAnswer, ClearRequest, LookupAnswer, LookupRequest
+from kvcommons_node.api.models_size import ResizeAnswer, ResizeRequest
 
 REF_TEMPLATE = "#/components/schemas/{model}"
 
@@ -142,6 +143,16 @@ OPERATIONS: tuple[Operation, ...] = (
         "Void what members published",
         models.FenceAnswer,
         models.FenceRequest,
+        guarded=True,
+        changes=True,
+    ),
+    Operation(
+        "POST",
+        "/v1/resize",
+        "resize",
+        "Give the arena another size, and keep what fits",
+        ResizeAnswer,
+        ResizeRequest,
         guarded=True,
         changes=True,
     ),

@@ -178,6 +178,24 @@ def not_itself(asked: str, node: str) -> Refusal:
     )
 
 
+def content_would_go(why: str, remedy: str) -> Refusal:
+    """Another size would begin with an empty arena."""
+    message = f"what the arena holds would be lost: {why}"
+    return Refusal(409, ErrorDetail(type="invalid_request", message=message, field="arena_bytes", remedy=remedy))
+
+
+def no_such_size(asked: int, why: str) -> Refusal:
+    """The machine, or the container's cgroup, does not have so much."""
+    detail = ErrorDetail(
+        type="invalid_request",
+        message=why,
+        field="arena_bytes",
+        value=str(asked),
+        remedy="ask for less, or give it more memory first",
+    )
+    return Refusal(409, detail)
+
+
 def nothing_to_pin(chunks: int) -> Refusal:
     """Not even the first chunk is here."""
     short = "" if chunks else ": the text is shorter than one chunk"

@@ -23,6 +23,7 @@ from kvcommons_node.api.models_move import MoveRequest
 from kvcommons_node.api.models_pins import PinAnswer, PinRequest, PinsAnswer, PinsQuery, UnpinAnswer, UnpinRequest
 from kvcommons_node.api.models_requests import EventsQuery, RequestsAnswer, RequestsQuery
 from kvcommons_node.api.models_select import ClearAnswer, ClearRequest, LookupAnswer, LookupRequest
+from kvcommons_node.api.models_size import ResizeAnswer, ResizeRequest
 from kvcommons_node.feed import Watcher
 
 BODY_BYTES_MAX = 8 << 20
@@ -62,6 +63,7 @@ class Operations(Protocol):
     def close_events(self) -> None: ...
     async def cluster(self, request: ClusterRequest) -> ClusterAnswer: ...
     async def fence(self, request: models.FenceRequest) -> models.FenceAnswer: ...
+    def resize(self, request: ResizeRequest) -> ResizeAnswer: ...
 
 
 @dataclass(frozen=True)
