@@ -275,18 +275,28 @@ TEST(the_arenas_memory_exists_once_through_restarts) {
   }
 }
 
-TEST(an_arena_of_another_size_is_made_anew_and_mapped_anew) {
+TEST(an_arena_of_another_size_is_mapped_anew_with_what_it_held_and_a_copy_under_way_reads_the_former_one) {
   Pool pool;
   Client client(client_config(pool.config.socket_path));
-  store_chunks(client, keys_of(100, 4));
+  const auto keys = keys_of(100, 4);
+  store_chunks(client, keys);
   const Client::ArenaRef before = client.arena();
+  Client::Hit hit;
+  std::vector<SlotRef> slots;
+  CHECK(client.lookup(keys, 1, true, &hit) == Status::Ok);
+  client.copy_started();
+  CHECK(client.begin(hit.lease, &slots) == Status::Ok);
+  CHECK_EQ(slots.size(), 4u);
   pool.config.store.arena_bytes *= 2;
   pool.restart();
-  CHECK_EQ(hits(client, keys_of(100, 4)), 0u);
+  CHECK_EQ(hits(client, keys), 4u);
   CHECK(client.arena() != before);
   CHECK_EQ(client.arena_bytes(), 2 * kTestArenaBytes);
-  CHECK(before.get()[0] == std::byte{1});  // whoever still reads the former arena reads valid memory
-  store_chunks(client, keys_of(100, 4));
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    CHECK(before.get()[slots[i].offset_bytes] == static_cast<std::byte>(i + 1));
+  }
+  client.copy_finished();
+  store_chunks(client, keys_of(200, 4));
   CHECK_EQ(arenas_of(pool.holder->pid(), false).size(), 1u);
   CHECK_EQ(arenas_of(pool.node->pid(), false).size(), 1u);
 }
