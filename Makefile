@@ -10,7 +10,7 @@ export KVCOMMONS_CACHE ?= $(CURDIR)/.cache
 NAME ?=
 ARGS ?=
 ONLY ?=
-BENCHES := codec copy disk eviction keys load lookup node operator policy router throughput ttft
+BENCHES := codec copy disk eviction keys load lookup node operator peers policy router throughput ttft
 
 help:
 	@echo "make demo              two engines, a node, a router: see one replica answer from what the other computed"

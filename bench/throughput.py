@@ -40,7 +40,7 @@ from kvcommons_cli.progress import Progress, wait_ready
 from kvcommons_cli.stack import ENGINE_SECONDS_MAX, Stack, StackOptions
 from kvcommons_core.redis_server import free_port
 
-from bench import common, peers
+from bench import common, rivals
 from bench.loads import BLOCK_TOKENS, FIRST_WORD, Chats, Load, Question, chat_load, rag_load, reuse_possible, sent_to
 from bench.processor_time import grown_ms, processor_seconds
 
@@ -167,7 +167,7 @@ def two_engines(home: Path, progress: Progress, model: Path, name: str, command:
     try:
         for spec in specs:
             log = home / "logs" / f"{spec.name}.log"
-            variables = {**peers.ENVIRONMENT, **engines.environment(spec, gpu)}
+            variables = {**rivals.ENVIRONMENT, **engines.environment(spec, gpu)}
             running.append(spawn(spec.name, command(spec, gpu), log, variables))
         health = {
             spec.name: (process, partial(talk.answers, spec.url + "/health"))
@@ -181,7 +181,7 @@ def two_engines(home: Path, progress: Progress, model: Path, name: str, command:
 
 def with_lmcache(home: Path, progress: Progress, model: Path, python: Path, command: Command, act: Act) -> None:
     """The same with LMCache's server between them."""
-    with peers.lmcache_server(home, progress, python, ARENA_BYTES) as transfer:
+    with rivals.lmcache_server(home, progress, python, ARENA_BYTES) as transfer:
 
         def theirs(spec: EngineSpec, gpu: bool) -> list[str]:
             return [str(python), *command(spec, gpu)[1:], "--kv-transfer-config", json.dumps(transfer)]

@@ -32,7 +32,7 @@ from typing import Any
 
 from kvcommons_cli.progress import Progress
 
-from bench import common, peers
+from bench import common, rivals
 from bench.models import VOCABULARY, small_llama
 from bench.raw_load import load_over_memcpy
 
@@ -99,7 +99,7 @@ class Engine:
                 [python, "-P", script, address, json.dumps(settings)],
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr,
-                env=os.environ | peers.ENVIRONMENT,
+                env=os.environ | rivals.ENVIRONMENT,
             )
             self._connection = listener.accept()
 
@@ -216,7 +216,7 @@ def example(folder: Path, model: str, options: argparse.Namespace) -> Times:
 
 def lmcache(folder: Path, model: str, options: argparse.Namespace) -> Times:
     """LMCache's multi-process server."""
-    with peers.lmcache_server(folder, Progress(), options.peer_python, ARENA_BYTES) as transfer:
+    with rivals.lmcache_server(folder, Progress(), options.peer_python, ARENA_BYTES) as transfer:
         return engines_on(str(options.peer_python), folder, model, transfer, options)
 
 

@@ -163,6 +163,19 @@ class Served:
     def engine(self, pod: dict[str, Any]) -> Client:
         return Client(pod["status"]["podIP"], 8000, MODEL)
 
+    def node_pod(self, engine: dict[str, Any]) -> dict[str, Any]:
+        """The pod of the cache node that an engine is attached to."""
+        if self.placement == "sidecar":
+            return engine
+        on = engine["spec"]["nodeName"]
+        return next(pod for pod in self.pods("cache-node") if pod["spec"]["nodeName"] == on)
+
+    def fetched_from_peers(self, engine: dict[str, Any]) -> float:
+        """Shards that this engine's cache node has fetched from others."""
+        text = Client(self.node_pod(engine)["status"]["podIP"], 9470, MODEL).get("/metrics")[1]
+        found = re.findall(r'^kvcommons_node_peer_fetches_total\{outcome="fetched"\} ([0-9.e+]+)$', text, re.MULTILINE)
+        return sum(map(float, found))
+
     def reset_engines(self) -> None:
         """Every engine forgets its own cache; what is reused then comes from the commons."""
         for pod in self.ready_engines():

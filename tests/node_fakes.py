@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvcommons_node.api.models import IndexStatus
-from kvcommons_node.seam import KnownFingerprint, KnownTier, RawEvent
+from kvcommons_node.seam import KnownFingerprint, KnownPeer, KnownTier, RawEvent
 
 FINGERPRINT = bytes(range(32))
 
@@ -65,6 +65,11 @@ class FakeCore:
         self.known_tiers: list[KnownTier] = []
         self.carries_max = 1 << 30
         """Chunks that arrive at one time when some are moved."""
+        self.known_peers: list[KnownPeer] = []
+        self.told_peers: list[tuple[int, int, str, str, int]] = []
+        self.told_epoch: int | None = None
+        self.questions: list[tuple[int, bytes, bytes]] = []
+        self.peer_answers: dict[int, list[tuple[int, int, int]]] = {}
         self.running = False
         self._start_error = start_error
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -116,6 +121,22 @@ class FakeCore:
 
     def tiers(self) -> list[KnownTier]:
         return self.known_tiers
+
+    def set_peers(self, members: list[tuple[int, int, str, str, int]]) -> None:
+        self.told_peers = members
+
+    def set_peer_epoch(self, epoch: int | None) -> None:
+        self.told_epoch = epoch
+
+    def peer_questions(self, questions_max: int) -> list[tuple[int, bytes, bytes]]:
+        asked, self.questions = self.questions[:questions_max], self.questions[questions_max:]
+        return asked
+
+    def peer_answer(self, question: int, candidates: list[tuple[int, int, int]]) -> None:
+        self.peer_answers[question] = candidates
+
+    def peers(self) -> list[KnownPeer]:
+        return self.known_peers
 
     def stats(self) -> dict[str, int]:
         return {

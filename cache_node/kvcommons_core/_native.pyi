@@ -139,10 +139,11 @@ class NodeCore:
         eviction: str = ...,
         shadow_chunks_max: int = ...,
         tenant_percent_max: int = ...,
+        peers: Mapping[str, object] = ...,
     ) -> None:
         """allowed_uids: empty means this process' user and root; allowed_gids: whoever is in one of these groups as well.
         socket_mode: 0 means 0600, or 0660 where others are allowed. slab_bytes: 0 means the default. holder_socket: "" means that the arena ends with this process.
-        disk: settings.DiskSection's values by name; empty for memory alone."""
+        disk: settings_tiers.DiskTier's values by name, peers: settings_peers.Peers'; empty for none."""
     def start(self) -> None:
         """Gets the arena from the holder or makes one, adopts or formats it, binds the socket and serves.
         Raises ValueError/OSError with the remedy: socket in use, directory not writable, capacity over the machine's memory."""
@@ -172,6 +173,18 @@ class NodeCore:
     def tiers(self) -> list[tuple[str, str, str, dict[str, int]]]:
         """[(name, health, why, counters)]; health: serving, degraded, gone."""
     def stats(self) -> dict[str, int]: ...
+    def set_peers(self, members: Sequence[tuple[int, int, str, str, int]]) -> None:
+        """[(slot, epoch, name, host, port)] of all other nodes that live; host is an IP address."""
+    def set_peer_epoch(self, epoch: int | None) -> None:
+        """Under which the index tells of this node's chunks; None while it does not."""
+    def peer_questions(self, questions_max: int) -> list[tuple[int, bytes, bytes]]:
+        """[(id, fingerprint, keys)]: chains whose next chunks nobody here has; the event descriptor tells of new ones."""
+    def peer_answer(self, question: int, candidates: Sequence[tuple[int, int, int]]) -> None:
+        """[(slot, epoch, chunks)]: members that may have so many of its leading chunks; empty for nobody."""
+    def peer_port(self) -> int:
+        """Where peers are answered; 0 without peers."""
+    def peers(self) -> list[tuple[str, str, int, bool, str, dict[str, int]]]:
+        """[(name, host, port, usable, why not, counters)]."""
     def fingerprints(self) -> list[tuple[bytes, int, int, list[int]]]:
         """[(fingerprint, chunks, used_bytes, pids of its sessions)], of every fingerprint that is known."""
     def lookup(self, fingerprint: bytes, keys: bytes) -> int: ...

@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from kvcommons_core import limits, settings_values
 from kvcommons_core.errors import ConfigurationError, UnknownSettingError
+from kvcommons_core.settings_peers import Peers
 from kvcommons_core.settings_tiers import Tiers
 
 ENVIRONMENT_PREFIX: Final = "KVCOMMONS_"
@@ -102,6 +103,8 @@ class NodeSection(Section):
     """What the arena is given to models in; less where the arena has not eight of them."""
     tiers: Tiers = ()
     """What is behind the memory, as JSON: [{"type": "disk", "paths": ["/mnt/nvme0"], "capacity_bytes": "1TiB"}]."""
+    peers: Peers | None = None
+    """Other nodes of the pool, as JSON: {"listen": "0.0.0.0:9471", "advertise": "10.0.0.7:9471"}; it takes index.url."""
     tier_write_queue_max: int = Field(default=65_536, ge=1)
     """Stored chunks that may wait to be written to a tier; one more is not written, and counted."""
     control_host: str = "127.0.0.1"

@@ -37,6 +37,8 @@ from kvcommons_node.seam import Core, KnownFingerprint
 from kvcommons_node.selecting import Selecting
 from kvcommons_node.size import Sizing
 
+PEERS_SHOWN_MAX = 64
+
 logger = logging.getLogger(__name__)
 
 
@@ -123,7 +125,7 @@ class Control:
         self._selecting = Selecting(core, pinning, pool, namespace_secret, self._fingerprints, models)
         self._started = time.monotonic()
         self._serving = False
-        self.node_metrics = NodeMetrics(self._core_stats, index.status, self._tiers)
+        self.node_metrics = NodeMetrics(self._core_stats, index.status, self._tiers, self._peers)
         self.reports = Reports()
         self.feed = Feed()
         self._engines = engines
@@ -163,6 +165,7 @@ class Control:
             index=self._index.status(),
             fingerprints=fingerprints.listing(self._fingerprints(), models_of=self.models.of),
             tiers=self._tiers(),
+            peers=self._peers()[:PEERS_SHOWN_MAX],
             core=self._core_stats(),
         )
 
@@ -272,6 +275,14 @@ class Control:
             models.TierStatus(name=name, health=models.TIER_HEALTH[health], detail=why, counters=counters)
             for name, health, why, counters in known
         ]
+
+    def _peers(self) -> list[models.PeerStatus]:
+        known = self._core.peers() if self._serving else []
+        shown = [
+            models.PeerStatus(name=name, address=f"{host}:{port}", usable=usable, detail=why, counters=counters)
+            for name, host, port, usable, why, counters in known
+        ]
+        return sorted(shown, key=lambda peer: (not any(peer.counters.values()), peer.name))
 
     def _core_stats(self) -> dict[str, int]:
         return self._core.stats() if self._serving else {}

@@ -14,6 +14,7 @@ import signal
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 from kvcommons_core.errors import StartRefusedError
@@ -30,6 +31,9 @@ from kvcommons_node.plan import StartPlan
 from kvcommons_node.pool_view import NoPool, PoolView
 from kvcommons_node.pump import EventPump
 from kvcommons_node.seam import Core
+
+if TYPE_CHECKING:
+    from kvcommons_node.peers import Peers
 
 INDEX_LEAVE_SECONDS_MAX = 2.0
 ANSWER_SECONDS = 0.2
@@ -114,19 +118,26 @@ class Daemon:
             stack.push_async_callback(asyncio.to_thread, core.stop)
             await pinning.restore()
             stack.push_async_callback(_ended, asyncio.create_task(pinning.run()))
-            self._attach(control, core, index, stack)
+            peers = _peers_of(plan, core, index)
+            self._attach(control, core, index, stack, peers)
             stack.push_async_callback(control.close)
             await index.start()
             stack.push_async_callback(_leave, index)
+            if peers is not None:
+                await peers.start()
+                stack.push_async_callback(peers.stop)
             self._announce(core.notes, core.remarks, core.adopted)
             self.serving.set()
             await self._stopping.wait()
             logger.info("stopping")
             control.set_serving(False)
 
-    def _attach(self, control: Control, core: Core, index: IndexLink, stack: AsyncExitStack) -> None:
+    def _attach(
+        self, control: Control, core: Core, index: IndexLink, stack: AsyncExitStack, peers: Peers | None
+    ) -> None:
         loop = asyncio.get_running_loop()
-        pump = EventPump(core, index, control.node_metrics, control.reports, control.feed, control.models)
+        on_wake = peers.wake if peers is not None else _nothing
+        pump = EventPump(core, index, control.node_metrics, control.reports, control.feed, control.models, on_wake)
         pump.start(loop)
         stack.callback(pump.stop, loop)
         control.set_serving(True)
@@ -189,6 +200,19 @@ class Daemon:
         arena = f"arena of {format_bytes(self._plan.arena_bytes)}{', adopted with what it held' if adopted else ''}"
         told = f"engines attach at {note['socket']} ({arena}), control API at http://{note['http']}"
         logger.info("serving as %s: %s", self._plan.node_id, told, extra=note)
+
+
+def _peers_of(plan: StartPlan, core: Core, index: IndexLink) -> Peers | None:
+    """Imported late, as the index: a private node needs no Redis client."""
+    if not plan.peer_address or not plan.index.url:
+        return None
+    from kvcommons_node.peers import Peers
+
+    return Peers(plan.index, core, index, plan.node_id)
+
+
+def _nothing() -> None:
+    """Nobody else waits for the core."""
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

@@ -94,6 +94,7 @@ class RedisIndex:
             node=plan.node_id,
             zone=plan.zone,
             capacity_bytes=plan.arena_bytes,
+            peer=plan.peer_address,
         )
         self._index = NodeIndex(plan.index, info, self._inventory)
         self._standing = Standing(plan.index.url)

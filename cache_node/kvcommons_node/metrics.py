@@ -10,7 +10,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from kvcommons_node.api.models import TIER_HEALTH, IndexStatus, TierStatus
+from kvcommons_node.api.models import TIER_HEALTH, IndexStatus, PeerStatus, TierStatus
+from kvcommons_node.metrics_peers import peer_families
 
 AGE_SECONDS_BUCKETS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3_600.0, 14_400.0, 86_400.0)
 SLOT_STATES = ("free", "filling", "sealed", "draining", "quarantined")
@@ -196,16 +197,19 @@ class CoreCollector(Collector):
         stats: Callable[[], dict[str, int]],
         index: Callable[[], IndexStatus],
         tiers: Callable[[], Sequence[TierStatus]],
+        peers: Callable[[], Sequence[PeerStatus]],
     ) -> None:
         self._stats = stats
         self._index = index
         self._tiers = tiers
+        self._peers = peers
 
     def collect(self) -> Iterator[Metric]:
         stats = self._stats()
         for family in FAMILIES:
             yield family.read(stats)
         yield from tier_families(self._tiers())
+        yield from peer_families(stats, self._peers())
         index = self._index()
         connected = GaugeMetricFamily(
             "kvcommons_node_index_connected", "1 while this node is a member of the Redis index, else 0"
@@ -245,6 +249,7 @@ class NodeMetrics:
         stats: Callable[[], dict[str, int]],
         index: Callable[[], IndexStatus],
         tiers: Callable[[], Sequence[TierStatus]] = tuple,
+        peers: Callable[[], Sequence[PeerStatus]] = tuple,
     ) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
         self.events = Counter(
@@ -271,7 +276,7 @@ class NodeMetrics:
             self.events.labels(kind)
         for source in REUSE_SOURCES:
             self.reused_tokens.labels(source)
-        self.registry.register(CoreCollector(stats, index, tiers))
+        self.registry.register(CoreCollector(stats, index, tiers, peers))
 
     def render(self) -> tuple[bytes, str]:
         """The exposition and its content type."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from kvcommons_core.errors import StartRefusedError
 from kvcommons_core.settings import IndexSettings, NodeSettings
+from kvcommons_core.settings_peers import Peers, split_address
 from kvcommons_core.settings_tiers import DiskTier
 
 from kvcommons_node import preflight, size
@@ -53,6 +54,8 @@ class StartPlan:
     zone: str
     kubernetes_node: str
     index: IndexSettings
+    peer_address: str = ""
+    """Where the index tells other nodes to ask this one; empty: nowhere."""
     notes: tuple[str, ...] = ()
     """What the log is to say: settings that are followed in part."""
 
@@ -105,6 +108,7 @@ def make_plan(settings: NodeSettings, version: str, memory_bytes: int | None = N
             "populate": node.populate,
             "huge_pages": node.huge_pages,
             "disk": disk_of(node.tiers),
+            "peers": peers_of(node.peers),
             "tier_write_queue_max": node.tier_write_queue_max,
             "allowed_uids": list(node.allowed_uids),
             "allowed_gids": list(node.allowed_gids),
@@ -113,7 +117,8 @@ def make_plan(settings: NodeSettings, version: str, memory_bytes: int | None = N
         zone=node.zone,
         kubernetes_node=node.kubernetes_node,
         index=settings.index,
-        notes=tuple(notes),
+        peer_address=node.peers.advertised if node.peers is not None else "",
+        notes=(*notes, *_peer_notes(settings)),
     )
 
 
@@ -143,6 +148,30 @@ def disk_of(tiers: Sequence[DiskTier]) -> dict[str, Any]:
     """The core's disk, by the names of its settings; empty where there is none."""
     values = next((tier.model_dump(exclude={"type"}) for tier in tiers if tier.type == "disk"), {})
     return {**values, "paths": list(values["paths"])} if values else {}
+
+
+def peers_of(peers: Peers | None) -> dict[str, Any]:
+    """The core's peers, by the names of its settings; empty where there are none."""
+    if peers is None:
+        return {}
+    host, port = split_address(peers.listen)
+    return {"host": host, "port": port, **peers.model_dump(exclude={"listen", "advertise"})}
+
+
+def _peer_notes(settings: NodeSettings) -> list[str]:
+    peers = settings.node.peers
+    if peers is None:
+        return []
+    notes = []
+    if not settings.index.url:
+        notes.append("peers are set and index.url is not: nobody can be found, and nobody finds this node")
+    if not settings.node.namespace_secret_file:
+        notes.append(
+            "peers are set and namespace_secret_file is not: only nodes with this node's own secret are let in"
+        )
+    if not peers.tls_ca_file and not preflight.is_loopback(split_address(peers.listen)[0]):
+        notes.append("peers are answered without TLS: whoever reads the network between nodes reads KV")
+    return notes
 
 
 def _holder_socket(setting: str, socket_path: Path) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 from kvcommons_node.feed import Feed
@@ -32,14 +33,23 @@ class EventPump:
     """Drains the core when its event descriptor is readable. Lives on one event loop."""
 
     def __init__(
-        self, core: Core, sink: EventSink, metrics: NodeMetrics, reports: Reports, feed: Feed, models: ModelNames
+        self,
+        core: Core,
+        sink: EventSink,
+        metrics: NodeMetrics,
+        reports: Reports,
+        feed: Feed,
+        models: ModelNames,
+        on_wake: Callable[[], None] = lambda: None,
     ) -> None:
+        """:param on_wake: called when the core has woken the pump, for whatever else it has to say."""
         self._core = core
         self._sink = sink
         self._metrics = metrics
         self._reports = reports
         self._feed = feed
         self._models = models
+        self._on_wake = on_wake
         self._descriptor: int | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -64,6 +74,7 @@ class EventPump:
             self._feed.tell_all("gap", {})
         for event in raw:
             self._take(CoreEvent(*event))
+        self._on_wake()
         return len(raw)
 
     def _take(self, event: CoreEvent) -> None:

@@ -13,6 +13,7 @@
 #include "bindings/buffers.h"
 #include "bindings/disk_config.h"
 #include "bindings/node_object.h"
+#include "bindings/peer_config.h"
 #include "core/holder.h"
 #include "core/node_core.h"
 #include "core/stats_json.h"
@@ -150,6 +151,11 @@ nb::dict stats(Node& node) {
     visit_counters(core.store().stats(), add);
     visit_counters(core.server().stats(), add);
     if (core.tiers() != nullptr) visit_counters(core.tiers()->manager().stats(), add);
+    if (core.tiers() != nullptr && core.tiers()->peer_tier() != nullptr) {
+      add("tokens_per_second", static_cast<std::uint64_t>(core.tiers()->manager().tokens_per_second()));
+      visit_counters(core.tiers()->peer_tier()->peer_stats(), add);
+      visit_counters(core.tiers()->peer_server()->stats(), add);
+    }
   });
   nb::dict out;
   for (const auto& [name, value] : counters) out[nb::str(name.c_str())] = value;
@@ -205,7 +211,7 @@ void init_node(Node* self, const std::string& socket_path, std::uint64_t arena_b
                bool huge_pages, const std::vector<std::uint32_t>& allowed_uids,
                const std::vector<std::uint32_t>& allowed_gids, std::uint32_t socket_mode, const nb::dict& disk,
                std::uint64_t tier_write_queue_max, const std::string& eviction, std::uint32_t shadow_chunks_max,
-               std::uint32_t tenant_percent_max) {
+               std::uint32_t tenant_percent_max, const nb::dict& peer_settings) {
   NodeConfig config;
   config.socket_path = socket_path;
   config.node_id = node_id;
@@ -225,6 +231,7 @@ void init_node(Node* self, const std::string& socket_path, std::uint64_t arena_b
   config.store.events_max = events_max;
   config.store.verify_one_in = verify_one_in;
   config.tiers.disk = kvcommons::bindings::disk_config(disk);
+  config.tiers.peers = kvcommons::bindings::peers_config(peer_settings, config.namespace_secret);
   config.tiers.write_queue_max = tier_write_queue_max;
   config.store.eviction = eviction;
   config.store.shadow_chunks_max = shadow_chunks_max;
@@ -248,7 +255,8 @@ void bind_node(nb::module_& module) {
            "allowed_uids"_a = std::vector<std::uint32_t>{}, "allowed_gids"_a = std::vector<std::uint32_t>{},
            "socket_mode"_a = 0, "disk"_a = nb::dict(),
            "tier_write_queue_max"_a = kvcommons::NodeTiersConfig{}.write_queue_max, "eviction"_a = defaults.eviction,
-           "shadow_chunks_max"_a = defaults.shadow_chunks_max, "tenant_percent_max"_a = defaults.tenant_percent_max)
+           "shadow_chunks_max"_a = defaults.shadow_chunks_max, "tenant_percent_max"_a = defaults.tenant_percent_max,
+           "peers"_a = nb::dict())
       .def("start", &Node::start)
       .def("stop", &Node::stop)
       .def_prop_ro("adopted", [](Node& node) { return node.with([](auto& core) { return core.adopted(); }); })
@@ -270,6 +278,7 @@ void bind_node(nb::module_& module) {
       .def("pin", &pin, "keys"_a, "pinned"_a)
       .def("clear", &clear, "fingerprint"_a = nb::none());
   kvcommons::bindings::bind_node_select(bound);
+  kvcommons::bindings::bind_node_peers(bound);
   module.def("holder_serve", &holder_serve, "socket_path"_a, "idle_seconds_max"_a);
   module.def(
       "holder_stop",

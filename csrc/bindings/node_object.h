@@ -46,5 +46,7 @@ class Node {
 
 // What names some of the chunks: where they are, clearing, moving.
 void bind_node_select(nanobind::class_<Node>& node);
+// Its peers.
+void bind_node_peers(nanobind::class_<Node>& node);
 
 }  // namespace kvcommons::bindings

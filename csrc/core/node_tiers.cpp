@@ -11,6 +11,12 @@ namespace {
 constexpr int kTierShift = 56;  // of an inventory's cursor: which tier, above the tier's own
 constexpr std::string_view kMemory = "memory";
 
+peers::PeerTierConfig peer_config(const PeersConfig& config, std::function<void()> on_events) {
+  peers::PeerTierConfig tier = config.tier;
+  tier.on_questions = std::move(on_events);
+  return tier;
+}
+
 }  // namespace
 
 NodeTiers::NodeTiers(const NodeTiersConfig& config, Store* store, int arena_fd, std::uint64_t arena_bytes,
@@ -21,6 +27,11 @@ NodeTiers::NodeTiers(const NodeTiersConfig& config, Store* store, int arena_fd, 
   if (!arena_) throw std::runtime_error("the arena could not be mapped for its tiers: " + why);
   std::vector<std::shared_ptr<Tier>> tiers;
   if (config.disk) tiers.push_back(make_disk_tier(*config.disk, notes));
+  if (config.peers) {
+    auto peer = std::make_shared<peers::PeerTier>(peer_config(*config.peers, on_events));
+    peer_tier_ = peer.get();
+    tiers.push_back(std::move(peer));
+  }
   TierManagerConfig manager;
   manager.arena_bytes = arena_bytes;
   manager.arena = arena_.get();
@@ -28,6 +39,19 @@ NodeTiers::NodeTiers(const NodeTiersConfig& config, Store* store, int arena_fd, 
   manager.on_events = std::move(on_events);
   manager_ = std::make_unique<TierManager>(manager, store, std::move(tiers));
   manager_->start();
+  if (config.peers) serve_peers(*config.peers, notes);
+}
+
+void NodeTiers::serve_peers(const PeersConfig& config, std::vector<std::string>* notes) {
+  peers::StoreSourceConfig source;
+  source.arena = arena_.get();
+  source.bring = [this](const SessionSpec& spec, std::span<const Key> keys, std::uint32_t here) {
+    return manager_->wanted_by_peer(spec, keys, here).chunks;
+  };
+  peer_source_ = std::make_unique<peers::StoreSource>(std::move(source), store_);
+  peer_server_ = std::make_unique<peers::PeerServer>(config.server, peer_source_.get());
+  notes->push_back("peers are answered at " + config.server.host + " port " + std::to_string(peer_server_->port()) +
+                   (config.server.tls ? ", by TLS" : ", without TLS"));
 }
 
 std::string NodeTiers::place_of(const Key& fingerprint, const Key& key) {
@@ -39,6 +63,7 @@ std::string NodeTiers::place_of(const Key& fingerprint, const Key& key) {
 bool NodeTiers::complete_events(std::vector<Event>* events, std::size_t max, bool* gap) {
   const std::size_t own = events->size();
   for (const auto& tier : manager_->tiers()) {
+    if (tier->others()) continue;
     bool lost = false;
     for (TierEvent& told : tier->drain_events(max - std::min(max, events->size()), &lost)) {
       manager_->know(told.meta.id);
@@ -67,6 +92,7 @@ std::vector<NodeTiers::Item> NodeTiers::inventory(std::uint64_t* cursor, std::si
   const auto tiers = manager_->tiers();
   std::uint64_t tier = *cursor >> kTierShift, within = *cursor & ((std::uint64_t{1} << kTierShift) - 1);
   *cursor = 0;
+  while (tier < tiers.size() && tiers[tier]->others()) ++tier;
   if (tier >= tiers.size()) return out;
   for (ShardMeta& meta : tiers[tier]->inventory(&within, max)) {
     manager_->know(meta.id);
@@ -74,6 +100,7 @@ std::vector<NodeTiers::Item> NodeTiers::inventory(std::uint64_t* cursor, std::si
     out.push_back({{meta.id.key, meta.id.fingerprint, std::move(meta.text_keys)}, std::string(tiers[tier]->name())});
   }
   if (within == 0) ++tier;
+  while (tier < tiers.size() && tiers[tier]->others()) ++tier;
   if (tier < tiers.size()) *cursor = (tier << kTierShift) | within;
   return out;
 }

@@ -8,14 +8,24 @@
 #include <string>
 #include <vector>
 
+#include "peers/peer_server.h"
+#include "peers/peer_tier.h"
+#include "peers/store_source.h"
 #include "store.h"
 #include "tiers/disk_tier.h"
 #include "tiers/manager.h"
 
 namespace kvcommons {
 
+// Both sides: what this node asks of its peers, and what it answers.
+struct PeersConfig {
+  peers::PeerTierConfig tier;
+  peers::PeerServerConfig server;
+};
+
 struct NodeTiersConfig {
   std::optional<DiskConfig> disk;
+  std::optional<PeersConfig> peers;
   std::uint64_t write_queue_max = TierManagerConfig{}.write_queue_max;
 };
 
@@ -28,6 +38,8 @@ class NodeTiers {
   NodeTiers(const NodeTiers&) = delete;  // owns the arena's mapping and a thread
 
   [[nodiscard]] TierManager& manager() noexcept { return *manager_; }
+  [[nodiscard]] peers::PeerTier* peer_tier() noexcept { return peer_tier_; }              // null: without peers
+  [[nodiscard]] peers::PeerServer* peer_server() noexcept { return peer_server_.get(); }  // as well
   // Appends events of kind Moved, up to `max` in all; sets `tier` of those and of every Committed and Freed before
   // them: where the chunk is by now. True: there may be more.
   bool complete_events(std::vector<Event>* events, std::size_t max, bool* gap);
@@ -39,11 +51,15 @@ class NodeTiers {
   std::vector<Item> inventory(std::uint64_t* cursor, std::size_t max);
 
  private:
+  void serve_peers(const PeersConfig& config, std::vector<std::string>* notes);
   [[nodiscard]] std::string place_of(const Key& fingerprint, const Key& key);
 
   Store* store_;
   std::shared_ptr<std::byte> arena_;
+  peers::PeerTier* peer_tier_ = nullptr;  // the manager's
   std::unique_ptr<TierManager> manager_;  // ends before the mapping
+  std::unique_ptr<peers::StoreSource> peer_source_;
+  std::unique_ptr<peers::PeerServer> peer_server_;  // ends first
 };
 
 }  // namespace kvcommons

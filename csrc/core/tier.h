@@ -90,6 +90,15 @@ struct TierStats {
   std::uint64_t metadata_bytes = 0;  // of memory, for all that is known of its shards
 };
 
+// What a lookup wants and no tier is known to have: the next chunks of one chain.
+struct Sought {
+  Key fingerprint;
+  std::uint32_t chunk_tokens = 0;
+  std::span<const ShardSpec> shards;  // of each chunk
+  std::span<const Key> keys;
+  double tokens_per_second = 0;  // at which this model's engines here compute, as measured; 0: not known
+};
+
 class Tier {
  public:
   using PutDone = std::function<void(std::span<const TierStatus>)>;  // one for each item, in the batch's order
@@ -109,6 +118,15 @@ class Tier {
 
   // From memory, in microseconds, no medium touched: payload bytes of each shard, 0 where it is not here. A hint.
   virtual void find(std::span<const ShardId> ids, std::span<std::uint64_t> payload_bytes) = 0;
+  // Where what is here has to be asked for elsewhere: begins to, if it may be here, and waits for nobody. True: find()
+  // may know more soon.
+  virtual bool seek(const Sought&) { return false; }
+  // True: enough others keep it too, so that what is brought from here may leave memory first.
+  virtual bool spare(const ShardId&) { return false; }
+  // False: what memory stores is not to be written there by itself.
+  [[nodiscard]] virtual bool takes_writes() const noexcept { return true; }
+  // True: what is here is other nodes' too, which tell the index of it themselves.
+  [[nodiscard]] virtual bool others() const noexcept { return false; }
   // What is known of one shard without reading its payload; false if it is not here.
   virtual bool describe(const ShardId& id, ShardMeta* out) = 0;
 

@@ -178,7 +178,6 @@ UNBUILT: tuple[tuple[str, Spec], ...] = (
     ("spec.tiers.memory.hugePages", {"tiers": {"memory": {"hugePages": "1Gi"}}}),
     ("spec.compression.codec", {"compression": {"codec": "fp8"}}),
     ("spec.transport.type", {"transport": {"type": "nixl"}}),
-    ("spec.transport", {"transport": {"socketsPerPeer": 8}}),
     ("spec.tenancy.quotas", {"tenancy": {"quotas": [{"tenant": "a", "memoryPercent": 10}]}}),
     ("spec.security.tls", {"security": {"tls": {"secretRef": {"name": "s"}}}}),
     ("spec.engine.type", {"engine": {"type": "sglang"}}),

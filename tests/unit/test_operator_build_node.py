@@ -43,6 +43,12 @@ def test_the_node_takes_the_settings_that_it_is_given(name: str) -> None:
     else:
         node = container(pod_of(pool), "cache-node")
     settings = load_settings(NodeSettings, environ=environment(node))
+    assert settings.node.peers is not None
+    port = pool["spec"].get("transport", {}).get("port", 9471)
+    assert (settings.node.peers.listen, settings.node.peers.advertise) == (
+        f"0.0.0.0:{port}",
+        f"$(KVCOMMONS_POD_IP):{port}",  # the kubelet puts the address in
+    )
     assert settings.node.arena_bytes == parse_quantity(pool["spec"]["tiers"]["memory"]["capacity"])
     assert settings.node.control_host == "0.0.0.0"
     assert settings.index.url

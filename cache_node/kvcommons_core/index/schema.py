@@ -167,6 +167,8 @@ class MemberInfo:
     dp_rank: int = -1
     capacity_bytes: int = 0
     capacity_tokens: int = 0
+    peer: str = ""
+    """HOST:PORT where a node answers other nodes; empty: it does not."""
 
 
 @dataclass(frozen=True, slots=True)

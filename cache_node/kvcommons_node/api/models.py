@@ -69,6 +69,16 @@ class TierStatus(Model):
     counters: dict[str, int] = Field(default={}, description="Of this tier: sizes in bytes, shards, operations.")
 
 
+class PeerStatus(Model):
+    """Another node of the pool, as this one sees it."""
+
+    name: str
+    address: str = Field(description="Where it is asked.")
+    usable: bool = Field(description="False: it failed, and nobody asks it for a while.")
+    detail: str = Field(default="", description="What was wrong the last time; empty while all is well.")
+    counters: dict[str, int] = Field(default={}, description="What was fetched from it, and how fast it came.")
+
+
 class EngineProcess(Model):
     """A process that has a session with this node."""
 
@@ -102,6 +112,9 @@ class StatsAnswer(Model):
         default=[], description="What the node holds chunks or sessions of, the largest first; at most 64."
     )
     tiers: list[TierStatus] = Field(default=[], description="What is behind the memory, in the order it is asked.")
+    peers: list[PeerStatus] = Field(
+        default=[], description="Other nodes that it knows, those in use first; at most 64. Their bytes are fetched."
+    )
     core: dict[str, int] = Field(description="Counters of the native core: bytes, slots by state, leases, outcomes.")
 
 

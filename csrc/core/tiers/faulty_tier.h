@@ -85,6 +85,10 @@ class FaultyTier final : public Tier {
       inner_->find(ids, bytes);
     }
   }
+  bool seek(const Sought& sought) override { return inner_->seek(sought); }
+  bool spare(const ShardId& id) override { return inner_->spare(id); }
+  [[nodiscard]] bool takes_writes() const noexcept override { return inner_->takes_writes(); }
+  [[nodiscard]] bool others() const noexcept override { return inner_->others(); }
   bool describe(const ShardId& id, ShardMeta* out) override { return inner_->describe(id, out); }
   void touch(std::span<const ShardId> ids) override {
     touched_.fetch_add(ids.size());

@@ -33,7 +33,8 @@ TierManager::Impl::Impl(const TierManagerConfig& config, Store* store, std::vect
       tiers_(std::move(tiers)),
       write_budget_(config_.write_bytes_in_flight_max, config_.write_bytes_per_second_max, config_.now_ms()),
       read_budget_(config_.read_bytes_in_flight_max, config_.read_bytes_per_second_max, config_.now_ms()),
-      resolve_at_ms_(config_.now_ms() + config_.former_ms) {}
+      resolve_at_ms_(config_.now_ms() + config_.former_ms),
+      takes_writes_(std::any_of(tiers_.begin(), tiers_.end(), [](const auto& tier) { return tier->takes_writes(); })) {}
 
 void TierManager::Impl::start() {
   store_->set_sealed_hook([this](std::span<const SealedShard> shards) { sealed(shards); });
@@ -145,6 +146,7 @@ int TierManager::Impl::where(const Key& fingerprint, const Key& key) {
   }
   std::vector<std::uint64_t> bytes(ids.size());
   for (std::size_t i = 0; i < tiers_.size(); ++i) {
+    if (tiers_[i]->others()) continue;
     tiers_[i]->find(ids, bytes);
     if (std::any_of(bytes.begin(), bytes.end(), [](std::uint64_t n) { return n != 0; })) return static_cast<int>(i);
   }
@@ -184,6 +186,10 @@ Expected TierManager::wanted(SessionId session, std::uint64_t tenant, std::span<
                              std::uint32_t hit_chunks) {
   return impl_->wanted(session, tenant, keys, hit_chunks);
 }
+Expected TierManager::wanted_by_peer(const SessionSpec& spec, std::span<const Key> keys, std::uint32_t hit_chunks) {
+  return impl_->wanted_by_peer(spec, keys, hit_chunks);
+}
+double TierManager::tokens_per_second() const { return impl_->tokens_per_second(); }
 std::uint64_t TierManager::clear(const Key* fingerprint, std::uint64_t* tier_shards) {
   Selection selection;
   if (fingerprint != nullptr) selection.fingerprint = *fingerprint;

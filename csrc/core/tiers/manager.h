@@ -72,6 +72,10 @@ class TierManager {
   // After a lookup of `keys` that found the first `hit_chunks` in memory: has the rest brought in as far as tiers have
   // it without a gap. Memory only, microseconds.
   Expected wanted(SessionId session, std::uint64_t tenant, std::span<const Key> keys, std::uint32_t hit_chunks);
+  // The same for another node that asks for chunks of such engines: of this node's own media only.
+  Expected wanted_by_peer(const SessionSpec& spec, std::span<const Key> keys, std::uint32_t hit_chunks);
+  // The best rate at which engines here compute, of any model; 0: not known.
+  [[nodiscard]] double tokens_per_second() const;
   // Store::clear() with the tiers. Shards removed from tiers are added to *tier_shards.
   std::uint64_t clear(const Key* fingerprint, std::uint64_t* tier_shards);
   // The same of some chunks, or in some places only. Shards removed from tiers are added to tier_shards, one for each

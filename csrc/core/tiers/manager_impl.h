@@ -16,6 +16,7 @@
 
 #include "tiers/budget.h"
 #include "tiers/manager.h"
+#include "tiers/prefill_meter.h"
 
 namespace kvcommons {
 
@@ -54,6 +55,8 @@ class TierManager::Impl {
   Expected wanted(SessionId session, std::uint64_t tenant, std::span<const Key> keys, std::uint32_t hit_chunks);
   Expected wanted_as(const SessionSpec& spec, std::uint64_t tenant, std::span<const Key> keys,
                      std::uint32_t hit_chunks);
+  Expected wanted_by_peer(const SessionSpec& spec, std::span<const Key> keys, std::uint32_t hit_chunks);
+  [[nodiscard]] double tokens_per_second() const;
 
  private:
   // A model's chunks as one kind of engine cuts them.
@@ -151,7 +154,14 @@ class TierManager::Impl {
   // manager_wanted.cpp
   LayoutPtr layout_locked(const SessionSpec& spec);
   bool touch_some();
-  std::size_t on_tiers(const Layout& layout, std::span<const Key> keys, std::vector<std::uint8_t>* tier);
+  struct Asked {
+    SessionSpec spec;
+    std::uint64_t tenant = 0;
+    bool by_peer = false;  // what is other nodes' is not asked for
+  };
+  Expected wanted_for(const Asked& asked, std::span<const Key> keys, std::uint32_t hit_chunks);
+  std::size_t on_tiers(const Asked& asked, std::span<const Key> keys, std::vector<std::uint8_t>* tier);
+  bool seek(const Asked& asked, std::span<const Key> keys);
   // manager_read.cpp
   bool read_some();
   ChainPtr next_chain();
@@ -193,7 +203,9 @@ class TierManager::Impl {
   std::vector<LayoutPtr> layouts_;
   std::unordered_map<Key, std::vector<Rect>, KeyHash> rects_;
   std::optional<std::uint64_t> resolve_at_ms_;
-  std::thread thread_;  // last: it uses the others
+  tiers::PrefillMeter meter_;
+  bool takes_writes_ = false;  // some tier does
+  std::thread thread_;         // last: it uses the others
 };
 
 }  // namespace kvcommons

@@ -63,10 +63,13 @@ std::size_t TierManager::Impl::reserve_shards(Chain& chain, std::size_t chunks, 
   const std::span<const Key> keys = std::span<const Key>(chain.keys).subspan(chain.next, chunks);
   std::size_t good = chunks;
   std::vector<Reservation> out;
+  eviction::Hints hints;
+  hints.one_shot =
+      tiers_[chain.tier[chain.next]]->spare({layout.spec.fingerprint, keys.front(), layout.spec.shards.front().rect});
   for (std::size_t shard = 0; shard < layout.sessions.size() && good > 0; ++shard) {
     out.clear();
-    const Status status =
-        store_->reserve(layout.sessions[shard], chain.tenant, chain.parent_of(chain.next), keys.first(good), &out);
+    const Status status = store_->reserve(layout.sessions[shard], chain.tenant, chain.parent_of(chain.next),
+                                          keys.first(good), &out, hints);
     if (status != Status::Ok) out.clear();
     good = std::min(good, out.size());
     for (std::size_t i = 0; i < out.size(); ++i) {

@@ -28,9 +28,9 @@ TierManager::Impl::LayoutPtr TierManager::Impl::layout_locked(const SessionSpec&
 }
 
 // How many leading chunks have every shard on one tier, and on which.
-std::size_t TierManager::Impl::on_tiers(const Layout& layout, std::span<const Key> keys,
+std::size_t TierManager::Impl::on_tiers(const Asked& asked, std::span<const Key> keys,
                                         std::vector<std::uint8_t>* tier) {
-  const auto& shards = layout.spec.shards;
+  const auto& shards = asked.spec.shards;
   const std::size_t step = std::max<std::size_t>(1, kKeysPerFind / shards.size());
   std::vector<ShardId> ids;
   std::vector<std::uint64_t> bytes;
@@ -38,11 +38,12 @@ std::size_t TierManager::Impl::on_tiers(const Layout& layout, std::span<const Ke
     const auto some = keys.subspan(tier->size(), std::min(step, keys.size() - tier->size()));
     ids.clear();
     for (const Key& key : some) {
-      for (const ShardSpec& shard : shards) ids.push_back({layout.spec.fingerprint, key, shard.rect});
+      for (const ShardSpec& shard : shards) ids.push_back({asked.spec.fingerprint, key, shard.rect});
     }
     bytes.resize(ids.size());
     std::vector<std::uint8_t> where(some.size(), static_cast<std::uint8_t>(tiers_.size()));
     for (std::size_t t = tiers_.size(); t-- > 0;) {
+      if (asked.by_peer && tiers_[t]->others()) continue;
       tiers_[t]->find(ids, bytes);
       for (std::size_t i = 0; i < some.size(); ++i) {
         bool all = true;
@@ -74,16 +75,51 @@ bool TierManager::Impl::touch_some() {
   return true;
 }
 
-Expected TierManager::Impl::wanted(SessionId session, std::uint64_t tenant, std::span<const Key> keys,
-                                   std::uint32_t hit_chunks) {
-  SessionSpec spec;
-  if (keys.empty() || !store_->session_spec(session, &spec)) return {};
-  return wanted_as(spec, tenant, keys, hit_chunks);
+// What no tier is known to have may be known to be somewhere soon.
+bool TierManager::Impl::seek(const Asked& asked, std::span<const Key> keys) {
+  if (asked.by_peer || keys.empty()) return false;
+  Sought sought{asked.spec.fingerprint, asked.spec.chunk_tokens, asked.spec.shards, keys, 0};
+  {
+    const std::lock_guard lock(mutex_);
+    sought.tokens_per_second = meter_.tokens_per_second(asked.spec.fingerprint);
+  }
+  bool any = false;
+  for (const auto& tier : tiers_) any = tier->seek(sought) || any;
+  return any;
 }
 
+double TierManager::Impl::tokens_per_second() const {
+  const std::lock_guard lock(mutex_);
+  return meter_.best();
+}
+
+Expected TierManager::Impl::wanted(SessionId session, std::uint64_t tenant, std::span<const Key> keys,
+                                   std::uint32_t hit_chunks) {
+  Asked asked;
+  asked.tenant = tenant;
+  if (keys.empty() || !store_->session_spec(session, &asked.spec) || asked.spec.shards.empty()) return {};
+  const Expected expected = wanted_for(asked, keys, hit_chunks);
+  if (expected.chunks == 0 && hit_chunks < keys.size()) {
+    const std::lock_guard lock(mutex_);
+    meter_.begun(asked.spec.fingerprint, keys.back(), std::uint64_t{keys.size() - hit_chunks} * asked.spec.chunk_tokens,
+                 now_ms());
+  }
+  return expected;
+}
+
+Expected TierManager::Impl::wanted_by_peer(const SessionSpec& spec, std::span<const Key> keys,
+                                           std::uint32_t hit_chunks) {
+  return wanted_as(spec, 0, keys, hit_chunks);
+}
+
+// Of this node's own media only.
 Expected TierManager::Impl::wanted_as(const SessionSpec& spec, std::uint64_t tenant, std::span<const Key> keys,
                                       std::uint32_t hit_chunks) {
-  if (keys.empty() || spec.shards.empty()) return {};
+  return keys.empty() || spec.shards.empty() ? Expected{} : wanted_for({spec, tenant, true}, keys, hit_chunks);
+}
+
+Expected TierManager::Impl::wanted_for(const Asked& asked, std::span<const Key> keys, std::uint32_t hit_chunks) {
+  const SessionSpec& spec = asked.spec;
   const std::uint64_t now = now_ms();
   LayoutPtr layout;
   std::uint64_t epoch = 0;
@@ -106,9 +142,11 @@ Expected TierManager::Impl::wanted_as(const SessionSpec& spec, std::uint64_t ten
   }
   const auto shared = static_cast<std::uint32_t>(at - hit_chunks);
   auto chain = std::make_shared<Chain>();
-  if (at >= end || on_tiers(*layout, keys.subspan(at, end - at), &chain->tier) == 0) return {shared};
+  const std::size_t found = at < end ? on_tiers(asked, keys.subspan(at, end - at), &chain->tier) : 0;
+  const std::uint32_t sought = seek(asked, keys.subspan(at + found, end - at - found)) ? 1 : 0;
+  if (found == 0) return {shared + sought};
   chain->layout = layout;
-  chain->tenant = tenant;
+  chain->tenant = asked.tenant;
   chain->parent = at == 0 ? Key{} : keys[at - 1];
   chain->keys.assign(keys.begin() + static_cast<std::ptrdiff_t>(at),
                      keys.begin() + static_cast<std::ptrdiff_t>(at + chain->tier.size()));
@@ -116,14 +154,14 @@ Expected TierManager::Impl::wanted_as(const SessionSpec& spec, std::uint64_t ten
   if (stopping_ || fenced_locked() || epoch != epoch_) return {};
   if (chains_.size() >= config_.chains_max) {
     add(counters_.read_refused);
-    return {shared};
+    return {shared + sought};
   }
   add(counters_.read_chains);
   layout->coming.insert(chain->keys.begin(), chain->keys.end());
   ++layout->chains;
   chains_.push_back(chain);
   wake_locked();
-  return {shared + static_cast<std::uint32_t>(chain->keys.size())};
+  return {shared + static_cast<std::uint32_t>(chain->keys.size()) + sought};
 }
 
 }  // namespace kvcommons

@@ -9,8 +9,11 @@ namespace kvcommons {
 // On the thread of whoever commits: only the queue is touched.
 void TierManager::Impl::sealed(std::span<const SealedShard> shards) {
   const std::lock_guard lock(mutex_);
+  const std::uint64_t now = now_ms();
   for (const SealedShard& shard : shards) {
     know_rect_locked(shard.fingerprint, shard.rect);
+    meter_.sealed(shard.key, now);
+    if (!takes_writes_) continue;
     if (writes_.size() >= config_.write_queue_max || quiet_) {
       add(counters_.write_dropped);
     } else {
@@ -22,8 +25,9 @@ void TierManager::Impl::sealed(std::span<const SealedShard> shards) {
 
 Tier* TierManager::Impl::writable() const {
   std::string why;
-  const auto found = std::find_if(tiers_.begin(), tiers_.end(),
-                                  [&](const auto& tier) { return tier->health(&why) == TierHealth::Serving; });
+  const auto found = std::find_if(tiers_.begin(), tiers_.end(), [&](const auto& tier) {
+    return tier->takes_writes() && tier->health(&why) == TierHealth::Serving;
+  });
   return found == tiers_.end() ? nullptr : found->get();
 }
 

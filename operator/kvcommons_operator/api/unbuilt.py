@@ -77,13 +77,7 @@ POOL_GAPS: Final = (
     Gap(
         "spec.transport.type",
         lambda spec: spec.transport.type == "nixl",
-        "blocks do not go between cache nodes yet, by neither transport; use tcp",
-    ),
-    Gap(
-        "spec.transport",
-        lambda spec: (spec.transport.sockets_per_peer, spec.transport.replicas_max) != (4, 2),
-        "blocks do not go between cache nodes yet; socketsPerPeer and replicasMax change nothing",
-        Verdict.IGNORED,
+        "blocks go between cache nodes by TCP only; use tcp",
     ),
     Gap(
         "spec.tenancy.quotas",
@@ -93,7 +87,7 @@ POOL_GAPS: Final = (
     Gap(
         "spec.security.tls",
         lambda spec: spec.security.tls is not None,
-        "TLS between cache nodes is not built yet; leave it out: the pool's NetworkPolicy and tokens keep others out",
+        "certificates do not reach cache nodes yet; leave it out: the pool's NetworkPolicy and secret keep others out",
     ),
 )
 

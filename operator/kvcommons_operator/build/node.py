@@ -117,7 +117,7 @@ def parts(pool: Pool, *, engine_users: Iterable[int] = ()) -> NodeParts:
     daemon = {
         **_container(pool, NODE_CONTAINER, ["kvcommons", "node"]),
         "env": [*_env(pool, socket, holder_socket, engine_users), *behind.env, *wiring.env],
-        "ports": [pods.port("control", names.CONTROL_PORT)],
+        "ports": [pods.port("control", names.CONTROL_PORT), pods.port("transport", pool.spec.transport.port)],
         "resources": resources(pool),
         "livenessProbe": {"initialDelaySeconds": 10, **pods.http_probe("/healthz", "control", failures=6, timeout=5)},
         "volumeMounts": [
@@ -211,7 +211,14 @@ def _container(pool: Pool, name: str, command: list[str]) -> dict[str, Any]:
 def _env(pool: Pool, socket: str, holder_socket: str, engine_users: Iterable[int]) -> list[dict[str, Any]]:
     spec = pool.spec
     users = sorted({ROOT, names.USER, *engine_users})
+    transport = spec.transport
     values: dict[str, object] = {
+        "PEERS": {
+            "listen": f"0.0.0.0:{transport.port}",
+            "advertise": f"$(KVCOMMONS_POD_IP):{transport.port}",
+            "sockets_per_peer": transport.sockets_per_peer,
+            "replicas_max": transport.replicas_max,
+        },
         "ADDRESS": f"$(KVCOMMONS_POD_IP):{names.CONTROL_PORT}",
         "SOCKET_PATH": socket,
         "HOLDER_SOCKET": holder_socket,

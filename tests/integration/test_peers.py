@@ -1,0 +1,79 @@
+"""Two nodes and a Redis: what an engine of one has computed is read by an engine of the other, over the network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kvcommons_core import redis_server
+from peer_nodes import chain, know_each_other, make_certificate, make_secret, peer_nodes, published
+
+
+def test_what_one_node_holds_is_a_hit_on_the_other(folder: Path) -> None:
+    """Byte for byte, found by the index; what nobody holds is no hit, nor is another model's chunk; counters say whose it was."""
+    with redis_server.running() as server, peer_nodes(folder) as (one, two):
+        secret = make_secret(folder)
+        for node in (one, two):
+            node.start(server.url, secret)
+        know_each_other([one, two])
+        one.store(chain(1))
+        published(one)
+        assert two.read(chain(1) + chain(2)) == 4
+        assert two.read(chain(3)) == 0
+        assert two.read(chain(1)[:64], bytes(32)) == 0
+        stats = two.stats()
+        assert (stats["peer_fetched"], stats["tier_promoted_chunks"]) == (4, 4)
+        assert stats["slots_filling"] == stats["slots_quarantined"] == 0
+        assert one.stats()["peer_server_sent"] == 4
+        ((name, health, _, counters),) = (
+            (tier["name"], tier["health"], tier["detail"], tier["counters"]) for tier in two.process.stats()["tiers"]
+        )
+        assert (name, health, counters["shards"]) == ("peer", "serving", 0)
+
+
+def test_a_node_that_was_killed_costs_a_miss_and_nothing_else(folder: Path) -> None:
+    """The other one computes, serves on, and says in its stats and readiness whom it does not ask now."""
+    with redis_server.running() as server, peer_nodes(folder) as (one, two):
+        secret = make_secret(folder)
+        for node in (one, two):
+            node.start(server.url, secret)
+        know_each_other([one, two])
+        one.store(chain(1))
+        published(one)
+        one.process.kill()
+        assert two.read(chain(1)) == 0
+        two.store(chain(1))
+        assert two.read(chain(1)) == 4
+
+
+def test_a_node_of_another_pool_gets_nothing(folder: Path) -> None:
+    """Who does not know the secret is refused before anything is said, and told so in words."""
+    with redis_server.running() as server, peer_nodes(folder) as (one, two):
+        one.start(server.url, make_secret(folder, "ours"))
+        two.start(server.url, make_secret(folder, "theirs"))
+        know_each_other([one, two])
+        one.store(chain(1))
+        published(one)
+        assert two.read(chain(1)) == 0
+        assert one.stats()["peer_server_sent"] == 0
+        assert "namespace_secret_file" in two.process.get("/readyz")[1]["reason"]
+
+
+def test_with_tls_only_a_node_with_a_certificate_of_the_pool_is_let_in(folder: Path) -> None:
+    """What comes over TLS is counted apart; who knows the secret and has another authority's certificate, or none, gets nothing."""
+    with (
+        redis_server.running() as server,
+        peer_nodes(folder, ("one", "two", "other", "plain")) as (one, two, other, plain),
+    ):
+        secret, ours = make_secret(folder), make_certificate(folder, "ours")
+        one.start(server.url, secret, **ours)
+        two.start(server.url, secret, **ours)
+        other.start(server.url, secret, **make_certificate(folder, "theirs"))
+        plain.start(server.url, secret)
+        know_each_other([one, two, other, plain])
+        one.store(chain(1))
+        published(one)
+        assert (other.read(chain(1)), plain.read(chain(1))) == (0, 0)
+        assert one.stats()["peer_server_sent_bytes"] == 0
+        assert two.read(chain(1)) == 4
+        stats = one.stats()
+        assert stats["peer_server_sent_bytes_tls"] == stats["peer_server_sent_bytes"] > 0
