@@ -20,6 +20,8 @@ from node_process import NodeProcess, node_in, until
 FINGERPRINT = bytes(range(32))
 SLOT_BYTES = 128 << 10
 TENANT = 7
+PATIENT = {"connect_ms_max": 20_000, "locate_ms_max": 20_000, "fetch_ms_max": 20_000}
+"""The machine may be busy: no test here is about a time-out."""
 
 
 class PeerNode:
@@ -31,7 +33,7 @@ class PeerNode:
         self.port = free_port()
 
     def start(self, redis_url: str, secret: Path, *more: str, **peers: object) -> None:
-        settings = {"listen": f"127.0.0.1:{self.port}"} | peers
+        settings = {"listen": f"127.0.0.1:{self.port}"} | PATIENT | peers
         words = ["--node-id", self.name, "--index.url", redis_url, "--namespace-secret-file", str(secret)]
         self.process.start(*words, "--peers", json.dumps(settings), *more)
 

@@ -208,7 +208,7 @@ def _peers_of(plan: StartPlan, core: Core, index: IndexLink) -> Peers | None:
         return None
     from kvcommons_node.peers import Peers
 
-    return Peers(plan.index, core, index, plan.node_id)
+    return Peers(plan.index, core, index, plan.node_id, plan.core["peers"]["locate_ms_max"])
 
 
 def _nothing() -> None:

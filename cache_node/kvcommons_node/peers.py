@@ -46,9 +46,12 @@ def nodes_of(members: Mapping[int, Member], own_name: str) -> list[tuple[Member,
 class Peers:
     """Lives on the daemon's event loop, beside the pump that wakes it."""
 
-    def __init__(self, settings: IndexSettings, core: Core, index: IndexLink, own_name: str) -> None:
+    def __init__(
+        self, settings: IndexSettings, core: Core, index: IndexLink, own_name: str, lookup_ms_max: float
+    ) -> None:
+        """:param lookup_ms_max: what comes later than this nobody waits for any more."""
         # Past the mirror: a moment ago's answer of nobody is what an engine would compute for.
-        self._reader = IndexReader(settings.model_copy(update={"mirror_keys_max": 0, "lookup_ms_max": 100.0}))
+        self._reader = IndexReader(settings.model_copy(update={"mirror_keys_max": 0, "lookup_ms_max": lookup_ms_max}))
         self._core = core
         self._index = index
         self._own_name = own_name
