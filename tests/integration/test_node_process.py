@@ -43,7 +43,8 @@ def test_what_a_client_stores_the_control_api_finds(node: NodeProcess) -> None:
     assert (answer["chunks"], answer["hit_chunks"], answer["hit_tokens"]) == (3, 3, 768)
     assert answer["places"] == {"memory": 3}
     assert node.stats()["core"]["chunks"] == 3
-    assert post(node, "/v1/clear", {"all": True}) == {"chunks": 3, "pins": 0, "epoch": None}
+    cleared = post(node, "/v1/clear", {"all": True})
+    assert (cleared["chunks"], cleared["pins"], cleared["epoch"]) == (3, 0, None)
     assert post(node, "/v1/lookup", body)["hit_chunks"] == 0
     worker.close()
 
