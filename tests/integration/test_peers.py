@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from functools import partial
 from pathlib import Path
 
 from kvcommons_core import redis_server
-from peer_nodes import chain, know_each_other, make_certificate, make_secret, peer_nodes, published
+from node_process import until
+from peer_nodes import PeerNode, chain, know_each_other, make_certificate, make_secret, peer_nodes, published
+
+
+def is_written(node: PeerNode, chunks: int) -> bool:
+    return node.stats()["tier_written"] == chunks
 
 
 def test_what_one_node_holds_is_a_hit_on_the_other(folder: Path) -> None:
@@ -77,3 +84,21 @@ def test_with_tls_only_a_node_with_a_certificate_of_the_pool_is_let_in(folder: P
         assert two.read(chain(1)) == 4
         stats = one.stats()
         assert stats["peer_server_sent_bytes_tls"] == stats["peer_server_sent_bytes"] > 0
+
+
+def test_what_a_node_has_only_on_its_disk_reaches_another(folder: Path) -> None:
+    """The owner brings it into its memory first, and is asked again meanwhile."""
+    with redis_server.running() as server, peer_nodes(folder) as (one, two):
+        (folder / "disk").mkdir()
+        disk = {"type": "disk", "paths": [str(folder / "disk")], "capacity_bytes": 64 << 20, "segment_bytes": 4 << 20}
+        secret = make_secret(folder)
+        one.start(server.url, secret, "--tiers", json.dumps([disk | {"buffered": True}]))
+        two.start(server.url, secret)
+        know_each_other([one, two])
+        for number in range(40):
+            one.store(chain(number))
+            until(partial(is_written, one, 4 * (number + 1)), "it is on the disk")
+        assert one.stats()["evicted"] > 0
+        published(one)
+        assert two.read(chain(0)) == 4
+        assert one.stats()["tier_promoted_chunks"] == 4
