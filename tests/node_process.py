@@ -6,6 +6,7 @@ import json
 import os
 import select
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -38,6 +39,8 @@ class NodeProcess:
         self.folder = folder
         self.socket_path = folder / "n.sock"
         self.port = free_port()
+        self.scheme = "http"
+        self.authority: Path | None = None
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *more: str) -> None:
@@ -58,7 +61,9 @@ class NodeProcess:
             return False
 
     def get(self, path: str) -> tuple[int, dict[str, Any]]:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as response:
+        context = ssl.create_default_context(cafile=self.authority) if self.authority is not None else None
+        url = f"{self.scheme}://127.0.0.1:{self.port}{path}"
+        with urllib.request.urlopen(url, timeout=5, context=context) as response:
             return response.status, json.load(response)
 
     def stats(self) -> dict[str, Any]:

@@ -113,6 +113,12 @@ class NodeSection(Section):
     """Its port, 0 for any free one."""
     control_token_file: str = ""
     """Holds the bearer token of the control API; beyond loopback the API is closed without one."""
+    control_tls_cert_file: str = ""
+    """The node's certificate (PEM): the control API speaks HTTPS; plain HTTP when empty."""
+    control_tls_key_file: str = ""
+    """Its private key (PEM)."""
+    control_tls_client_ca_file: str = ""
+    """Authorities (PEM) whose client certificates may use the control API, as the token may; nodes of a pool believe each other by them."""
     engine_urls: Words = ()
     """HTTP addresses of the router, or of this node's engines: prewarm jobs send documents there, and they make tokens of text."""
     engine_token_file: str = ""

@@ -31,6 +31,7 @@ from kvcommons_node.plan import StartPlan
 from kvcommons_node.pool_view import NoPool, PoolView
 from kvcommons_node.pump import EventPump
 from kvcommons_node.seam import Core
+from kvcommons_node.tls import Tls
 
 if TYPE_CHECKING:
     from kvcommons_node.peers import Peers
@@ -63,6 +64,7 @@ class Daemon:
         make_pool: PoolFactory = lambda _plan: NoPool(),
     ) -> None:
         self._plan = plan
+        self._tls = Tls(plan.control_tls) if plan.control_tls is not None else None
         self._make_core = make_core
         self._make_index = make_index
         self._make_pool = make_pool
@@ -103,7 +105,7 @@ class Daemon:
                 models=models,
                 pool=pool,
                 engines=engines,
-                credentials=Credentials(plan.control_token),
+                credentials=Credentials(plan.control_token, self._tls.client if self._tls is not None else None),
                 sizing=size.Sizing(plan, self.begin_anew),
                 node_id=plan.node_id,
                 version=plan.version,
@@ -145,15 +147,22 @@ class Daemon:
 
     async def _serve_http(self, control: Control, stack: AsyncExitStack) -> None:
         host, port = self._plan.control_host, self._plan.control_port
-        access = Access(token=self._plan.control_token, loopback=preflight.is_loopback(host))
+        access = Access(
+            token=self._plan.control_token,
+            loopback=preflight.is_loopback(host),
+            certificates=self._plan.control_tls is not None and self._plan.control_tls.client_ca is not None,
+        )
+        context = self._tls.server if self._tls is not None else None
         application = Api(control, access, self._plan.version, self._plan.node_id).application()
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS_MAX)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         try:
-            await web.TCPSite(runner, host, port).start()
+            await web.TCPSite(runner, host, port, ssl_context=context).start()
         except OSError as error:
             raise StartRefusedError(preflight.port_refused(host, port, error)) from error
+        if self._tls is not None:
+            stack.push_async_callback(_ended, asyncio.create_task(self._tls.run()))
         self.http_address = (host, int(runner.addresses[0][1]))
 
     def _end_holder(self, socket_path: Path) -> None:
@@ -198,7 +207,7 @@ class Daemon:
         for line in remarks:
             logger.info("%s", line)
         arena = f"arena of {format_bytes(self._plan.arena_bytes)}{', adopted with what it held' if adopted else ''}"
-        told = f"engines attach at {note['socket']} ({arena}), control API at http://{note['http']}"
+        told = f"engines attach at {note['socket']} ({arena}), control API at {'https' if self._tls is not None else 'http'}://{note['http']}"
         logger.info("serving as %s: %s", self._plan.node_id, told, extra=note)
 
 

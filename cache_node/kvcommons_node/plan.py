@@ -13,8 +13,9 @@ from kvcommons_core.settings import IndexSettings, NodeSettings
 from kvcommons_core.settings_peers import Peers, split_address
 from kvcommons_core.settings_tiers import DiskTier
 
-from kvcommons_node import preflight, size
+from kvcommons_node import preflight, size, tls
 from kvcommons_node.engines import Engine
+from kvcommons_node.tls import TlsFiles
 
 NO_HOLDER = "none"
 PINNED_SHARE = 4
@@ -42,6 +43,7 @@ class StartPlan:
     control_host: str
     control_port: int
     control_token: str | None
+    control_tls: TlsFiles | None
     engines: tuple[Engine, ...]
     """Those that are configured."""
     pinned_bytes_max: int
@@ -92,6 +94,9 @@ def make_plan(settings: NodeSettings, version: str, memory_bytes: int | None = N
         control_host=node.control_host,
         control_port=node.control_port,
         control_token=control_token,
+        control_tls=tls.files_of(
+            node.control_tls_cert_file, node.control_tls_key_file, node.control_tls_client_ca_file
+        ),
         engines=engines_of(node.engine_urls, node.engine_token_file),
         pinned_bytes_max=node.pinned_bytes_max or arena_bytes // PINNED_SHARE,
         huge_pages=node.huge_pages,

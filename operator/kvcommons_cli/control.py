@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import ssl
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,7 +30,31 @@ def parser(command: str, description: str | None) -> argparse.ArgumentParser:
         "--url", type=address, default=URL_DEFAULT, help=f"control API of the node (default {URL_DEFAULT})"
     )
     made.add_argument("--token-file", type=Path, help="file with the bearer token, where the node wants one")
+    add_tls(made)
     return made
+
+
+def add_tls(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ca-file", type=Path, help="authorities of the node's certificate (PEM; default the system's)"
+    )
+    parser.add_argument("--cert-file", type=Path, help="the own certificate (PEM), where the node wants one")
+    parser.add_argument("--key-file", type=Path, help="its private key (PEM)")
+
+
+def tls(options: argparse.Namespace) -> ssl.SSLContext | None:
+    """:raises InputError: if a file is no certificate, or can't be read."""
+    given = {name: getattr(options, name, None) for name in ("ca_file", "cert_file", "key_file")}
+    if not any(given.values()):
+        return None
+    try:
+        context = ssl.create_default_context(cafile=given["ca_file"])
+        if given["cert_file"]:
+            context.load_cert_chain(given["cert_file"], given["key_file"])
+    except (OSError, ValueError) as error:
+        names = ", ".join(str(one) for one in given.values() if one)
+        raise InputError(f"{names}: {error}: give PEM files that fit each other") from error
+    return context
 
 
 def address(text: str) -> str:
@@ -62,7 +87,7 @@ def headers(options: argparse.Namespace) -> dict[str, str]:
 def ask(options: argparse.Namespace, method: str, path: str, body: object = None) -> dict[str, Any]:
     """One call. :raises talk.TalkError: if it is refused or nobody answers."""
     url = options.url.rstrip("/") + path
-    return talk.call_json(method, url, body, headers=headers(options), seconds_max=SECONDS_MAX)
+    return talk.call_json(method, url, body, headers=headers(options), seconds_max=SECONDS_MAX, tls=tls(options))
 
 
 def items(answer: Mapping[str, Any], name: str) -> list[Any]:

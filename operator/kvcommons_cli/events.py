@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import quote
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def act() -> int:
         url = f"{options.url.rstrip('/')}/v1/events?kinds={quote(options.kinds)}"
-        for kind, fields in follow(url, control.headers(options)):
+        for kind, fields in follow(url, control.headers(options), control.tls(options)):
             sys.stdout.write(json.dumps({"event": kind, **fields}) + "\n")
             sys.stdout.flush()
         return 0
@@ -35,10 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def follow(url: str, headers: Mapping[str, str]) -> Iterator[tuple[str, dict[str, object]]]:
+def follow(
+    url: str, headers: Mapping[str, str], tls: ssl.SSLContext | None = None
+) -> Iterator[tuple[str, dict[str, object]]]:
     """Server-sent events until the node ends. :raises talk.TalkError: if it is refused or falls silent."""
     kind = ""
-    for line in talk.lines("GET", url, headers, IDLE_SECONDS_MAX):
+    for line in talk.lines("GET", url, headers, IDLE_SECONDS_MAX, tls):
         name, _, value = line.partition(": ")
         if name == "event":
             kind = value

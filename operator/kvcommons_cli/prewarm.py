@@ -98,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         "--url", type=control.address, default=URL_DEFAULT, help=f"of a router, or of an engine (default {URL_DEFAULT})"
     )
     parser.add_argument("--token-file", type=Path, help="file with the tenant's API key, where the router wants one")
+    control.add_tls(parser)
     parser.add_argument("--at-once", type=int, default=4, help="requests at one time (default 4)")
     parser.add_argument("--skip", type=int, default=0, help="leave out so many lines: to go on where one stopped")
     parser.add_argument(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -45,9 +46,10 @@ def call(
     *,
     headers: Mapping[str, str] | None = None,
     seconds_max: float = CALL_SECONDS_MAX,
+    tls: ssl.SSLContext | None = None,
 ) -> bytes:
     """One request. :raises TalkError: without an answer, or if it is not 2xx."""
-    with _request(method, url, body, headers or {}, seconds_max) as response:
+    with _request(method, url, body, headers or {}, seconds_max, tls) as response:
         content = response.read(ANSWER_BYTES_MAX)
     return content
 
@@ -59,9 +61,10 @@ def call_json(
     *,
     headers: Mapping[str, str] | None = None,
     seconds_max: float = CALL_SECONDS_MAX,
+    tls: ssl.SSLContext | None = None,
 ) -> dict[str, object]:
     """The same, for an answer that is a JSON object."""
-    content = call(method, url, body, headers=headers, seconds_max=seconds_max)
+    content = call(method, url, body, headers=headers, seconds_max=seconds_max, tls=tls)
     try:
         parsed = json.loads(content)
     except ValueError as error:
@@ -71,9 +74,11 @@ def call_json(
     return parsed
 
 
-def lines(method: str, url: str, headers: Mapping[str, str], idle_seconds_max: float) -> Iterator[str]:
+def lines(
+    method: str, url: str, headers: Mapping[str, str], idle_seconds_max: float, tls: ssl.SSLContext | None = None
+) -> Iterator[str]:
     """The lines of an answer that goes on. :raises TalkError: if it is refused, or nothing comes for so long."""
-    with _request(method, url, None, headers, idle_seconds_max) as response:
+    with _request(method, url, None, headers, idle_seconds_max, tls) as response:
         while line := response.readline(ANSWER_BYTES_MAX):
             yield line.decode(errors="replace").rstrip("\r\n")
 
@@ -155,12 +160,20 @@ def _piece(event: Mapping[str, object]) -> str:
 
 @contextmanager
 def _request(
-    method: str, url: str, body: object, headers: Mapping[str, str], seconds_max: float
+    method: str,
+    url: str,
+    body: object,
+    headers: Mapping[str, str],
+    seconds_max: float,
+    tls: ssl.SSLContext | None = None,
 ) -> Iterator[http.client.HTTPResponse]:
     parts = urlsplit(url)
-    secure = parts.scheme == "https"
-    kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-    connection = kind(parts.hostname or "127.0.0.1", parts.port or (443 if secure else 80), timeout=seconds_max)
+    host = parts.hostname or "127.0.0.1"
+    connection: http.client.HTTPConnection
+    if parts.scheme == "https":
+        connection = http.client.HTTPSConnection(host, parts.port or 443, timeout=seconds_max, context=tls)
+    else:
+        connection = http.client.HTTPConnection(host, parts.port or 80, timeout=seconds_max)
     payload = None if body is None else json.dumps(body).encode()
     sent = {**({} if body is None else JSON), **headers}
     target = parts.path or "/"

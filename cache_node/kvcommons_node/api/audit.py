@@ -30,13 +30,14 @@ def _short(value: object) -> object:
     return value
 
 
-def record(operation: str, request: web.Request, body: BaseModel | None, status: int) -> None:
-    """Refused ones too: they are what one looks for."""
+def record(operation: str, request: web.Request, body: BaseModel | None, status: int, name: str | None = None) -> None:
+    """Refused ones too: they are what one looks for. `name`: of the client's certificate."""
+    peer = f"{request.remote} ({name})" if name is not None else request.remote
     logger.info(
         "%s by %s: %d %s",
         operation,
-        request.remote,
+        peer,
         status,
         asked := summary(body),
-        extra={"operation": operation, "peer": request.remote, "status": status, "asked": asked},
+        extra={"operation": operation, "peer": peer, "status": status, "asked": asked},
     )

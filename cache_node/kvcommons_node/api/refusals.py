@@ -138,7 +138,18 @@ def control_is_closed() -> Refusal:
         ErrorDetail(
             type="forbidden",
             message="the control API listens beyond this machine and has no token, so it is closed",
-            remedy="set control_token_file, or listen on 127.0.0.1",
+            remedy="set control_token_file or control_tls_client_ca_file, or listen on 127.0.0.1",
+        ),
+    )
+
+
+def no_certificate() -> Refusal:
+    return Refusal(
+        401,
+        ErrorDetail(
+            type="unauthorized",
+            message="no client certificate was shown",
+            remedy="show one that an authority of the node's control_tls_client_ca_file has signed",
         ),
     )
 

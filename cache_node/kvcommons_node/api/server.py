@@ -68,20 +68,35 @@ class Operations(Protocol):
 
 @dataclass(frozen=True)
 class Access:
-    """Who may use /v1: anyone on loopback without a token, holders of the token, or nobody."""
+    """Who may use /v1: holders of the token, or of a certificate; without either anyone on loopback, or nobody."""
 
     token: str | None
     loopback: bool
+    certificates: bool = False
+    """The handshake has verified what a client showed."""
 
     def check(self, request: web.Request) -> None:
         """:raises Refusal: if the request may not use the control API."""
+        if self.certificates and client_name(request) is not None:
+            return
         if self.token is None:
+            if self.certificates:
+                raise refusals.no_certificate()
             if not self.loopback:
                 raise refusals.control_is_closed()
             return
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self.token.encode()):
             raise refusals.unauthorized()
+
+
+def client_name(request: web.Request) -> str | None:
+    """What a client's verified certificate calls it; None without one."""
+    certificate = request.transport.get_extra_info("peercert") if request.transport is not None else None
+    if not certificate:
+        return None
+    names = {name: value for part in certificate.get("subject", ()) for name, value in part}
+    return str(names.get("commonName", "a client without a name"))
 
 
 class Api:
@@ -173,7 +188,7 @@ def _audited(operation: str, handle: Handler) -> Handler:
             status = refusal.status
             raise
         finally:
-            audit.record(operation, request, request.get(ASKED), status)
+            audit.record(operation, request, request.get(ASKED), status, client_name(request))
 
     return audited
 
