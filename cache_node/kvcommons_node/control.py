@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 import time
@@ -122,7 +121,7 @@ class Control:
         self._socket_path = socket_path
         self._multi_tenant = multi_tenant
         self.models = models
-        self._selecting = Selecting(core, pinning, pool, namespace_secret, self._fingerprints, models)
+        self._selecting = Selecting(core, pinning, pool, namespace_secret, self._fingerprints, models, engines)
         self._started = time.monotonic()
         self._serving = False
         self.node_metrics = NodeMetrics(self._core_stats, index.status, self._tiers, self._peers)
@@ -185,7 +184,7 @@ class Control:
     async def pin(self, request: PinRequest) -> PinAnswer:
         """:raises Refusal: if nothing of it is here, or a limit would be passed."""
         known = self._fingerprints()
-        fingerprint, keys = await asyncio.to_thread(self._selecting.chain, request)
+        fingerprint, keys = await self._selecting.chain(request)
         chunk_bytes = next((used // chunks for one, chunks, used, _ in known if one == fingerprint and chunks), 0)
         return await self._pinning.pin(fingerprint, keys, chunk_bytes, request.name, request.ttl_seconds)
 
@@ -203,7 +202,7 @@ class Control:
 
     async def move(self, request: MoveRequest) -> JobAnswer:
         """:raises Refusal: of a place that there is not, one place twice, or if no job more is taken."""
-        fingerprint, keys = await asyncio.to_thread(self._selecting.chain, request)
+        fingerprint, keys = await self._selecting.chain(request)
         self._selecting.check_move(request.source, request.target)
         move = Move(self._core, fingerprint, keys, source=request.source, target=request.target, keep=request.keep)
         return self._jobs.submit("move", request.name, request, Progress("chunks", len(keys) // KEY_BYTES), move)

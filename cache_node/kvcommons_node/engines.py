@@ -13,6 +13,7 @@ from kvcommons_core.errors import IndexUnavailableError
 from kvcommons_core.index.schema import MemberKind
 
 from kvcommons_node.api import refusals, refusals_work
+from kvcommons_node.api.models_select import EngineResult
 from kvcommons_node.pool_view import PoolView
 
 COMPLETION_SECONDS_MAX: Final = 600.0
@@ -20,6 +21,10 @@ CALL_SECONDS_MAX: Final = 30.0
 ANSWER_BYTES_MAX: Final = 64 << 20
 ENGINES_MAX: Final = 64
 ERROR_CHARACTERS_MAX: Final = 300
+
+
+NO_RESET: Final = "it has no /reset_prefix_cache: vLLM serves it with VLLM_SERVER_DEV_MODE=1, for trusted networks alone; a restart empties it too"
+WHOLE: Final = "an engine's cache can be emptied as a whole only"
 
 
 class EngineError(Exception):
@@ -107,6 +112,21 @@ class Engines:
         if not isinstance(tokens, list) or not all(type(one) is int and 0 <= one < 1 << 32 for one in tokens):
             raise refusals_work.not_tokenized(f"{engine.url} answered without token ids")
         return tokens
+
+    async def reset(self, *, partly: bool) -> list[EngineResult]:
+        """The prefix cache of each engine, as a whole. :param partly: less than all was meant.
+
+        :raises Refusal: if no engine is known."""
+        return list(await asyncio.gather(*[self._reset(one, partly) for one in await self.all()]))
+
+    async def _reset(self, engine: Engine, partly: bool) -> EngineResult:
+        try:
+            await self.call(engine, "/reset_prefix_cache", {})
+        except EngineError as error:
+            if error.status in (404, 405):
+                return EngineResult(engine=engine.name, outcome="not_supported", detail=NO_RESET)
+            return EngineResult(engine=engine.name, outcome="failed", detail=str(error))
+        return EngineResult(engine=engine.name, outcome="cleared", detail=WHOLE if partly else "")
 
     async def close(self) -> None:
         if self._http is not None:

@@ -20,6 +20,7 @@ from kvcommons_node.api.models_select import (
     LookupRequest,
     NodePlace,
 )
+from kvcommons_node.engines import Engines
 from kvcommons_node.model_names import ModelNames
 from kvcommons_node.pinning import Pinning
 from kvcommons_node.pool_view import KEYS_ASKED_MAX, Place, PoolView
@@ -27,6 +28,11 @@ from kvcommons_node.seam import MEMORY, Core, KnownFingerprint
 
 NO_FINGERPRINT = bytes(32)
 AGE_LIMIT = "of what is on a tier and not in memory no age is known: of that nothing was cleared by age"
+
+
+NOT_TOLD = (
+    "an engine tells nobody what its own cache holds; after a request it says how much it reused (`kvcommons why`)"
+)
 
 
 def tenant_of(salt: str, secret: bytes) -> int:
@@ -45,24 +51,33 @@ class Selecting:
         secret: bytes,
         known: Callable[[], list[KnownFingerprint]],
         models: ModelNames,
+        engines: Engines,
     ) -> None:
         """:param known: the fingerprints that the core knows now."""
         self._core, self._pinning, self._pool, self._secret, self._known = core, pinning, pool, secret, known
         self._models = models
+        self._engines = engines
 
-    def chain(self, request: Chain) -> tuple[bytes, bytes]:
+    async def chain(self, request: Chain) -> tuple[bytes, bytes]:
         """The fingerprint that is meant, and the keys of the chain's whole chunks.
 
-        :raises Refusal: if the fingerprint's digits mean none, or several."""
+        :raises Refusal: if the fingerprint's digits mean none, or several; if no engine makes tokens of the text."""
+        tokens = request.tokens
+        if request.text is not None:
+            model = {"model": request.model} if request.model is not None else {}
+            tokens = await self._engines.tokens_of({"prompt": request.text, **model})
+        return await asyncio.to_thread(self._chain, request, tokens)
+
+    def _chain(self, request: Chain, tokens: list[int] | None) -> tuple[bytes, bytes]:
         fingerprint = fingerprints.resolve(request.fingerprint, self._known())
         if request.keys is not None:
             return fingerprint, b"".join(bytes.fromhex(key) for key in request.keys)
         root = namespace_root(fingerprint, self._secret, request.salt)
-        return fingerprint, token_keys(root, request.tokens or [], request.chunk_tokens)
+        return fingerprint, token_keys(root, tokens or [], request.chunk_tokens)
 
     async def lookup(self, request: LookupRequest) -> LookupAnswer:
         """:raises Refusal: as `chain`. :raises IndexUnavailableError: if it is to be asked and does not answer."""
-        fingerprint, keys = await asyncio.to_thread(self.chain, request)
+        fingerprint, keys = await self.chain(request)
         names, bits = await asyncio.to_thread(self._core.places, fingerprint, keys)
         hit = await asyncio.to_thread(self._core.lookup, fingerprint, keys)
         held: list[tuple[Place, ...]] = []
@@ -71,6 +86,8 @@ class Selecting:
             held = await self._pool.holders(split_keys(keys))
             if len(bits) > KEYS_ASKED_MAX:
                 limits.append(f"the index was asked for the first {KEYS_ASKED_MAX} chunks")
+        if request.engines:
+            limits += [f"{one.name}: {NOT_TOLD}" for one in await self._engines.all()]
         runs = runs_of(names, bits, held)
         return LookupAnswer(
             chunks=len(bits),
@@ -101,6 +118,7 @@ class Selecting:
             )
             chunks += removed
             shards = {name: shards.get(name, 0) + count for name, count in of_tiers.items()}
+        engines = await self._engines.reset(partly=not request.all) if request.engines else []
         tiers = [name for name in shards if not request.tiers or name in request.tiers]
         in_memory = not request.tiers or MEMORY in request.tiers
         return ClearAnswer(
@@ -108,6 +126,7 @@ class Selecting:
             tier_shards={name: shards[name] for name in tiers},
             pins=await self._pinning.cleared() if in_memory else 0,
             epoch=None,
+            engines=engines,
             limits=[AGE_LIMIT] if request.older_than_seconds is not None and tiers else [],
         )
 

@@ -17,7 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--key", action="append", dest="keys", help="token key of a chunk, from the first on; repeatable")
     what.add_argument("--tokens", metavar="FILE", help="a JSON array of token ids; - reads standard input")
-    parser.add_argument("--salt", help="cache_salt of the tenant (with --tokens)")
+    what.add_argument(
+        "--text", metavar="FILE", help="a prompt; an engine of the node makes tokens of it; - reads standard input"
+    )
+    parser.add_argument("--model", help="with --text: as the engine calls it (default its own)")
+    parser.add_argument("--salt", help="cache_salt of the tenant (with --tokens or --text)")
     parser.add_argument("--chunk-tokens", type=int, help="tokens in a chunk of this engine (default 256)")
 
 
@@ -28,6 +32,10 @@ def body_of(options: argparse.Namespace) -> dict[str, object]:
     body: dict[str, object] = {"fingerprint": options.fingerprint}
     if options.keys is not None:
         body["keys"] = options.keys
+    elif options.text is not None:
+        body["text"] = sys.stdin.read() if options.text == "-" else Path(options.text).read_text()
+        if options.model is not None:
+            body["model"] = options.model
     else:
         body["tokens"] = tokens_of(options.tokens)
     if options.salt is not None:

@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         "--older-than", type=control.seconds, metavar="TIME", help="stored longer ago than 90s, 30m, 12h or 7d"
     )
     parser.add_argument("--tier", action="append", dest="tiers", help="only there: memory, disk, ...; repeatable")
+    parser.add_argument("--engines", action="store_true", help="the engines' own caches, too, as a whole")
     spread.add_nodes(parser)
     control.add_output(parser)
     return parser
@@ -60,6 +61,8 @@ def body_of(options: argparse.Namespace) -> dict[str, object]:
         body["chunk_tokens"] = options.chunk_tokens
     if options.tiers:
         body["tiers"] = options.tiers
+    if options.engines:
+        body["engines"] = True
     return body
 
 
@@ -68,6 +71,10 @@ def show(answer: Mapping[str, Any]) -> int:
     tiers = "".join(f", {count} shards from {name}" for name, count in shards.items())
     pins = f", {answer['pins']} pins ended" if answer.get("pins") else ""
     lines = [f"cleared {answer['chunks']} chunks from memory{tiers}{pins}"]
+    lines += [
+        f"{one['engine']}: {one['outcome'].replace('_', ' ')}{': ' if one['detail'] else ''}{one['detail']}"
+        for one in answer.get("engines", ())
+    ]
     lines += [f"note: {limit}" for limit in answer.get("limits", ())]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0

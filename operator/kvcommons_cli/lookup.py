@@ -15,6 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = control.parser("lookup", __doc__)
     chain.add_arguments(parser)
     parser.add_argument("--where", action="store_true", help="ask the index, too, which other nodes hold them")
+    parser.add_argument("--engines", action="store_true", help="say, too, what of the engines' own caches is not known")
     spread.add_nodes(parser)
     control.add_output(parser)
     options = parser.parse_args(argv)
@@ -23,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         body = chain.body_of(options)
         if options.where:
             body["nodes"] = True
+        if options.engines:
+            body["engines"] = True
         return spread.run(options, spread.Call("lookup", "POST", "/v1/lookup", body), show)
 
     return control.told("lookup", act)

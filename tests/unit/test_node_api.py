@@ -71,7 +71,7 @@ async def test_clearing_one_fingerprint_leaves_the_others(serve: Serve) -> None:
     [
         ({"fingerprint": "zzzz", "keys": ["00" * 32]}, "fingerprint", "4 to 64 hexadecimal digits"),
         ({"fingerprint": "00" * 32, "keys": ["0"]}, "keys.0", "64 hexadecimal digits"),
-        ({"fingerprint": "00" * 32}, None, "exactly one of 'keys' and 'tokens'"),
+        ({"fingerprint": "00" * 32}, None, "exactly one of 'keys', 'tokens' and 'text'"),
         ({"fingerprint": "00" * 32, "keys": []}, "keys", "at least 1"),
         ({"fingerprint": "00" * 32, "tokens": [1, -1]}, "tokens.1", "greater than or equal to 0"),
         ({"fingerprint": "00" * 32, "tokens": [1], "chunk_token": 3}, "chunk_token", "unknown field"),

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 from kvcommons_core.index.schema import Member, MemberInfo, MemberKind
+from kvcommons_core.keys import namespace_root, token_keys
 from kvcommons_node.engines import Engine
 from kvcommons_node.pool_view import NoPool
 from node_fakes import FINGERPRINT, committed, key
-from node_served import Served, serve_in
+from node_served import SECRET, Served, serve_in
 
 USAGE = {"prompt_tokens": 300, "prompt_tokens_details": {"cached_tokens": 256}}
 
@@ -25,6 +26,7 @@ class EngineStandIn:
         self.asked: list[tuple[str, dict[str, Any], str | None]] = []
         self.hold: asyncio.Event | None = None
         self.url = ""
+        self.reset_status = 200
         self._failed: set[str] = set()
 
     async def start(self, stack: AsyncExitStack) -> None:
@@ -41,6 +43,10 @@ class EngineStandIn:
         self.asked.append((request.path, body, request.headers.get("Authorization")))
         if self.hold is not None:
             await self.hold.wait()
+        if request.path == "/tokenize":
+            return web.json_response({"tokens": [len(word) for word in body["prompt"].split()]})
+        if request.path == "/reset_prefix_cache":
+            return web.Response(status=self.reset_status)
         text = str(body.get("prompt") or body["messages"][0]["content"])
         if text.startswith("bad"):
             return web.Response(status=400, text="too long")
@@ -151,3 +157,35 @@ async def test_a_move_is_a_job_and_wants_two_places(stack: AsyncExitStack) -> No
     assert (job["state"], job["result"]["chunks"], node.core.chunks) == ("done", 2, {})
     for source, target, status in (("memory", "tape", 404), ("disk", "disk", 409)):
         assert (await node.post("/v1/move", {**chain, "source": source, "target": target}))[0] == status
+
+
+async def test_a_text_is_looked_up_by_the_tokens_that_an_engine_makes_of_it(
+    stack: AsyncExitStack, engine: EngineStandIn
+) -> None:
+    """The engine's own tokenizer decides; without an engine, or one that does not tell, the caller is told what to do."""
+    node = await serve_in(stack, engines=[Engine("e", engine.url)])
+    keys = token_keys(namespace_root(FINGERPRINT, SECRET, "t"), [1, 2, 3, 4], 2)
+    node.core.chunks = {keys[:32]: (FINGERPRINT, ())}
+    asked = {"fingerprint": FINGERPRINT.hex(), "text": "a bb ccc dddd", "salt": "t", "chunk_tokens": 2, "model": "m"}
+    _, answer = await node.post("/v1/lookup", asked)
+    assert (answer["chunks"], answer["hit_chunks"], engine.asked[0][1]["model"]) == (2, 1, "m")
+    deaf = await serve_in(stack, engines=[Engine("e", "http://127.0.0.1:9")])
+    status, answer = await deaf.post("/v1/lookup", asked)
+    assert (status, answer["error"]["field"]) == (503, "text")
+
+
+async def test_the_engines_own_caches_are_reset_where_they_allow_it(
+    stack: AsyncExitStack, engine: EngineStandIn
+) -> None:
+    """As a whole and told so; an engine without the call, or one that fails, is told by its name; a lookup says what is not known."""
+    node = await serve_in(stack, engines=[Engine("e", engine.url)])
+    for status, outcome, words in (
+        (200, "cleared", "as a whole only"),
+        (404, "not_supported", "DEV_MODE"),
+        (500, "failed", "500"),
+    ):
+        engine.reset_status = status
+        _, answer = await node.post("/v1/clear", {"salt": "t", "engines": True})
+        assert (answer["engines"][0]["outcome"], words in answer["engines"][0]["detail"]) == (outcome, True)
+    keys = {"fingerprint": FINGERPRINT.hex(), "keys": [key(1).hex()], "engines": True}
+    assert "tells nobody" in (await node.post("/v1/lookup", keys))[1]["limits"][0]

@@ -63,7 +63,7 @@ async def test_pins_are_listed_in_pages(serve: Serve) -> None:
         (chain(1, name="../../x"), 400, "name", "a name of letters, digits"),
         (chain(1, ttl=5), 400, "ttl", "unknown field"),
         (chain(1, 2, 3, 4, 5), 409, "keys", f"of {PINNED_BYTES_MAX} at most"),
-        ({"fingerprint": FINGERPRINT.hex()}, 400, None, "give exactly one of 'keys' and 'tokens'"),
+        ({"fingerprint": FINGERPRINT.hex()}, 400, None, "give exactly one of 'keys', 'tokens' and 'text'"),
     ],
 )
 async def test_a_pin_that_can_t_be_made_is_refused_by_field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
@@ -33,6 +33,9 @@ class LookupRequest(Chain):
     nodes: bool = Field(
         default=False,
         description="Ask the index, too, which members of the pool hold each chunk; of the first 4,096 chunks.",
+    )
+    engines: bool = Field(
+        default=False, description="The engines' own caches, too: `limits` says what each of them can't tell."
     )
 
 
@@ -126,6 +129,10 @@ class ClearRequest(Model):
     tiers: list[PlaceName] = Field(
         default=[], max_length=PLACES_MAX, description="Only there: memory, disk, ...; everywhere when empty."
     )
+    engines: bool = Field(
+        default=False,
+        description="The engines' own prefix caches, too: each as a whole, whatever else is named, where it allows that.",
+    )
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
@@ -144,6 +151,14 @@ class ClearRequest(Model):
         return self
 
 
+class EngineResult(Model):
+    """What came of it in an engine's own cache."""
+
+    engine: str
+    outcome: Literal["cleared", "not_supported", "failed"]
+    detail: str = Field(default="", description="Why not, and what to do; or what else went.")
+
+
 class ClearAnswer(Model):
     """What was forgotten. Chunks that a reader holds are invisible at once and freed when the reader is done."""
 
@@ -151,6 +166,7 @@ class ClearAnswer(Model):
     tier_shards: dict[str, int] = Field(
         default={}, description="Removed from each tier; a chunk has one shard for each rank of its engine."
     )
+    engines: list[EngineResult] = Field(default=[], description="Their own caches, where they were asked.")
     pins: int = Field(default=0, description="Pins that ended with them.")
     epoch: int | None = Field(description="The node's epoch in the index afterwards; null while it has joined none.")
     limits: list[str] = Field(default=[], description="What could not be done, and why.")
