@@ -114,7 +114,7 @@ class FakeCluster:
             "# HELP kvcommons_node_capacity_bytes Size\n"
             "kvcommons_node_capacity_bytes 1024.0\n"
             f'kvcommons_node_arena_bytes{{use="used"}} {used}.0\n'
-            "kvcommons_node_chunks 7.0\nkvcommons_node_sessions 2.0\n"
+            "kvcommons_node_chunks 7.0\nkvcommons_node_sessions 4.0\nkvcommons_node_engines 2.0\n"
             f'kvcommons_node_lookup_chunks_total 40.0\nkvcommons_node_hit_chunks_total{{tier="memory"}} {hits}.0\n'
         )
         self.proxied[(name, "/readyz")] = (200, json.dumps(ready).encode())

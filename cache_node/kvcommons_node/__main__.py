@@ -32,6 +32,11 @@ the later wins. For example: kvcommons node --arena-bytes 2GiB --socket-path /tm
   --config                             A file with the tables [node] and [index]
 """
 
+OLD_NATIVE = (
+    "the native module is of another version than this package (it lacks {lacks}): build it anew with `make build`, "
+    "or install the wheel again"
+)
+
 logger = logging.getLogger("kvcommons_node")
 
 
@@ -91,6 +96,7 @@ def native() -> ModuleType:
 
 def make_core(plan: StartPlan) -> Core:
     """The native core, built but not started. :raises StartRefusedError: if it does not take the arguments."""
+    check_native(native().NodeCore)
     try:
         core: Core = native().NodeCore(
             socket_path=str(plan.socket_path),
@@ -103,7 +109,16 @@ def make_core(plan: StartPlan) -> Core:
         )
     except ValueError as error:
         raise StartRefusedError(str(error)) from error
+    except TypeError as error:  # an argument that it does not know
+        raise StartRefusedError(OLD_NATIVE.format(lacks="settings of this version")) from error
     return core
+
+
+def check_native(kind: type) -> None:
+    """:raises StartRefusedError: if the native module is of another version than this package."""
+    lacks = [name for name in vars(Core) if not name.startswith("_") and not hasattr(kind, name)]
+    if lacks:
+        raise StartRefusedError(OLD_NATIVE.format(lacks=", ".join(lacks)))
 
 
 def make_index(plan: StartPlan, core: Core) -> IndexLink:

@@ -67,7 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     # As the first process of a container it is ended by no signal that it has no handler for.
-    signal.signal(signal.SIGTERM, _end)
+    # A closed terminal ends it as cleanly: its socket goes with it.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _end)
     # Imported here: the parser's help works where the native module was not built.
     from kvcommons_core import _native
 

@@ -59,7 +59,13 @@ FAMILIES: tuple[Family, ...] = (
     Family("kvcommons_node_chunks", "Chunks that can be hit", {"": "chunks"}, gauge=True),
     Family("kvcommons_node_pinned_chunks", "Chunks that eviction leaves alone", {"": "pinned_chunks"}, gauge=True),
     Family("kvcommons_node_fingerprints", "Fingerprints known", {"": "fingerprints"}, gauge=True),
-    Family("kvcommons_node_sessions", "Connections of engines and tools", {"": "sessions"}, gauge=True),
+    Family("kvcommons_node_sessions", "Processes of engines that are attached", {"": "sessions"}, gauge=True),
+    Family(
+        "kvcommons_node_engines",
+        "Engines that are attached; each data-parallel rank is one",
+        {"": "engines"},
+        gauge=True,
+    ),
     Family(
         "kvcommons_node_slots",
         "Slots by state",

@@ -43,6 +43,7 @@ void visit_counters(const StoreStats& s, Visit visit) {
   KVCOMMONS_COUNTER(events_dropped);
   KVCOMMONS_COUNTER(text_keys_dropped);
   KVCOMMONS_COUNTER(sessions_unresolved);
+  KVCOMMONS_COUNTER(engines);
   KVCOMMONS_COUNTER(cold_starts);
   KVCOMMONS_COUNTER(slabs_taken_back);
   KVCOMMONS_COUNTER(shadow_asked_chunks);
@@ -57,7 +58,7 @@ void visit_counters(const StoreStats& s, Visit visit) {
   KVCOMMONS_COUNTER(expired_chunks);
 #undef KVCOMMONS_COUNTER
 }
-static_assert(sizeof(StoreStats) == 44 * sizeof(std::uint64_t), "a counter is missing above");
+static_assert(sizeof(StoreStats) == 45 * sizeof(std::uint64_t), "a counter is missing above");
 
 // {"name":1,...}: `visit_all` calls its argument with each name and value.
 template <typename VisitAll>

@@ -248,7 +248,7 @@ class Store::Impl {
 
   mutable std::shared_mutex sessions_mutex_;
   std::unordered_map<SessionId, SessionPtr> sessions_;  // open, or closed and not resolved
-  std::uint32_t open_sessions_ = 0, internal_sessions_ = 0;
+  std::uint32_t open_sessions_ = 0, internal_sessions_ = 0, open_engines_ = 0;
   std::vector<std::uint32_t> free_rows_;
   std::unordered_map<SessionId, Former> former_;
   std::vector<FormerRead> former_reads_;

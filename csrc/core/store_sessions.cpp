@@ -110,6 +110,7 @@ Status Store::Impl::open_session(const SessionSpec& spec, bool of_node, SessionI
     s->row = free_rows_.back();
     free_rows_.pop_back();
     ++(of_node ? internal_sessions_ : open_sessions_);
+    if (!of_node && !spec.own_shard) ++open_engines_;
     internal::SessionRecord& row = records_.session(s->row);
     row.internal = of_node ? 1 : 0;
     row.pid.store(0, std::memory_order_relaxed);
@@ -160,6 +161,7 @@ void Store::Impl::close_locked(Session& s) {
   {
     const std::unique_lock lock(sessions_mutex_);
     --(s.of_node ? internal_sessions_ : open_sessions_);
+    if (!s.of_node && !s.own_rect) --open_engines_;
   }
   if (!s.of_node) events_.push(session_event(Event::Kind::SessionClosed, fingerprints_.key(s.fingerprint)));
 }

@@ -94,6 +94,7 @@ StoreStats Store::Impl::stats() const {
   {
     const std::shared_lock lock(sessions_mutex_);
     s.sessions = open_sessions_;
+    s.engines = open_engines_;
     s.sessions_unresolved = former_.size() + sessions_.size() - open_sessions_ - internal_sessions_;
   }
   s.leases_pending = leases.pending;

@@ -46,6 +46,18 @@ std::uint64_t loads_until_found(std::uint64_t verify_bytes_max, std::size_t bad)
 
 }  // namespace
 
+// An engine is its scheduler: its ranks are processes of it, and no engines of their own.
+TEST(engines_are_counted_by_their_schedulers) {
+  World w(8 * kMiB);
+  const Engine scheduler(w, 1, kSlot, 2, std::nullopt), first(w, 1, kSlot, 2, 0), second(w, 1, kSlot, 2, 1);
+  CHECK_EQ(w.store->stats().sessions, 3u);
+  CHECK_EQ(w.store->stats().engines, 1u);
+  w.store->close_session(scheduler.id);
+  w.store->close_session(first.id);
+  CHECK_EQ(w.store->stats().sessions, 1u);
+  CHECK_EQ(w.store->stats().engines, 0u);
+}
+
 TEST(a_fingerprint_is_told_with_its_chunks_bytes_and_processes) {
   World w(8 * kMiB);
   const Engine first(w, 1, kSlot);

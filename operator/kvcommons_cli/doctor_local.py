@@ -106,6 +106,8 @@ def _node(url: str, token_file: Path | None) -> tuple[list[Finding], str]:
         return [problem("node", f"{error.filename}: {error.strerror}", "give a file that can be read")], default
     except TalkError as error:
         if error.status == 0:
+            if url != control.URL_DEFAULT:  # somebody said that one is there
+                return [problem("node", f"none answers at {url}", "start it, or give the address of one")], default
             return [note("node", f"none answers at {url}", "start one: `kvcommons node`; or give its --url")], default
         return [problem("node", control.explained(error), "see `kvcommons stats`")], default
     return list(_about_node(url, stats)), str(stats.get("socket_path", "")) or default

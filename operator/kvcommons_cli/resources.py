@@ -234,7 +234,7 @@ def node_report(readyz: Manifest, exposition: str) -> NodeReport:
         values.get("kvcommons_node_chunks"),
         values.get("kvcommons_node_lookup_chunks_total"),
         values.get("kvcommons_node_hit_chunks_total"),
-        values.get("kvcommons_node_sessions"),
+        values.get("kvcommons_node_engines"),
         values.get("kvcommons_node_index_pending"),
         index.get("held") is True,
     )

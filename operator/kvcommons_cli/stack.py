@@ -84,6 +84,11 @@ class Stack:
         return f"http://127.0.0.1:{self._control_port}"
 
     @property
+    def replica_urls(self) -> list[str]:
+        """Of the engines themselves, once they were started."""
+        return [spec.url for spec in self.engines.values()]
+
+    @property
     def redis_url(self) -> str:
         return self._redis.url if self._redis is not None else ""
 

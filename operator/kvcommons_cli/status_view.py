@@ -29,7 +29,7 @@ NODE_HEADINGS = ("CACHE NODE", "POOL", "ON", "READY", "USED", "CHUNKS", "HITS", 
 DEPLOYMENT_HEADINGS = ("DEPLOYMENT", "MODEL", "POOL", "READY", "SERVING", "SHARING", "ROUTERS", "URL", "AGE")
 REPLICA_HEADINGS = ("REPLICA", "DEPLOYMENT", "ON", "READY", "RESTARTS", "STATE", "AGE")
 LOCAL_HEADINGS = ("CACHE NODE", "READY", "ARENA", "USED", "CHUNKS", "HITS", "ENGINES", "INDEX", "UP FOR")
-FINGERPRINT_HEADINGS = ("FINGERPRINT", "CHUNKS", "USED", "ENGINES")
+FINGERPRINT_HEADINGS = ("FINGERPRINT", "MODEL", "CHUNKS", "USED", "PROCESSES")
 FINGERPRINT_DIGITS = 12
 TIER_HEADINGS = ("BEHIND MEMORY", "HEALTH", "SIZE", "USED", "SHARDS", "WHY")
 ROWS_MAX = 50
@@ -206,13 +206,14 @@ def local_tables(stats: dict[str, Any], ready: dict[str, Any]) -> str:
         percent(core.get("used_bytes"), core.get("arena_bytes")),
         str(core.get("chunks", "")),
         percent(core.get("hit_chunks"), core.get("lookup_chunks")),
-        str(core.get("sessions", "")),
+        str(core.get("engines", "")),
         str(index.get("state", "")),
         span(float(stats.get("uptime_seconds") or 0)),
     ]
     known = [
         [
             str(one["fingerprint"])[:FINGERPRINT_DIGITS],
+            ", ".join(one.get("models") or ()),
             str(one["chunks"]),
             size(one["used_bytes"]),
             ", ".join(f"{engine['name'] or 'pid'} {engine['pid']}" for engine in one["engines"]),

@@ -28,6 +28,7 @@ Ask it (Ctrl-C ends everything):
   curl {router}/v1/chat/completions -H 'Content-Type: application/json' \\
     -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "What is a harbour master?"}}]}}'
 
+The replicas, past the router: {replicas}
 The cache node: {node}/v1/stats, {node}/metrics, `kvcommons stats --url {node}`; the router: {router}/metrics; logs: {logs}
 """
 
@@ -55,7 +56,15 @@ def stay(options: StackOptions, progress: Progress) -> NoReturn:
     """Start, tell how to ask, and watch until interrupted. :raises StackError: when a part ends by itself."""
     with Stack(options, progress) as stack:
         stack.start()
-        sys.stdout.write(GUIDE.format(router=stack.router_url, node=stack.node_url, model=MODEL_NAME, logs=stack.logs))
+        sys.stdout.write(
+            GUIDE.format(
+                router=stack.router_url,
+                node=stack.node_url,
+                model=MODEL_NAME,
+                logs=stack.logs,
+                replicas=", ".join(stack.replica_urls),
+            )
+        )
         sys.stdout.flush()
         while True:
             stack.check_alive()

@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -207,6 +208,18 @@ def test_a_clean_stop_leaves_nothing(node: NodeProcess) -> None:
     assert node.stop() == 0
     until(lambda: not node.holders(), "the holder is still there")
     assert sorted(entry.name for entry in node.folder.iterdir()) == ["log", "s"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_holder_of_its_own_leaves_no_file_behind(folder: Path, number: signal.Signals) -> None:
+    """However a person ends it, a closed terminal among that, its socket and its lock go with it."""
+    held = folder / "h.sock"
+    command = [sys.executable, "-P", "-m", "kvcommons_node.holder", "--socket", str(held), "--idle-seconds", "60"]
+    with subprocess.Popen(command) as holder:
+        until(held.is_socket, "the holder does not serve")
+        holder.send_signal(number)
+        assert holder.wait(30) == 0
+    assert list(folder.iterdir()) == []
 
 
 def test_a_holder_without_a_node_ends_by_itself(node: NodeProcess) -> None:

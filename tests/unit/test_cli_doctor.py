@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from cli_kube import BASE, CRDS, FakeCluster, condition, definition, deployment, healthy, kubeconfig, pod, pool, serving
-from kvcommons_cli import doctor, doctor_cluster, doctor_local, doctor_rules
+from kvcommons_cli import control, doctor, doctor_cluster, doctor_local, doctor_rules
 from kvcommons_cli.findings import Finding, Level
 from kvcommons_core.redis_server import free_port
 
@@ -271,10 +271,11 @@ def test_a_leader_that_was_not_heard_of_is_told(renewed: str, level: str) -> Non
 
 
 def test_the_command_ends_with_one_where_there_is_a_problem(
-    cluster: FakeCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cluster: FakeCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For people each problem has a line and a remedy, and a sum at the end; for machines there is an object."""
-    words = ["--kubeconfig", str(kubeconfig(tmp_path, cluster.url)), "--url", f"http://127.0.0.1:{free_port()}"]
+    monkeypatch.setattr(control, "URL_DEFAULT", f"http://127.0.0.1:{free_port()}")
+    words = ["--kubeconfig", str(kubeconfig(tmp_path, cluster.url))]
     assert doctor.main(words) == 0
     assert capsys.readouterr().out.rstrip().endswith("Nothing is wrong.")
     perm(cluster, "restricted")
@@ -304,6 +305,7 @@ def test_a_machine_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Without a node and a socket these are notes, not problems; a path that is no socket is one."""
     monkeypatch.setenv("KVCOMMONS_SOCKET", str(tmp_path / "n.sock"))
     url = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setattr(control, "URL_DEFAULT", url)
     found = {one.about: one for one in doctor_local.examine(url, None)}
     assert found["node"].level == Level.NOTE
     assert "start one" in found["node"].remedy
@@ -311,3 +313,10 @@ def test_a_machine_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "n.sock").write_text("")
     found = {one.about: one for one in doctor_local.examine(url, None)}
     assert (found["socket"].level, found["native module"].level) == (Level.PROBLEM, Level.OK)
+
+
+def test_a_node_that_was_named_and_does_not_answer_is_a_problem(capsys: pytest.CaptureFixture[str]) -> None:
+    """Who gives an address says that a node is there: the status tells a script that it is not."""
+    url = f"http://127.0.0.1:{free_port()}"
+    assert doctor.main(["--local", "--url", url]) == 1
+    assert f"none answers at {url}" in capsys.readouterr().out

@@ -12,8 +12,9 @@ import pytest
 from kvcommons_core.errors import ConfigurationError, StartRefusedError
 from kvcommons_core.settings import NodeSection, NodeSettings
 from kvcommons_node import preflight
-from kvcommons_node.__main__ import main, read_settings
+from kvcommons_node.__main__ import check_native, main, read_settings
 from kvcommons_node.plan import make_plan
+from kvcommons_node.seam import Core
 
 MIB = 1 << 20
 
@@ -211,3 +212,14 @@ def test_an_unknown_environment_setting_is_refused(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("KVCOMMONS_NODE__ARENA", "1GiB")
     with pytest.raises(ConfigurationError, match="arena_bytes"):
         read_settings([])
+
+
+def test_a_native_module_of_another_version_is_told_with_the_remedy() -> None:
+    """A module that was built before this package had its calls is named as that: no traceback, and what to do."""
+
+    class Old:
+        def start(self) -> None: ...
+
+    with pytest.raises(StartRefusedError, match=r"another version than this package \(it lacks .*places.*make build"):
+        check_native(Old)
+    check_native(Core)

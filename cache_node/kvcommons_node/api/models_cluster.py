@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from kvcommons_node.api.base import Model
+from kvcommons_node.api.models_jobs import JobsQuery
+from kvcommons_node.api.models_move import MoveRequest
+from kvcommons_node.api.models_pins import PinRequest, PinsQuery, UnpinRequest
+from kvcommons_node.api.models_requests import RequestsQuery
+from kvcommons_node.api.models_select import ClearRequest, LookupRequest
 
 NODES_MAX = 1_024
 
@@ -14,8 +19,31 @@ SpreadOperation = Literal["stats", "lookup", "clear", "pin", "unpin", "pins", "r
 """What can be asked of all nodes at once."""
 
 
+QUERIES: dict[str, type[BaseModel]] = {"pins": PinsQuery, "requests": RequestsQuery, "jobs": JobsQuery}
+BODIES: dict[str, type[BaseModel]] = {
+    "lookup": LookupRequest,
+    "clear": ClearRequest,
+    "pin": PinRequest,
+    "unpin": UnpinRequest,
+    "move": MoveRequest,
+}
+
+
+def _each_operation() -> list[Any]:
+    """For the OpenAPI document: what each operation's request is."""
+    branches: list[Any] = [{"properties": {"operation": {"const": "stats"}, "body": {"maxProperties": 0}}}]
+    for name, query in QUERIES.items():
+        branches.append({"properties": {"operation": {"const": name}, "body": query.model_json_schema()}})
+    for name, body in BODIES.items():
+        reference = {"$ref": f"#/components/schemas/{body.__name__}"}
+        branches.append({"required": ["body"], "properties": {"operation": {"const": name}, "body": reference}})
+    return branches
+
+
 class ClusterRequest(Model):
     """One operation for every node of the pool, or for some."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": _each_operation()})
 
     operation: SpreadOperation = Field(description="As its operationId in this document.")
     body: dict[str, Any] = Field(default={}, description="The request of that operation; of a GET: its query.")
