@@ -234,7 +234,7 @@ class Router:
         replicas = world.setup.replicas
         self.world = world
         self.number = number
-        self.learners = [PrefillLearner(Prefill()) for _ in range(replicas)]
+        self.learners = [PrefillLearner(Prefill(known=False)) for _ in range(replicas)]
         self.candidates = [
             Candidate(b"replica-%d" % at, prefill=learner.prefill) for at, learner in enumerate(self.learners)
         ]

@@ -18,6 +18,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import heapq
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Generic, TypeVar
 
@@ -51,7 +52,7 @@ class Binding:
     window_seconds: float = 0.1
     """A replica with less than this to prefill takes another request."""
     window_tokens: int = 2048
-    """And so does one with fewer tokens: about what engines prefill in one step."""
+    """And so does one with fewer tokens: about what engines prefill in one step. One whose rate was not learnt yet always does."""
     ageing: float = 10.0
     """How many seconds of waiting make up for a second of prefill."""
     target_seconds: float = 8.0
@@ -257,8 +258,8 @@ class Binder(Generic[T]):
         self._ring(now)
         loads = [wait_seconds(candidate, now) for candidate in candidates]
         rooms = [
-            max(binding.window_seconds, binding.window_tokens * candidate.prefill.token_seconds)
-            for candidate in candidates
+            max(binding.window_seconds, binding.window_tokens * prefill.token_seconds) if prefill.known else math.inf
+            for prefill in [candidate.prefill for candidate in candidates]
         ]
         if shares is not None:
             rooms = [room * share for room, share in zip(rooms, shares, strict=True)]

@@ -171,7 +171,7 @@ class Fleet:
         if known is not None:
             return known
         cost = self._settings.cost
-        prefill = Prefill(cost.base_seconds, cost.token_seconds)
+        prefill = Prefill(cost.base_seconds, cost.token_seconds, known=False)
         for other in self._by_slot.values():
             if other.learner.taught and other.settings.names == settings.names:
                 learnt = other.learner.prefill

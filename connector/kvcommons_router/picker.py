@@ -74,6 +74,7 @@ class Prefill:
     base_seconds: float = 0.02
     token_seconds: float = 0.0002
     pair_seconds: float = 0.0
+    known: bool = True  # whether it was learnt; else it is a guess, which says nothing of how long a queue is
 
     def seconds(self, uncached: float, length: int) -> float:
         """What this much uncached text in a prompt of this length takes."""

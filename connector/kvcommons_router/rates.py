@@ -26,12 +26,24 @@ class PrefillLearner:
     judged too quick would get everything, and never be alone again.
     """
 
-    __slots__ = ("_count", "_sx", "_sxx", "_sxy", "_sy", "_weight", "prefill")
+    __slots__ = (
+        "_behind",
+        "_behind_seconds",
+        "_behind_tokens",
+        "_count",
+        "_sx",
+        "_sxx",
+        "_sxy",
+        "_sy",
+        "_weight",
+        "prefill",
+    )
 
     def __init__(self, prefill: Prefill) -> None:
         self.prefill = prefill
         self._weight = self._sx = self._sy = self._sxx = self._sxy = 0.0
-        self._count = 0
+        self._count = self._behind = 0
+        self._behind_tokens = self._behind_seconds = 0.0
 
     @property
     def taught(self) -> bool:
@@ -59,6 +71,15 @@ class PrefillLearner:
 
     def _doubt(self, tokens: float, seconds: float) -> None:
         prefill = self.prefill
+        if not prefill.known:  # who is busy from the first moment on is never alone: better a rough line than none
+            self._behind += 1
+            self._behind_tokens += tokens
+            self._behind_seconds += seconds
+            if self._behind >= SAMPLES_MIN:
+                rate = self._behind_seconds / max(self._behind_tokens, 1.0)
+                prefill.token_seconds = min(max(rate, TOKEN_SECONDS_MIN), TOKEN_SECONDS_MAX)
+                prefill.known = True
+            return
         found = (seconds - prefill.base_seconds) / max(tokens, 1.0)
         if found > DOUBTED * prefill.token_seconds:
             prefill.token_seconds = min(prefill.token_seconds + CORRECTED * found, TOKEN_SECONDS_MAX)
@@ -75,6 +96,7 @@ class PrefillLearner:
         ):  # scattered samples: tokens are not free, else a queue of any length would seem to be short
             slope = max(SHARE_MIN * mean_y / max(mean_x, 1.0), TOKEN_SECONDS_MIN)
         slope = min(slope, TOKEN_SECONDS_MAX)
+        self.prefill.known = True
         self.prefill.token_seconds = slope
         self.prefill.base_seconds = min(max(mean_y - slope * mean_x, 0.0), BASE_SECONDS_MAX)
 

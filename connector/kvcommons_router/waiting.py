@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # a context holds this
     from kvcommons_router.context import Context
     from kvcommons_router.exchange import Exchange
 
-LOOKUPS_MAX: Final = 16
+LOOKUPS_MAX: Final = 4
 """Requests that are looked up again at one time, of those whose turn is next."""
 LOOKUP_SECONDS: Final = 0.25
 """How old what the index said may be by then."""
@@ -43,11 +43,11 @@ class Waiting:
         return sum([len(binder) for binder in self._binders.values()])
 
     def has_room(self, group: Group, instance: Instance, now: float) -> bool:
-        """Whether an instance may get a request at once: nobody waits, and it has little to prefill."""
+        """Whether an instance may get a request at once: nobody waits, and it has little to prefill, or nobody knows how quick it is."""
         if group in self._binders:
             return False
         candidate = instance.candidate
-        if candidate.waiting_tokens < self._binding.window_tokens:
+        if candidate.waiting_tokens < self._binding.window_tokens or not candidate.prefill.known:
             return True
         return wait_seconds(candidate, now) < self._binding.window_seconds
 

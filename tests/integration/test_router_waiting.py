@@ -69,6 +69,8 @@ async def fleet(*names: str, queue: dict[str, Any] | None = None, **more: Any) -
         gate = Gate(engines)
         settings = settings_for(engines, queue=QUEUE | (queue or {}), cost=COST, **more)
         async with running(settings) as router:
+            for instance in router.app.fleet.instances:
+                instance.learner.prefill.known = True
             yield router, gate
 
 
@@ -129,6 +131,17 @@ async def test_with_room_nothing_waits() -> None:
             await ask(router, f"r{number}")
         await until(lambda: len(gate.calls) == 6, "all of them at engines")
         assert router.count("queue_seconds") == 0
+
+
+@on_uvloop
+async def test_nothing_waits_for_engines_that_nobody_knows_yet() -> None:
+    """Until a rate was learnt (answers that are not streamed teach none) everything is sent on at once."""
+    async with fleet("a", "b") as (router, gate):
+        for instance in router.app.fleet.instances:
+            instance.learner.prefill.known = False
+        for number in range(6):
+            await ask(router, f"r{number}", 50)
+        await came(gate, 6)
 
 
 @on_uvloop

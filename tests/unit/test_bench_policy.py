@@ -104,6 +104,16 @@ def test_late_binding_is_ahead_of_every_peer_in_overload() -> None:
     assert mine < min(others)
 
 
+def test_what_is_learnt_of_rates_in_overload_keeps_replicas_balanced() -> None:
+    """A replica whose prefill is learnt wrongly would draw everything: sent at once, `cost` is well ahead of a plain hash."""
+    requests = workloads.make("bursts", 12, 120.0)
+    setup = Setup(replicas=3, blocks=400)
+    scored, hashed = (
+        World(setup, ours.on_arrival(policy)).run(requests) for policy in (Policy.COST, Policy.PREFIX_HASH)
+    )
+    assert scored.mean_ms < 0.8 * hashed.mean_ms
+
+
 @pytest.mark.parametrize("routers", [2, 4])
 def test_several_routers_serve_everything_once(routers: int) -> None:
     """Each has a queue of its own and hears of the others' load; no request is lost or sent twice."""

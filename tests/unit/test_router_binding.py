@@ -96,6 +96,16 @@ def test_a_replica_may_always_have_what_engines_prefill_in_one_step() -> None:
     assert fleet.bind() == [("one", 0)]
 
 
+def test_nobody_is_kept_waiting_by_a_guess() -> None:
+    """A replica whose rate was not learnt yet takes everything: how long its queue is can't be told."""
+    fleet = Fleet(1, Binding(window_tokens=1))
+    fleet.replicas[0].prefill.known = False
+    fleet.busy(100.0)
+    fleet.ask("one", 1.0)
+    fleet.ask("two", 1.0)
+    assert fleet.bind() == [("one", 0), ("two", 0)]
+
+
 def test_the_shortest_uncached_work_goes_first() -> None:
     """What counts is what is left to do where most of it is held."""
     fleet = Fleet(1)

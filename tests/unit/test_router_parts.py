@@ -220,6 +220,18 @@ def test_what_waits_behind_others_moves_no_good_estimate() -> None:
     assert prefill.base_seconds == pytest.approx(0.05, rel=0.05)
 
 
+def test_a_replica_that_is_busy_from_the_first_moment_on_is_learnt_roughly() -> None:
+    """Where nothing was ever alone there, what waited together makes a first line, so that its queue can be told."""
+    prefill = Prefill(known=False)
+    learner = PrefillLearner(prefill)
+    for _ in range(3):
+        learner.add(1000, 1.0, 9000)
+    assert not prefill.known
+    learner.add(1000, 1.0, 9000)
+    assert prefill.known
+    assert prefill.token_seconds == pytest.approx(0.0001)
+
+
 def test_tokens_are_never_free() -> None:
     """Samples that say that longer prompts are quicker are noise: a queue of any length would seem to be short."""
     prefill = Prefill()
