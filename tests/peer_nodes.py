@@ -151,7 +151,7 @@ def know_each_other(nodes: list[PeerNode]) -> None:
     until(lambda: all(node.stats()["peer_peers"] == len(nodes) - 1 for node in nodes), "the nodes know each other")
 
 
-def published(node: PeerNode) -> None:
-    """All that it holds is in the index."""
-    until(lambda: bool(node.process.stats()["index"]["published"]), "something is published")
+def published(node: PeerNode, chunks: int = 4) -> None:
+    """So many chunks were published, and none waits to be."""
+    until(lambda: node.process.stats()["index"]["published"] >= chunks, f"{chunks} chunks are published")
     until(lambda: node.process.stats()["index"]["pending"] == 0, "nothing waits to be published")
