@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from kvcommons_core.index.schema import Member
 from kvcommons_core.keys import namespace_root, token_keys
+from kvcommons_node.api.audit import summary
+from kvcommons_node.api.models_cluster import ClusterRequest
+from kvcommons_node.api.models_pins import PinRequest
 from kvcommons_node.model_names import NAMES_PER_FINGERPRINT_MAX, ModelNames
 from kvcommons_node.pool_view import Place
 from kvcommons_node.selecting import tenant_of
@@ -172,3 +175,12 @@ def test_names_of_models_outlive_the_daemon_and_are_bounded(tmp_path: Path, capl
     path.write_text("[1]")
     ModelNames(path).restore()
     assert "learnt anew" in caplog.text
+
+
+def test_neither_a_salt_nor_a_text_reaches_the_audit_log() -> None:
+    """Also within a call for all nodes; of lists only their length."""
+    body = {"fingerprint": "00" * 32, "text": "secret words", "salt": "secret salt"}
+    pin = PinRequest.model_validate(body)
+    spread = ClusterRequest(operation="pin", body={**body, "keys": ["a", "b"]})
+    assert "secret" not in f"{summary(pin)} {summary(spread)}"
+    assert summary(spread)["body"] == {"fingerprint": "00" * 32, "keys": 2}

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 logger = logging.getLogger("kvcommons.audit")
 
-SECRET_FIELDS = frozenset({"salt"})
+SECRET_FIELDS = frozenset({"salt", "text"})
 
 
 def summary(body: BaseModel | None) -> dict[str, object]:
