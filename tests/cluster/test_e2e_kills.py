@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import kube_chart
 import pytest
 from kube_chat import Stream
+from kube_cluster import condition
 from kube_process import wait_for
 from kube_served import NAME, PROMPTS, TOKENS, Served, known
 
@@ -13,6 +16,12 @@ OPERATOR_SECONDS_MAX = 60.0
 SECONDS_MAX = 300.0  # for requests that take a tenth of a second on a machine with nothing else to do
 
 pytestmark = pytest.mark.parametrize("served", ["perNode"], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def answers(served: Served) -> list[str]:
+    """To all prompts, before anything is broken."""
+    return known(served)
 
 
 @pytest.fixture
@@ -35,17 +44,30 @@ def judge(stream: Stream, answers: list[str]) -> None:
 @pytest.mark.parametrize(
     ("component", "container"), [("cache-node", "cache-node"), ("index", "redis"), ("router", "router")]
 )
-def test_a_killed_part_stops_nobody(served: Served, stream: Stream, component: str, container: str) -> None:
-    """kill -9 of a cache node, of Redis or of a router: requests go on, and the container comes back."""
-    answers = known(served)
+def test_a_part_that_is_killed_and_then_deleted_stops_nobody(
+    served: Served, stream: Stream, answers: list[str], component: str, container: str
+) -> None:
+    """kill -9 of a cache node, of Redis or of a router, then `kubectl delete pod` of it: requests go on each time, the deployment
+    stays Ready, since there is always an engine to route to, and what was lost comes back."""
     pod = served.pods(component)[0]["metadata"]["name"]
     with stream:
         stream.wait_more(AFTER, SECONDS_MAX)
         served.cluster.kill_container(served.namespace, pod, container)
         stream.wait_more(2 * AFTER, SECONDS_MAX)
-        assert served.condition("Ready") == "True", "there was always an engine to route to"
+        assert served.condition("Ready") == "True"
+        served.cluster.kubectl("delete", "pod", pod, "-n", served.namespace, "--wait=false")
+        stream.wait_more(2 * AFTER, SECONDS_MAX)
+        assert served.condition("Ready") == "True"
     judge(stream, answers)
+    wait_for(partial(has_another, served, component, pod), f"another {component}", SECONDS_MAX, every=0.2)
     served.wait_ready()
+
+
+def has_another(served: Served, component: str, gone: str) -> bool:
+    """All pods of a part are ready, and the deleted one is not among them (a StatefulSet's has the same name again)."""
+    pods = served.pods(component)
+    stays = all("deletionTimestamp" not in pod["metadata"] and condition(pod, "Ready") == "True" for pod in pods)
+    return bool(pods) and stays and (component == "index" or gone not in {pod["metadata"]["name"] for pod in pods})
 
 
 LEASE = f"/apis/coordination.k8s.io/v1/namespaces/{kube_chart.NAMESPACE}/leases/kvcommons-operator"
@@ -66,9 +88,9 @@ def drift_is_put_back(served: Served) -> None:
     wait_for(lambda: served.cluster.exists(path), "the deleted child", OPERATOR_SECONDS_MAX, every=0.2)
 
 
-def test_a_killed_operator_works_again(served: Served, stream: Stream) -> None:
+def test_a_killed_operator_works_again(served: Served, stream: Stream, answers: list[str]) -> None:
     """kill -9 of the leading operator, then the loss of its pod: requests go on, and an operator puts drift back each time."""
-    answers, first = known(served), leader(served)
+    first = leader(served)
     with stream:
         served.cluster.kill_container(kube_chart.NAMESPACE, first, "operator")
         drift_is_put_back(served)
@@ -80,23 +102,8 @@ def test_a_killed_operator_works_again(served: Served, stream: Stream) -> None:
     judge(stream, answers)
 
 
-def test_a_killed_engine_is_replaced_by_the_other(served: Served, stream: Stream) -> None:
-    """kill -9 of an engine: the router goes to the other one at once, and the deployment stays available."""
-    answers = known(served)
-    victim = served.ready_engines()[0]["metadata"]["name"]
-    with stream:
-        stream.wait_more(AFTER, SECONDS_MAX)
-        served.cluster.kill_container(served.namespace, victim, "engine")
-        stream.wait_more(2 * AFTER, SECONDS_MAX)
-    judge(stream, answers)
-    assert served.broken_answers() >= sum(not outcome.done for outcome in stream.outcomes)
-    assert served.condition("Available") == "True"
-    served.wait_ready()
-
-
-def test_a_deleted_engine_finishes_what_it_began(served: Served, stream: Stream) -> None:
+def test_a_deleted_engine_finishes_what_it_began(served: Served, stream: Stream, answers: list[str]) -> None:
     """kubectl delete pod: nothing new goes there, its streams finish, no request fails at all."""
-    answers = known(served)
     victim = served.ready_engines()[0]["metadata"]["name"]
     with stream:
         stream.wait_more(AFTER, SECONDS_MAX)
@@ -105,3 +112,23 @@ def test_a_deleted_engine_finishes_what_it_began(served: Served, stream: Stream)
     judge(stream, answers)
     assert all(outcome.done for outcome in stream.outcomes), stream.outcomes
     served.wait_ready()
+
+
+def test_a_killed_engine_is_replaced_by_the_other(served: Served, stream: Stream, answers: list[str]) -> None:
+    """kill -9 of an engine: the router goes to the other one at once, the deployment stays available, and the container is started
+    again. The last one here: nobody waits a minute for the engine in it."""
+    victim = served.ready_engines()[0]["metadata"]["name"]
+    with stream:
+        stream.wait_more(AFTER, SECONDS_MAX)
+        served.cluster.kill_container(served.namespace, victim, "engine")
+        stream.wait_more(2 * AFTER, SECONDS_MAX)
+    judge(stream, answers)
+    assert served.broken_answers() >= sum(not outcome.done for outcome in stream.outcomes)
+    assert served.condition("Available") == "True"
+    wait_for(lambda: restarts(served, victim) == 1, "a restart of the container", OPERATOR_SECONDS_MAX, every=0.2)
+
+
+def restarts(served: Served, name: str) -> int:
+    """Of an engine's container."""
+    pod = next(pod for pod in served.pods("engine") if pod["metadata"]["name"] == name)
+    return int(next(one["restartCount"] for one in pod["status"]["containerStatuses"] if one["name"] == "engine"))
