@@ -32,6 +32,11 @@ class FakeNode:
         """As HELLO gives it."""
         return SECRET
 
+    @property
+    def fingerprint(self) -> bytes:
+        """As the client declared it."""
+        return b""
+
     def ensure_connected(self) -> bool:
         """True while the node is up."""
         return self.up

@@ -209,6 +209,23 @@ class NodeCore:
         """Takes the end of what is named out of memory, as far as nobody reads, pins or builds upon it; returns the chunks."""
     def remove_behind(self, tier: str, fingerprint: bytes, keys: bytes) -> int:
         """Removes these from one tier; returns the shards."""
+    def recode_start(
+        self,
+        *,
+        codec: str,
+        fingerprint: bytes | None = ...,
+        keys: bytes = ...,
+        tier: str = ...,
+        from_memory: bool = ...,
+        bytes_per_second_max: int = ...,
+    ) -> int:
+        """Brings what a tier holds into another form, on a thread of its own; codec "none" gives the engine's own bytes.
+        Returns the run's number. keys: concatenated, empty for all; tier: a name, empty for the first.
+        Raises ValueError (which setting to change), RuntimeError while another run is under way."""
+    def recode_progress(self, run: int) -> dict[str, int | str] | None:
+        """state ("running", "done", "cancelled", "failed"), why, shards_total, shards_seen, offered, rewritten, unchanged,
+        refused, gone, failed, bytes_before, bytes_after; None: another run has begun since."""
+    def recode_cancel(self, run: int) -> bool: ...
 
 def holder_serve(socket_path: str, idle_seconds_max: int) -> None:
     """Keeps fds by name for a daemon that restarts; returns when told to stop or when idle for so long."""
@@ -231,8 +248,11 @@ class Client:
         reconnect_ms_max: int = ...,
         readers_per_shard: int = ...,
         arena_kept_ms: int = ...,
+        layout: tuple[str, str, int, int, int] | None = ...,
+        exact: bool = ...,
     ) -> None:
-        """arena_kept_ms: an idle transfer's client unmaps the arena of a node that is gone for so long. role: "scheduler", "worker" or "tool". shards: ((layer_begin, layer_end, head_begin, head_end), slot_bytes).
+        """layout: (element, order, block_tokens, k_size, v_size) of the slots as in CodecShape, told to a node that asks; None:
+        not known. exact: nothing that a codec changed, whatever the node is set to. arena_kept_ms: an idle transfer's client unmaps the arena of a node that is gone for so long. role: "scheduler", "worker" or "tool". shards: ((layer_begin, layer_end, head_begin, head_end), slot_bytes).
         own_shard: index into shards, -1 for none. readers_per_shard: for schedulers, how many ranks each load the same
         shard. Connects lazily. No call blocks longer than call_ms_max. Not usable in a forked child."""
     def ensure_connected(self) -> bool: ...
@@ -247,6 +267,9 @@ class Client:
         """The node has more behind its memory: an early lookup has it brought in."""
     @property
     def namespace_secret(self) -> bytes: ...
+    @property
+    def fingerprint(self) -> bytes:
+        """The session's, from which keys derive: another than was given where the node answers from a codec with loss."""
     @property
     def node_id(self) -> str: ...
     @property

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from kvcommons_core.codecs import parse_codec
+from kvcommons_core.errors import ConfigurationError
 from kvcommons_core.settings_values import Bytes, Section, Words, format_bytes
 
 DEVICES_MAX: Final = 64
 SEGMENTS_MIN: Final = 4
+NO_CODEC: Final = "none"
 
 
 class DiskTier(Section):
@@ -33,6 +36,30 @@ class DiskTier(Section):
     """From each device; 0 for no limit."""
     write_bytes_per_second_max: Bytes = Field(default=0, ge=0)
     """To each device; 0 for no limit."""
+
+    codec: str = "none"
+    """Makes what is written smaller: none, lossless, fp8-e4m3, int8, int4 (int4:group=64) or k16v8 (docs/codecs.md)."""
+    lossy: Literal["deny", "allow"] = "deny"
+    """Whether KV that a codec changed may answer; without it only codec none and lossless are taken."""
+
+    @field_validator("codec")
+    @classmethod
+    def _known_codec(cls, value: str) -> str:
+        if value == NO_CODEC:
+            return value
+        try:
+            return str(parse_codec(value))
+        except ConfigurationError as error:
+            raise ValueError(f"{error.remedy}, or none") from error
+
+    @model_validator(mode="after")
+    def _loss_is_allowed(self) -> Self:
+        if self.codec != NO_CODEC and parse_codec(self.codec).codec.lossy and self.lossy != "allow":
+            raise ValueError(
+                f"codec {self.codec} gives back other numbers than the engine computed: set lossy to allow, or codec to "
+                "lossless"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -29,6 +29,8 @@ class Family:
     """label value -> counter of the core; the label value "" means no label."""
     label: str = ""
     gauge: bool = False
+    scale: float = 1.0
+    """From the core's unit to the metric's."""
 
     def read(self, stats: dict[str, int]) -> Metric:
         labels = [self.label] if self.label else None
@@ -39,7 +41,7 @@ class Family:
             family = CounterMetricFamily(self.name, self.help, labels=labels)
         for label, source in self.sources.items():
             if source in stats:
-                family.add_metric([label] if self.label else [], float(stats[source]))
+                family.add_metric([label] if self.label else [], float(stats[source]) * self.scale)
         return family
 
 
@@ -131,6 +133,38 @@ FAMILIES: tuple[Family, ...] = (
         {"write": "tier_write_in_flight_bytes", "read": "tier_read_in_flight_bytes"},
         "direction",
         gauge=True,
+    ),
+    Family(
+        "kvcommons_node_codec_shards",
+        "Shards through a codec on their way to or from a tier, by outcome",
+        {
+            "encoded": "codec_encoded",
+            "decoded": "codec_decoded",
+            "kept_raw": "codec_kept_raw",
+            "layout_unknown": "codec_layout_unknown",
+            "not_finite": "codec_not_finite",
+            "decode_failed": "codec_decode_failed",
+            "lossy_refused": "codec_lossy_refused",
+        },
+        "outcome",
+    ),
+    Family(
+        "kvcommons_node_codec_bytes",
+        "Bytes that codecs took and made, and made and took",
+        {
+            "encode_in": "codec_encoded_raw_bytes",
+            "encode_out": "codec_encoded_bytes",
+            "decode_in": "codec_decoded_bytes",
+            "decode_out": "codec_decoded_raw_bytes",
+        },
+        "side",
+    ),
+    Family(
+        "kvcommons_node_codec_seconds",
+        "Time that codecs worked, over all threads",
+        {"encode": "codec_encode_us", "decode": "codec_decode_us"},
+        "way",
+        scale=1e-6,
     ),
     Family(
         "kvcommons_node_shadow_hit_chunks",

@@ -57,6 +57,8 @@ class ConnectorConfig:
     """Native threads that copy, in each worker."""
     device: str = "host"
     """"stream": KV in the host's memory is copied as a GPU's is, by streams of their own, so that this way can be tried."""
+    exact: bool = False
+    """True: take no KV that a codec changed, even on a node that is set to answer from such."""
     strict: bool = False
     """True: refuse to start where the cache can't be used. False: serve without it, and say why."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 
 class PagedTensor(Protocol):
@@ -32,6 +32,14 @@ class LayerLayout(NamedTuple):
     def block_bytes(self) -> int:
         """Payload of one block."""
         return self.planes * self.runs * self.run_bytes
+
+
+SlotForm = tuple[str, str, int, int, int]
+"""(element, order, block_tokens, k_size, v_size): what a codec must know of a slot, as `_native.Client` takes it."""
+
+ELEMENTS: Final = ("float32", "float16", "bfloat16")
+ORDERS: Final = {"HNC": "HPN", "SHNC": "HPN"}
+"""Of vLLM's attention on the CPU, which keeps a head's K of all tokens of a block before its V."""
 
 
 class LayoutError(ValueError):
@@ -84,6 +92,26 @@ def layer_layout(tensor: PagedTensor, blocks: int) -> tuple[LayerLayout, str]:
         names if "H" in names else names.replace("N", "HN")
     )  # one head lies anywhere: name it as where there are more
     return layout, f"{names}:split{split}:tokens{shape[2]}:content{shape[3] * item}"
+
+
+def slot_form(
+    kind: str, element: str, item_bytes: int, head_size: int, *, latent: bool, backends: str
+) -> SlotForm | None:
+    """How codecs can read a slot of this class (`layer_layout`); None where that is not known: then none with loss is used."""
+    parts = kind.split(":")
+    tokens, content = _number(parts, "tokens"), _number(parts, "content")
+    channels, odd = divmod(content, item_bytes)
+    if element not in ELEMENTS or odd:
+        return None
+    if latent:
+        return (element, "PHN", tokens, channels, 0)
+    if parts[0] not in ORDERS or "CPU_ATTN" not in backends or channels != 2 * head_size:
+        return None
+    return (element, ORDERS[parts[0]], tokens, head_size, head_size)
+
+
+def _number(parts: Sequence[str], name: str) -> int:
+    return next(int(part.removeprefix(name)) for part in parts if part.startswith(name))
 
 
 def _merged(dims: list[tuple[int, int]]) -> list[tuple[int, int]]:

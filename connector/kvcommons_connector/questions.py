@@ -47,7 +47,7 @@ class Questions:
             if self._client.multi_tenant and not request.identity.salt:
                 request.reason = "unsalted"
                 return False
-            base = self._geometry.fingerprint
+            base = self._client.fingerprint or self._geometry.fingerprint
             if self.generation:
                 base = token_keys_of.namespace_root(base, self.generation)
             request.root = token_keys_of.namespace_root(base, self._client.namespace_secret, request.identity.salt)

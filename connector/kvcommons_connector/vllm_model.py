@@ -16,7 +16,7 @@ from kvcommons_core.errors import KvCommonsError
 from kvcommons_core.fingerprint import Json, KvGroup, ModelIdentity
 from kvcommons_core.weights import model_weights
 
-from kvcommons_connector.layout import LayerLayout, LayoutError, kv_shards, layer_layout
+from kvcommons_connector.layout import LayerLayout, LayoutError, SlotForm, kv_shards, layer_layout, slot_form
 
 LAYOUT_VERSION: Final = 1
 CACHEABLE_SPECS: Final = {"FullAttentionSpec": "full", "MLAAttentionSpec": "mla"}
@@ -44,6 +44,8 @@ class RankView:
     own_shard: int
     stores: bool
     """False where a rank before this one holds, and stores, the same."""
+    form: SlotForm | None = None
+    """What a codec must know of the slots."""
 
 
 def check_model(config: Any, kv_cache_config: Any) -> Any:
@@ -133,7 +135,15 @@ def describe_rank(
     )
     identity = _identity(config, spec, group, chunk_tokens, f"{platform}:{classes}")
     own = pp_rank * (tp_size // replicas) + tp_rank // replicas
-    return RankView(identity, layers, index, shards, own, tp_rank % replicas == 0)
+    form = slot_form(
+        classes,
+        str(spec.dtype).removeprefix("torch."),
+        next(iter(kv_caches.values())).element_size(),
+        spec.head_size,
+        latent=mla,
+        backends=platform,
+    )
+    return RankView(identity, layers, index, shards, own, tp_rank % replicas == 0, form)
 
 
 def _identity(config: Any, spec: Any, group: KvGroup, chunk_tokens: int, attention: str) -> ModelIdentity:

@@ -78,6 +78,7 @@ class SchedulerSide:
             shards=first.shards,
             own_shard=NO_SHARD,
             call_ms_max=config.lookup_ms_max,
+            exact=config.exact,
             readers_per_shard=max(1, world // len(first.shards)),  # ranks that hold the same share a lease
         )
         self._client.ensure_connected()

@@ -82,6 +82,8 @@ class WorkerSide:
             shards=view.shards,
             own_shard=view.own_shard,
             call_ms_max=config.call_ms_max,
+            layout=view.form,
+            exact=config.exact,
         )
         with _every_core():
             self._transfer = _native.Transfer(

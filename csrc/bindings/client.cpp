@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "bindings/buffers.h"
+#include "bindings/kv_names.h"
 #include "bindings/names.h"
 
 namespace nb = nanobind;
@@ -31,6 +32,7 @@ using kvcommons::bindings::status_name;
 
 using Rect = std::tuple<std::uint16_t, std::uint16_t, std::uint16_t, std::uint16_t>;
 using Shards = std::vector<std::pair<Rect, std::uint64_t>>;
+using Layout = std::tuple<std::string, std::string, std::uint32_t, std::uint32_t, std::uint32_t>;
 using Slots = std::vector<std::pair<std::uint64_t, std::uint32_t>>;
 using CommitTuples = std::vector<std::tuple<std::uint64_t, std::uint32_t, std::uint64_t, std::vector<std::uint64_t>>>;
 
@@ -78,6 +80,12 @@ ClientConfig config_of(const std::string& socket_path, const std::string& role, 
   if (config.role == kvcommons::wire::Role::Worker && own_shard < 0)
     refuse("a worker needs own_shard, the shard it stores");
   return config;
+}
+
+kvcommons::KvForm layout_argument(const Layout& layout) {
+  const auto& [element, order, block_tokens, k_size, v_size] = layout;
+  return {kvcommons::bindings::element_named(element), kvcommons::bindings::order_named(order), block_tokens, k_size,
+          v_size};
 }
 
 // Runs a call without the GIL.
@@ -169,6 +177,11 @@ nb::bytes secret(const Client& client) {
   return nb::bytes(reinterpret_cast<const char*>(key.bytes.data()), key.bytes.size());
 }
 
+nb::bytes session_fingerprint(const Client& client) {
+  const Key key = client.fingerprint();
+  return nb::bytes(reinterpret_cast<const char*>(key.bytes.data()), key.bytes.size());
+}
+
 }  // namespace
 
 void bind_client(nb::module_& module) {
@@ -179,8 +192,10 @@ void bind_client(nb::module_& module) {
           [](Client* self, const std::string& socket_path, const std::string& role, const nb::bytes& fingerprint,
              std::uint32_t chunk_tokens, const Shards& shards, std::int64_t own_shard, std::uint32_t call_ms_max,
              std::uint32_t reconnect_ms_min, std::uint32_t reconnect_ms_max, std::uint32_t readers_per_shard,
-             std::uint32_t arena_kept_ms) {
+             std::uint32_t arena_kept_ms, const nb::object& layout, bool exact) {
             ClientConfig config = config_of(socket_path, role, fingerprint, chunk_tokens, shards, own_shard);
+            if (!layout.is_none()) config.layout = layout_argument(nb::cast<Layout>(layout));
+            config.exact = exact;
             config.call_ms_max = call_ms_max;
             config.reconnect_ms_min = reconnect_ms_min;
             config.reconnect_ms_max = reconnect_ms_max;
@@ -190,7 +205,8 @@ void bind_client(nb::module_& module) {
           },
           nb::kw_only(), "socket_path"_a, "role"_a, "fingerprint"_a = nb::bytes("", 0), "chunk_tokens"_a = 0,
           "shards"_a = Shards{}, "own_shard"_a = -1, "call_ms_max"_a = 250, "reconnect_ms_min"_a = 100,
-          "reconnect_ms_max"_a = 2'000, "readers_per_shard"_a = 1, "arena_kept_ms"_a = ClientConfig{}.arena_kept_ms)
+          "reconnect_ms_max"_a = 2'000, "readers_per_shard"_a = 1, "arena_kept_ms"_a = ClientConfig{}.arena_kept_ms,
+          "layout"_a = nb::none(), "exact"_a = false)
       .def("ensure_connected", &Client::ensure_connected, nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("connected", &Client::connected)
       .def_prop_ro("last_error", &Client::last_error)
@@ -199,6 +215,7 @@ void bind_client(nb::module_& module) {
       .def_prop_ro("has_tiers",
                    [](const Client& client) { return (client.hello_flags() & kvcommons::wire::kFlagTiers) != 0; })
       .def_prop_ro("namespace_secret", &secret)
+      .def_prop_ro("fingerprint", &session_fingerprint)
       .def_prop_ro("node_id", &Client::node_id)
       .def_prop_ro("attach_count", &Client::attach_count)
       .def_prop_ro("arena_bytes", &Client::arena_bytes)

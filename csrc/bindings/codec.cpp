@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "bindings/buffers.h"
+#include "bindings/kv_names.h"
 #include "core/kv_codec.h"
 #include "core/zstd_library.h"
 
@@ -17,12 +18,13 @@ namespace {
 
 namespace kc = kvcommons::kvcodec;
 using kvcommons::bindings::Buffer;
+using kvcommons::bindings::element_named;
+using kvcommons::bindings::kElementNames;
 using kvcommons::bindings::key_argument;
-using kvcommons::kernels::Element;
+using kvcommons::bindings::kOrderNames;
+using kvcommons::bindings::order_named;
 using kvcommons::kernels::QuantIsa;
 
-constexpr const char* kElementNames[] = {"float32", "float16", "bfloat16"};
-constexpr const char* kOrderNames[] = {"PHN", "PNH", "HPN", "HNP", "NPH", "NHP"};
 constexpr std::pair<const char*, QuantIsa> kIsaNames[] = {
     {"scalar", QuantIsa::Scalar}, {"avx2", QuantIsa::Avx2}, {"avx512", QuantIsa::Avx512}, {"neon", QuantIsa::Neon}};
 
@@ -36,16 +38,6 @@ kc::CodecSpec spec_argument(const std::string& codec, std::uint32_t group) {
     refuse("codec is \"" + codec + "\": choose of " + names);
   }
   return {.id = info->id, .group = group};
-}
-
-template <std::size_t kCount>
-std::size_t named(const char* argument, const std::string& value, const char* const (&names)[kCount]) {
-  std::string known;
-  for (std::size_t i = 0; i < kCount; ++i) {
-    if (value == names[i]) return i;
-    known += (i == 0 ? "" : ", ") + std::string(names[i]);
-  }
-  refuse(std::string(argument) + " is \"" + value + "\": choose of " + known);
 }
 
 kc::KvShape shape_argument(const nb::tuple& tuple) {
@@ -64,8 +56,8 @@ kc::KvShape shape_argument(const nb::tuple& tuple) {
     return nb::isinstance<nb::str>(tuple[i]) ? nb::cast<std::string>(tuple[i])
                                              : std::string(nb::repr(tuple[i]).c_str());
   };
-  return {.element = static_cast<Element>(1 + named("element", word(0), kElementNames)),
-          .order = static_cast<kc::BlockOrder>(named("order", word(1), kOrderNames)),
+  return {.element = element_named(word(0)),
+          .order = order_named(word(1)),
           .layers = number(2, "layers"),
           .blocks = number(3, "blocks"),
           .block_tokens = number(4, "block_tokens"),

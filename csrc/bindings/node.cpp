@@ -150,7 +150,10 @@ nb::dict stats(Node& node) {
     const auto add = [&](std::string_view name, std::uint64_t value) { counters.emplace_back(name, value); };
     visit_counters(core.store().stats(), add);
     visit_counters(core.server().stats(), add);
-    if (core.tiers() != nullptr) visit_counters(core.tiers()->manager().stats(), add);
+    if (core.tiers() != nullptr) {
+      visit_counters(core.tiers()->manager().stats(), add);
+      for (const auto& tier : core.tiers()->codecs()) visit_counters(tier->codec_stats(), add);
+    }
     if (core.tiers() != nullptr && core.tiers()->peer_tier() != nullptr) {
       add("tokens_per_second", static_cast<std::uint64_t>(core.tiers()->manager().tokens_per_second()));
       visit_counters(core.tiers()->peer_tier()->peer_stats(), add);
@@ -177,6 +180,63 @@ std::uint64_t clear(Node& node, const nb::object& fingerprint) {
   if (fingerprint.is_none()) return node.with([](auto& core) { return core.clear(nullptr); });
   const Key of = key_argument("fingerprint", nb::cast<nb::bytes>(fingerprint));
   return node.with([&](auto& core) { return core.clear(&of); });
+}
+
+kvcommons::tiers::Recoder& recoder_of(kvcommons::NodeCore& core) {
+  if (core.tiers() == nullptr || core.tiers()->recoder() == nullptr) {
+    throw std::invalid_argument("this node has no tier behind memory: there is nothing to compress");
+  }
+  return *core.tiers()->recoder();
+}
+
+std::uint64_t recode_start(Node& node, const std::string& codec, const nb::object& fingerprint, const nb::bytes& keys,
+                           const std::string& tier, bool from_memory, std::uint64_t bytes_per_second_max) {
+  kvcommons::tiers::RecodeRequest request;
+  request.codec = kvcommons::bindings::codec_argument(codec);
+  if (!fingerprint.is_none()) request.fingerprint = key_argument("fingerprint", nb::cast<nb::bytes>(fingerprint));
+  request.keys = keys_argument("keys", keys);
+  request.from_memory = from_memory;
+  request.bytes_per_second_max = bytes_per_second_max;
+  return node.with([&](auto& core) { return recoder_of(core).start(request, tier); });
+}
+
+const char* state_name(kvcommons::tiers::RecodeProgress::State state) {
+  using State = kvcommons::tiers::RecodeProgress::State;
+  switch (state) {
+    case State::Running:
+      return "running";
+    case State::Done:
+      return "done";
+    case State::Cancelled:
+      return "cancelled";
+    case State::Failed:
+      return "failed";
+  }
+  return "unknown";
+}
+
+// None: another run has begun since.
+nb::object recode_progress(Node& node, std::uint64_t run) {
+  const auto p = node.with([&](auto& core) { return recoder_of(core).progress(run); });
+  if (!p) return nb::none();
+  nb::dict out;
+  out["state"] = state_name(p->state);
+  out["why"] = p->why;
+  out["shards_total"] = p->shards_total;
+  out["shards_seen"] = p->shards_seen;
+  out["offered"] = p->offered;
+  out["rewritten"] = p->rewritten;
+  out["unchanged"] = p->unchanged;
+  out["refused"] = p->refused;
+  out["gone"] = p->gone;
+  out["failed"] = p->failed;
+  out["bytes_before"] = p->bytes_before;
+  out["bytes_after"] = p->bytes_after;
+  return out;
+}
+
+bool recode_cancel(Node& node, std::uint64_t run) {
+  return node.with([&](auto& core) { return recoder_of(core).cancel(run); });
 }
 
 // Python's signal handlers run between two waits of the holder; one that raises ends it.
@@ -232,6 +292,8 @@ void init_node(Node* self, const std::string& socket_path, std::uint64_t arena_b
   config.store.verify_one_in = verify_one_in;
   config.tiers.disk = kvcommons::bindings::disk_config(disk);
   config.tiers.peers = kvcommons::bindings::peers_config(peer_settings, config.namespace_secret);
+  config.tiers.disk_codec = kvcommons::bindings::disk_codec(disk);
+  config.tiers.allow_lossy = kvcommons::bindings::disk_allows_lossy(disk);
   config.tiers.write_queue_max = tier_write_queue_max;
   config.store.eviction = eviction;
   config.store.shadow_chunks_max = shadow_chunks_max;
@@ -276,7 +338,11 @@ void bind_node(nb::module_& module) {
       .def("fingerprints", &fingerprints)
       .def("lookup", &lookup, "fingerprint"_a, "keys"_a)
       .def("pin", &pin, "keys"_a, "pinned"_a)
-      .def("clear", &clear, "fingerprint"_a = nb::none());
+      .def("clear", &clear, "fingerprint"_a = nb::none())
+      .def("recode_start", &recode_start, nb::kw_only(), "codec"_a, "fingerprint"_a = nb::none(),
+           "keys"_a = nb::bytes("", 0), "tier"_a = "", "from_memory"_a = true, "bytes_per_second_max"_a = 0)
+      .def("recode_progress", &recode_progress, "run"_a)
+      .def("recode_cancel", &recode_cancel, "run"_a);
   kvcommons::bindings::bind_node_select(bound);
   kvcommons::bindings::bind_node_peers(bound);
   module.def("holder_serve", &holder_serve, "socket_path"_a, "idle_seconds_max"_a);

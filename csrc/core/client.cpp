@@ -21,6 +21,7 @@ bool Client::connected() const noexcept { return impl_->connected(); }
 std::string Client::last_error() const { return impl_->get(&ClientLink::Shared::last_error); }
 std::uint32_t Client::hello_flags() const noexcept { return impl_->get(&ClientLink::Shared::flags); }
 Key Client::namespace_secret() const noexcept { return impl_->get(&ClientLink::Shared::secret); }
+Key Client::fingerprint() const noexcept { return impl_->fingerprint(); }
 std::string Client::node_id() const { return impl_->get(&ClientLink::Shared::node_id); }
 std::uint64_t Client::attach_count() const noexcept { return impl_->get(&ClientLink::Shared::attach_count); }
 Client::ArenaRef Client::arena() const { return impl_->get(&ClientLink::Shared::arena); }

@@ -5,10 +5,12 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "kv_layouts.h"
 #include "store.h"
 #include "wire.h"
 
@@ -21,6 +23,8 @@ struct ClientConfig {
   std::uint32_t chunk_tokens = 0;
   std::vector<ShardSpec> shards;
   std::uint32_t own_shard = 0xffffffff;
+  std::optional<KvForm> layout;          // of the slots: told to a node that asks for it
+  bool exact = false;                    // nothing that a codec changed, whatever the node is set to
   std::uint32_t readers_per_shard = 1;   // schedulers: ranks that each load the same shard (MLA)
   std::uint32_t call_ms_max = 250;       // a call that takes longer drops the connection: the request is recomputed
   std::uint32_t reconnect_ms_min = 100;  // back-off between attempts, doubled up to
@@ -41,6 +45,8 @@ class Client {
   [[nodiscard]] std::string last_error() const;
   [[nodiscard]] std::uint32_t hello_flags() const noexcept;
   [[nodiscard]] Key namespace_secret() const noexcept;
+  [[nodiscard]] Key fingerprint()
+      const noexcept;  // the session's: keys derive from it; the node's setting may change it
   [[nodiscard]] std::string node_id() const;
   [[nodiscard]] std::uint64_t attach_count() const noexcept;  // grows with each attach; leases of older ones are void
 

@@ -140,7 +140,7 @@ Status ClientLink::attach(Clock::time_point until) {
   }
   // Zero now means that every copy of a former session has ended: none is granted while there is no connection.
   if (copies_.load() == 0) mark_former_drained();
-  wire::HelloRequest hello{config_.role, wire::kVersionMin, wire::kVersionMax, 0, {}};
+  wire::HelloRequest hello{config_.role, wire::kVersionMin, wire::kVersionMax, 0, {}, config_.exact};
   hello.spec = {config_.fingerprint, config_.chunk_tokens, config_.shards, std::nullopt, 1};
   hello.spec.readers_per_shard = config_.readers_per_shard;
   if (config_.own_shard != 0xffffffffu) hello.spec.own_shard = config_.own_shard;
@@ -160,7 +160,25 @@ Status ClientLink::attach(Clock::time_point until) {
     set_error(message_of(reply));
     return status;
   }
-  return welcomed(reply, arena_fd.get());
+  const Status status_then = welcomed(reply, arena_fd.get());
+  return status_then == Status::Ok ? describe(until) : status_then;
+}
+
+// A node that cannot use it goes on without; one that has gone meanwhile is not attached.
+Status ClientLink::describe(Clock::time_point until) {
+  if (!config_.layout || (get(&Shared::flags) & wire::kFlagLayouts) == 0) return Status::Ok;
+  Frame reply;
+  const std::uint64_t id = ++request_id_;
+  wire::encode_describe(&socket_.request, id, *config_.layout);
+  (void)exchange(Type::Describe, id, until, &reply);
+  return socket_.open() ? Status::Ok : Status::Disconnected;
+}
+
+Key ClientLink::fingerprint() const {
+  const std::uint32_t flags = get(&Shared::flags);
+  const kvcodec::CodecSpec lossy{static_cast<kvcodec::CodecId>(flags >> wire::kLossyCodecShift & 0xff),
+                                 flags >> wire::kLossyGroupShift};
+  return config_.exact ? config_.fingerprint : kvcodec::lossy_fingerprint(config_.fingerprint, lossy);
 }
 
 // The session ends with its connection; what it held stays its own until its copies are known to have ended.

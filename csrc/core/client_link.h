@@ -51,6 +51,7 @@ class ClientLink {
   [[nodiscard]] std::uint64_t slot_bytes() const noexcept {
     return config_.own_shard < config_.shards.size() ? config_.shards[config_.own_shard].slot_bytes : 0;
   }
+  [[nodiscard]] Key fingerprint() const;
   // Whether a slot of this process' shard lies in the arena: what a broken node says is not copied to.
   [[nodiscard]] bool in_arena(const SlotRef& slot) const;
   void set_error(std::string why);
@@ -70,6 +71,7 @@ class ClientLink {
   void mark_former_drained();
   void say_drained(Clock::time_point until);
   bool send_drained(SessionId session, Clock::time_point until);
+  Status describe(Clock::time_point until);
 
   const ClientConfig config_;
   const pid_t owner_;

@@ -39,7 +39,7 @@ Parse parse(Bytes bytes, Frame* out) {
   std::memcpy(&out->header, bytes.data(), sizeof(Header));
   if (out->header.payload_bytes > kFrameBytesMax) return Parse::Malformed;
   const auto type = static_cast<std::uint16_t>(out->header.type & ~kReplyBit);
-  if (type < static_cast<std::uint16_t>(Type::Hello) || type > static_cast<std::uint16_t>(Type::Drained)) {
+  if (type < static_cast<std::uint16_t>(Type::Hello) || type > static_cast<std::uint16_t>(Type::Describe)) {
     return Parse::Malformed;
   }
   if (bytes.size() - sizeof(Header) < out->header.payload_bytes) return Parse::Incomplete;
@@ -147,6 +147,7 @@ Status decode_hello(Bytes payload, HelloRequest* out) {
   if (!reader.take(&fixed) || fixed.role > static_cast<std::uint8_t>(Role::Tool)) return Status::BadFrame;
   out->role = static_cast<Role>(fixed.role);
   out->drained_session = fixed.drained_session;
+  out->exact = (fixed.options & kOptionExact) != 0;
   out->spec.chunk_tokens = fixed.chunk_tokens;
   std::memcpy(out->spec.fingerprint.bytes.data(), fixed.fingerprint, kKeyBytes);
   return take_shards(&reader, fixed, out) ? Status::Ok : Status::BadFrame;
@@ -224,6 +225,20 @@ bool decode_feedback(Bytes payload, std::string_view* out) {
   if (payload.size() < 2 || payload.size() > kFeedbackBytesMax) return false;
   *out = {reinterpret_cast<const char*>(payload.data()), payload.size()};
   return out->front() == '{' && out->back() == '}' && valid_utf8(*out);
+}
+
+bool decode_describe(Bytes payload, KvForm* out) {
+  Reader reader(payload);
+  Describe fixed{};
+  if (!reader.take(&fixed) || reader.left() != 0 || fixed.element < 1 || fixed.element > 3 || fixed.order > 5) {
+    return false;
+  }
+  const auto in = [](std::uint32_t value, std::uint32_t most) { return value >= 1 && value <= most; };
+  if (!in(fixed.block_tokens, kvcodec::kBlockTokensMax) || !in(fixed.k_size, kvcodec::kHeadSizeMax)) return false;
+  if (fixed.v_size > kvcodec::kHeadSizeMax) return false;
+  *out = {static_cast<kernels::Element>(fixed.element), static_cast<kvcodec::BlockOrder>(fixed.order),
+          fixed.block_tokens, fixed.k_size, fixed.v_size};
+  return true;
 }
 
 bool decode_hello_reply(Bytes payload, HelloAnswer* out) {

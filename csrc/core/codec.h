@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "byte_buffer.h"
+#include "kv_layouts.h"
 #include "store.h"
 #include "wire.h"
 
@@ -54,6 +55,7 @@ struct HelloRequest {
   std::uint16_t version_min = 0, version_max = 0;
   SessionId drained_session = 0;
   SessionSpec spec;
+  bool exact = false;
 };
 // Ok, BadFrame, or BadVersion (then only the versions are set: the rest may have another shape).
 Status decode_hello(std::span<const std::byte> payload, HelloRequest* out);
@@ -80,6 +82,7 @@ bool decode_slots(std::span<const std::byte> payload, std::vector<SlotRef>* out)
 bool decode_keys(std::span<const std::byte> payload, std::span<const Key>* out);
 bool decode_u64(std::span<const std::byte> payload, std::uint64_t* out);  // BEGIN, RELEASE, DRAINED
 bool decode_feedback(std::span<const std::byte> payload, std::string_view* out);
+bool decode_describe(std::span<const std::byte> payload, KvForm* out);
 
 // ---- replies, decoded by the client -----------------------------------------------------------------------------
 
@@ -125,6 +128,7 @@ void encode_slots(ByteBuffer* out, std::uint16_t type, std::uint64_t request_id,
 void encode_reserve_reply(ByteBuffer* out, const Header& request, std::span<const Reservation> reservations);
 void encode_keys(ByteBuffer* out, std::uint16_t type, std::uint64_t request_id, std::span<const Key> keys);
 void encode_u64(ByteBuffer* out, std::uint16_t type, std::uint64_t request_id, std::uint64_t value);
+void encode_describe(ByteBuffer* out, std::uint64_t request_id, const KvForm& layout);
 void encode_text(ByteBuffer* out, std::uint16_t type, std::uint64_t request_id, std::string_view text);
 
 }  // namespace kvcommons::wire

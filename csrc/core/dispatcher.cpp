@@ -84,6 +84,8 @@ bool Dispatcher::route(Connection* connection, const Frame& frame) {
       return feedback(connection, frame);
     case Type::Drained:
       return drained(connection, frame);
+    case Type::Describe:
+      return describe(connection, frame);
     default:
       return false;  // a second HELLO, or a type that a decoder let through without a handler
   }
@@ -192,6 +194,14 @@ bool Dispatcher::drained(Connection* connection, const Frame& frame) {
   } else {
     claim_drained(session, connection->peer().pid);
   }
+  reply_status(connection, frame, Status::Ok);
+  return true;
+}
+
+bool Dispatcher::describe(Connection* connection, const Frame& frame) {
+  KvForm layout;
+  if (!wire::decode_describe(frame.payload, &layout)) return false;
+  if (layouts_ != nullptr) layouts_->declare(connection->fingerprint, layout);
   reply_status(connection, frame, Status::Ok);
   return true;
 }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "connection.h"
+#include "kv_layouts.h"
 #include "session_ledger.h"
 #include "store.h"
 #include "tiers/manager.h"
@@ -15,10 +16,15 @@ namespace kvcommons {
 
 class Dispatcher {
  public:
-  // tiers: null for memory alone.
-  Dispatcher(Store* store, TierManager* tiers, SessionLedger* ledger, std::function<std::string()> stat_json,
-             std::function<void(std::uint64_t connection)> close)
-      : store_(store), tiers_(tiers), ledger_(ledger), stat_json_(std::move(stat_json)), close_(std::move(close)) {}
+  // tiers: null for memory alone. layouts: null where nobody wants to know.
+  Dispatcher(Store* store, TierManager* tiers, KvLayouts* layouts, SessionLedger* ledger,
+             std::function<std::string()> stat_json, std::function<void(std::uint64_t connection)> close)
+      : store_(store),
+        tiers_(tiers),
+        layouts_(layouts),
+        ledger_(ledger),
+        stat_json_(std::move(stat_json)),
+        close_(std::move(close)) {}
   Dispatcher(const Dispatcher&) = delete;  // its scratch space is for one thread
 
   // false: the frame was malformed: BadFrame is in the connection's buffer, close it after.
@@ -41,10 +47,12 @@ class Dispatcher {
   bool stat(Connection* connection, const wire::Frame& frame);
   bool feedback(Connection* connection, const wire::Frame& frame);
   bool drained(Connection* connection, const wire::Frame& frame);
+  bool describe(Connection* connection, const wire::Frame& frame);
   bool route(Connection* connection, const wire::Frame& frame);
 
   Store* store_;
   TierManager* tiers_;
+  KvLayouts* layouts_;
   SessionLedger* ledger_;
   std::function<std::string()> stat_json_;
   std::function<void(std::uint64_t)> close_;

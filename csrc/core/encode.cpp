@@ -49,6 +49,7 @@ void encode_hello(ByteBuffer* out, std::uint64_t request_id, const HelloRequest&
   fixed.version_min = hello.version_min;
   fixed.version_max = hello.version_max;
   fixed.role = static_cast<std::uint8_t>(hello.role);
+  fixed.options = hello.exact ? std::uint8_t{kOptionExact} : std::uint8_t{0};
   fixed.shards = static_cast<std::uint16_t>(hello.spec.shards.size());
   fixed.own_shard = hello.spec.own_shard.value_or(0xffffffffu);
   fixed.chunk_tokens = hello.spec.chunk_tokens;
@@ -122,6 +123,13 @@ void encode_keys(ByteBuffer* out, std::uint16_t type, std::uint64_t request_id, 
 
 void encode_u64(ByteBuffer* out, std::uint16_t type, std::uint64_t request_id, std::uint64_t value) {
   FrameWriter(out, type, Status::Ok, request_id).put(value).finish();
+}
+
+void encode_describe(ByteBuffer* out, std::uint64_t request_id, const KvForm& layout) {
+  FrameWriter(out, request_type(Type::Describe), Status::Ok, request_id)
+      .put(Describe{static_cast<std::uint8_t>(layout.element), static_cast<std::uint8_t>(layout.order), 0,
+                    layout.block_tokens, layout.k_size, layout.v_size})
+      .finish();
 }
 
 void encode_text(ByteBuffer* out, std::uint16_t type, std::uint64_t request_id, std::string_view text) {

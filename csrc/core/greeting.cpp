@@ -50,6 +50,10 @@ bool Greeting::greet(Connection* connection, const wire::Frame& frame) {
   // Before the new session is opened, so that what the former one held is there for it.
   if (hello.drained_session != 0) dispatcher_->claim_drained(hello.drained_session, connection->peer().pid);
   connection->role = hello.role;
+  if (config_->layouts != nullptr && config_->lossy.id != kvcodec::CodecId::None && !hello.exact) {
+    hello.spec.fingerprint = kvcodec::lossy_fingerprint(hello.spec.fingerprint, config_->lossy);
+    config_->layouts->allow(hello.spec.fingerprint, config_->lossy);
+  }
   connection->fingerprint = hello.spec.fingerprint;
   if (hello.role != wire::Role::Tool && !open_session(connection, frame, hello)) return false;
   return welcome(connection, frame, hello);
@@ -82,6 +86,11 @@ bool Greeting::welcome(Connection* connection, const wire::Frame& frame, const w
       wire::negotiate(wire::kVersionMin, wire::kVersionMax, hello.version_min, hello.version_max).value_or(0);
   answer.fixed.flags = config_->multi_tenant ? std::uint32_t{wire::kFlagMultiTenant} : 0u;
   if (config_->tiers != nullptr) answer.fixed.flags |= wire::kFlagTiers;
+  if (config_->layouts != nullptr) {
+    answer.fixed.flags |= wire::kFlagLayouts;
+    answer.fixed.flags |= static_cast<std::uint32_t>(config_->lossy.id) << wire::kLossyCodecShift;
+    answer.fixed.flags |= config_->lossy.group << wire::kLossyGroupShift;
+  }
   answer.fixed.session = connection->session;
   answer.fixed.arena_bytes = config_->arena_bytes;
   std::memcpy(answer.fixed.arena_id, config_->arena_id.data(), config_->arena_id.size());

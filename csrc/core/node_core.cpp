@@ -260,7 +260,11 @@ void NodeCore::start_server(std::unique_ptr<UnixListener> listener, std::vector<
   server.arena_bytes = config_.store.arena_bytes;
   server.arena_id = arena_id_;
   server.connections_max = config_.store.sessions_max + 64;
-  if (tiers_) server.tiers = &tiers_->manager();
+  if (tiers_) {
+    server.tiers = &tiers_->manager();
+    server.layouts = &tiers_->layouts();
+    server.lossy = tiers_->lossy();
+  }
   server.on_holder_attached = [this](HolderLink* holder) { put_arena(holder); };
   server_ = std::make_unique<Server>(std::move(server), std::move(listener), store_.get(), &holder_, std::move(held));
   server_->start();

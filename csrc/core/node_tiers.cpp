@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "arena_mapping.h"
+#include "zstd_library.h"
 
 namespace kvcommons {
 namespace {
@@ -17,6 +18,17 @@ peers::PeerTierConfig peer_config(const PeersConfig& config, std::function<void(
   return tier;
 }
 
+void check_codec(const NodeTiersConfig& config) {
+  const kvcodec::CodecInfo* info = kvcodec::codec_info(config.disk_codec.id);
+  if (info == nullptr) return;
+  const char* missing = zstd_missing();  // also what no codec with loss takes goes through it
+  if (missing != nullptr) throw std::invalid_argument("disk.codec " + std::string(info->name) + ": " + missing);
+  if (!info->lossy || config.allow_lossy) return;
+  throw std::invalid_argument("disk.codec " + std::string(info->name) +
+                              " gives back other numbers than the engine computed: set lossy to allow, or the codec to "
+                              "lossless");
+}
+
 }  // namespace
 
 NodeTiers::NodeTiers(const NodeTiersConfig& config, Store* store, int arena_fd, std::uint64_t arena_bytes,
@@ -26,7 +38,13 @@ NodeTiers::NodeTiers(const NodeTiersConfig& config, Store* store, int arena_fd, 
   arena_ = map_arena(arena_fd, arena_bytes, &why);
   if (!arena_) throw std::runtime_error("the arena could not be mapped for its tiers: " + why);
   std::vector<std::shared_ptr<Tier>> tiers;
-  if (config.disk) tiers.push_back(make_disk_tier(*config.disk, notes));
+  if (config.disk) {
+    check_codec(config);
+    tiers::CodecTierConfig codec;
+    codec.codec = config.disk_codec;
+    codecs_.push_back(std::make_shared<tiers::CodecTier>(make_disk_tier(*config.disk, notes), &layouts_, codec));
+    tiers.push_back(codecs_.back());
+  }
   if (config.peers) {
     auto peer = std::make_shared<peers::PeerTier>(peer_config(*config.peers, on_events));
     peer_tier_ = peer.get();
@@ -39,6 +57,7 @@ NodeTiers::NodeTiers(const NodeTiersConfig& config, Store* store, int arena_fd, 
   manager.on_events = std::move(on_events);
   manager_ = std::make_unique<TierManager>(manager, store, std::move(tiers));
   manager_->start();
+  if (!codecs_.empty()) recoder_ = std::make_unique<tiers::Recoder>(store, manager_.get(), &layouts_, codecs_);
   if (config.peers) serve_peers(*config.peers, notes);
 }
 
@@ -52,6 +71,23 @@ void NodeTiers::serve_peers(const PeersConfig& config, std::vector<std::string>*
   peer_server_ = std::make_unique<peers::PeerServer>(config.server, peer_source_.get());
   notes->push_back("peers are answered at " + config.server.host + " port " + std::to_string(peer_server_->port()) +
                    (config.server.tls ? ", by TLS" : ", without TLS"));
+}
+
+// The manager lets the tiers go when it stops, so that they answer what they have: nobody else keeps them then.
+NodeTiers::~NodeTiers() {
+  recoder_.reset();
+  peer_server_.reset();
+  peer_source_.reset();
+  codecs_.clear();
+  manager_.reset();
+}
+
+kvcodec::CodecSpec NodeTiers::lossy() const noexcept {
+  for (const auto& tier : codecs_) {
+    const kvcodec::CodecInfo* info = kvcodec::codec_info(tier->codec().id);
+    if (info != nullptr && info->lossy) return tier->codec();
+  }
+  return {};
 }
 
 std::string NodeTiers::place_of(const Key& fingerprint, const Key& key) {

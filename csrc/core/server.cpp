@@ -50,7 +50,8 @@ class Server::Impl {
         wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
         ledger_(store, holder, [this](int fd, std::uint64_t serial) { return watch(fd, tag(Kind::Process, serial)); }),
         dispatcher_(
-            store, config_.tiers, &ledger_, [this] { return stat_json(); }, [this](std::uint64_t id) { close(id); }),
+            store, config_.tiers, config_.layouts, &ledger_, [this] { return stat_json(); },
+            [this](std::uint64_t id) { close(id); }),
         greeting_(&config_, store, &ledger_, &dispatcher_),
         listener_(std::move(listener)) {
     if (!epoll_ || !wake_) throw_errno("epoll and eventfd of the server");

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "holder.h"
+#include "kv_layouts.h"
 #include "socket.h"
 #include "store.h"
 #include "tiers/manager.h"
@@ -30,6 +31,8 @@ struct ServerConfig {
   std::uint32_t hello_ms_max = 5'000;                   // a connection that has not greeted by then is closed
   std::uint32_t stalled_ms_max = 10'000;                // as is one whose half frame or unread reply makes no progress
   std::uint64_t buffers_bytes_max = 256ull << 20;       // of all connections together
+  KvLayouts* layouts = nullptr;                         // told what engines say of their slots; outlives the server
+  kvcodec::CodecSpec lossy;                             // what a codec with loss gives back may answer; None: never
   TierManager* tiers = nullptr;                         // asked for what memory has not; outlives the server
   std::function<void(HolderLink*)> on_holder_attached;  // puts what is the caller's again, on the server's thread
 };

@@ -54,13 +54,23 @@ struct ShardMeta {
   std::uint32_t chunk_tokens = 0;
   std::uint16_t codec = 0;  // 0: the engine's own bytes
   std::vector<std::uint64_t> text_keys;
+  // Where a codec made the payload (docs/codecs.md): its parameter, and what it becomes in memory. Payload_bytes and
+  // checksum are then the encoded ones. What a CodecTier hands out has codec 0 again.
+  std::uint16_t codec_group = 0;
+  std::uint64_t raw_bytes = 0;
 };
+[[nodiscard]] inline std::uint64_t memory_bytes(const ShardMeta& meta) noexcept {
+  return meta.codec == 0 ? meta.payload_bytes : meta.raw_bytes;
+}
 
 // data: kSlotAlignBytes-aligned, readable for payload_bytes rounded up to kSlotAlignBytes. What lies behind the payload
 // is nobody's and may be written to the medium.
 struct PutItem {
   ShardMeta meta;
   const std::byte* data = nullptr;
+  // Takes the place of what is here under this identity, which stays until it is written; Missing where nothing is
+  // here (any more). A tier that cannot do so answers as for what is there already.
+  bool replace = false;
 };
 
 // data: kSlotAlignBytes-aligned, writable for room_bytes, a multiple of kSlotAlignBytes.
@@ -116,8 +126,9 @@ class Tier {
   virtual bool put(std::vector<PutItem> batch, PutDone done) = 0;
   virtual bool get(std::vector<GetItem> batch, GetDone done) = 0;
 
-  // From memory, in microseconds, no medium touched: payload bytes of each shard, 0 where it is not here. A hint.
-  virtual void find(std::span<const ShardId> ids, std::span<std::uint64_t> payload_bytes) = 0;
+  // From memory, in microseconds, no medium touched: what each shard takes in memory (memory_bytes), 0 where it is not
+  // here. A hint.
+  virtual void find(std::span<const ShardId> ids, std::span<std::uint64_t> bytes) = 0;
   // Where what is here has to be asked for elsewhere: begins to, if it may be here, and waits for nobody. True: find()
   // may know more soon.
   virtual bool seek(const Sought&) { return false; }

@@ -27,6 +27,7 @@ enum class Type : std::uint16_t {
   Stat = 9,
   Feedback = 10,
   Drained = 11,
+  Describe = 12,
 };
 
 struct Header {
@@ -45,7 +46,7 @@ struct Hello {
   std::uint32_t magic;
   std::uint16_t version_min, version_max;
   std::uint8_t role;
-  std::uint8_t reserved0;
+  std::uint8_t options;     // HelloOptions; a node ignores what it does not know
   std::uint16_t shards;     // 0 for tools
   std::uint32_t own_shard;  // 0xffffffff: none
   std::uint32_t chunk_tokens;
@@ -57,6 +58,10 @@ struct Hello {
 };
 static_assert(sizeof(Hello) == 64);
 
+enum HelloOptions : std::uint8_t {
+  kOptionExact = 1,  // this engine takes no KV that a codec changed, whatever its node is set to
+};
+
 struct HelloShard {
   Rect rect;
   std::uint64_t slot_bytes;
@@ -66,7 +71,11 @@ static_assert(sizeof(HelloShard) == 16);
 enum HelloFlags : std::uint32_t {
   kFlagMultiTenant = 1,  // the connector must not cache unsalted requests
   kFlagTiers = 2,        // there is more behind memory: an early lookup has it brought in
+  kFlagLayouts = 4,      // the node wants a DESCRIBE of what has slots
 };
+// Bits 8 to 31 of the flags: a codec with loss that this node answers from (id in 8 to 15, group in 16 to 31); 0: none.
+// The session is then one of the lossy identity of its fingerprint (docs/codecs.md), from which keys are derived.
+inline constexpr unsigned kLossyCodecShift = 8, kLossyGroupShift = 16;
 
 // Followed by node_id_bytes of UTF-8. Ancillary: the arena's fd (SCM_RIGHTS); a client maps it again only if arena_id
 // changed. Workers and schedulers get namespace_secret; tools get zeros.
@@ -132,6 +141,14 @@ static_assert(sizeof(CommitEntry) == 24);
 struct Drained {
   std::uint64_t session;
 };
+// DESCRIBE: how the slots of this session's shards lie in memory; the reply is empty. Only to a node with kFlagLayouts.
+struct Describe {
+  std::uint8_t element;  // 1 float32, 2 float16, 3 bfloat16
+  std::uint8_t order;    // of a block's axes, as in a codec's payload
+  std::uint16_t reserved;
+  std::uint32_t block_tokens, k_size, v_size;
+};
+static_assert(sizeof(Describe) == 16);
 // STAT: empty; the reply is a JSON object of counters.
 // FEEDBACK: a JSON object (<= 4 KiB): what one request really reused. No reply is awaited; one is sent all the same.
 

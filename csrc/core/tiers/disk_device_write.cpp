@@ -33,8 +33,9 @@ TierStatus Device::before_put(const PutJob& job) {
 
 bool Device::start_put(PutJob* job) {
   const PutItem& item = (*job->batch)[job->item];
-  if (shared_->index.find(item.meta.id)) {
-    answer_put(*job, TierStatus::Ok);
+  const bool here = shared_->index.find(item.meta.id).has_value();
+  if (here != item.replace) {
+    answer_put(*job, here ? TierStatus::Ok : TierStatus::Missing);
     return true;
   }
   if (const TierStatus status = before_put(*job); status != TierStatus::Ok) {
@@ -73,13 +74,19 @@ void Device::put_ended(Transfer* t, bool ok) {
   if (!ok || health_.gone()) return answer_put(t->put, TierStatus::Failed);
   seq_point(SeqPoint::DiskPutWritten);
   const Place place{first_ + t->segment, t->block};
-  const auto stored = shared_->index.put(extent, place);
+  const bool replaces = (*t->put.batch)[t->put.item].replace;
+  const auto stored = replaces ? shared_->index.replace(extent, place) : shared_->index.put(extent, place);
   // Asked after it is in: a clear() either finds it there, or is found here.
   if (shared_->clears.cleared_since(t->put.clears, meta.id.fingerprint)) {
     (void)shared_->index.erase(meta.id, &place);
     return answer_put(t->put, TierStatus::Missing);
   }
   if (stored == DiskIndex::Put::Stored) shared_->counters.put_bytes += meta.payload_bytes;
+  if (stored == DiskIndex::Put::Missing) {
+    note_removed(
+        {{meta.id.fingerprint, meta.id.key, meta.id.rect}});  // its record may lie before what was just written
+    return answer_put(t->put, TierStatus::Missing);
+  }
   answer_put(t->put, stored == DiskIndex::Put::NoRoom ? TierStatus::Full : TierStatus::Ok);
 }
 

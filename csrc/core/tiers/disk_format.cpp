@@ -52,16 +52,26 @@ bool sane(ExtentKind kind, std::uint64_t payload_bytes, std::uint64_t checksum, 
   return kind == ExtentKind::Cleared && payload_bytes == 0;
 }
 
+// A codec's extent says what it becomes, any other says nothing of it.
+template <typename Head>
+bool sane_codec(const Head& head) noexcept {
+  if (head.kind != ExtentKind::Shard || head.codec == 0) {
+    return head.codec == 0 && head.codec_group == 0 && head.raw_bytes == 0;
+  }
+  return head.raw_bytes >= head.payload_bytes && head.raw_bytes <= kSlabBytesMax;
+}
+
 }  // namespace
 
 Extent extent_of(const ShardMeta& m) noexcept {
-  return {ExtentKind::Shard, 0,          m.id,           m.parent, m.tenant,
-          m.payload_bytes,   m.checksum, m.chunk_tokens, m.codec,  m.text_keys};
+  return {ExtentKind::Shard, 0,       m.id,        m.parent,      m.tenant,   m.payload_bytes, m.checksum,
+          m.chunk_tokens,    m.codec, m.text_keys, m.codec_group, m.raw_bytes};
 }
 
 ShardMeta meta_of(const Extent& e) {
-  return {e.id,       e.parent,       e.tenant, e.payload_bytes,
-          e.checksum, e.chunk_tokens, e.codec,  {e.text_keys.begin(), e.text_keys.end()}};
+  return {e.id,          e.parent,       e.tenant, e.payload_bytes,
+          e.checksum,    e.chunk_tokens, e.codec,  {e.text_keys.begin(), e.text_keys.end()},
+          e.codec_group, e.raw_bytes};
 }
 
 void write_segment_header(std::span<std::byte, kBlockBytes> block, const SegmentLife& life) noexcept {
@@ -104,6 +114,8 @@ void write_extent_header(std::span<std::byte, kBlockBytes> block, const SegmentL
   head.chunk_tokens = e.chunk_tokens;
   head.codec = e.codec;
   head.text_keys = static_cast<std::uint16_t>(e.text_keys.size());
+  head.raw_bytes = e.raw_bytes;
+  head.codec_group = e.codec_group;
   seal(block, head, std::as_bytes(e.text_keys));
 }
 
@@ -114,7 +126,7 @@ bool read_extent_header(std::span<const std::byte, kBlockBytes> block, const Seg
       head.segment != life.segment || head.block != at_block || head.device != life.device) {
     return false;
   }
-  if (!sane(head.kind, head.payload_bytes, head.checksum, head.text_keys)) return false;
+  if (!sane(head.kind, head.payload_bytes, head.checksum, head.text_keys) || !sane_codec(head)) return false;
   if (!inside(head.block, head.payload_bytes, life)) return false;
   const auto text = block.subspan(sizeof head, head.text_keys * sizeof(std::uint64_t));
   if (head.crc != crc_of(head, text) || !zeros(block.subspan(sizeof head + text.size()))) return false;
@@ -128,7 +140,9 @@ bool read_extent_header(std::span<const std::byte, kBlockBytes> block, const Seg
           head.checksum,
           head.chunk_tokens,
           head.codec,
-          {reinterpret_cast<const std::uint64_t*>(text.data()), head.text_keys}};
+          {reinterpret_cast<const std::uint64_t*>(text.data()), head.text_keys},
+          head.codec_group,
+          head.raw_bytes};
   return true;
 }
 
@@ -146,6 +160,8 @@ void append_table(std::vector<std::byte>* table, const Extent& e) {
   entry.codec = e.codec;
   entry.kind = e.kind;
   entry.text_keys = static_cast<std::uint8_t>(e.text_keys.size());
+  entry.raw_bytes = static_cast<std::uint32_t>(e.raw_bytes);
+  entry.codec_group = e.codec_group;
   const auto head = std::as_bytes(std::span<const TableEntry, 1>(&entry, 1));
   const auto text = std::as_bytes(e.text_keys);
   table->insert(table->end(), head.begin(), head.end());
@@ -190,6 +206,7 @@ bool read_table(std::span<const std::byte> table, const Trailer& trailer, const 
     const auto e = load<TableEntry>(table.data());
     const std::size_t text_bytes = e.text_keys * sizeof(std::uint64_t);
     if (table.size() - sizeof e < text_bytes || !sane(e.kind, e.payload_bytes, e.checksum, e.text_keys)) break;
+    if (!sane_codec(e)) break;
     if (!inside(e.block, e.payload_bytes, life) || e.block + extent_blocks(e.payload_bytes) > trailer.table_block)
       break;
     out->push_back({e.kind,
@@ -201,7 +218,9 @@ bool read_table(std::span<const std::byte> table, const Trailer& trailer, const 
                     e.checksum,
                     e.chunk_tokens,
                     e.codec,
-                    {reinterpret_cast<const std::uint64_t*>(table.data() + sizeof e), e.text_keys}});
+                    {reinterpret_cast<const std::uint64_t*>(table.data() + sizeof e), e.text_keys},
+                    e.codec_group,
+                    e.raw_bytes});
     table = table.subspan(sizeof e + text_bytes);
   }
   if (table.empty() && out->size() == trailer.extents) return true;

@@ -21,7 +21,7 @@ inline constexpr std::uint64_t kBlockBytes = kSlotAlignBytes;
 inline constexpr std::uint64_t kSegmentMagic = 0x3130'4745'5343'564bULL;  // "KVCSEG01"
 inline constexpr std::uint64_t kExtentMagic = 0x3130'5458'4543'564bULL;   // "KVCEXT01"
 inline constexpr std::uint64_t kTrailerMagic = 0x3130'4c52'5443'564bULL;  // "KVCTRL01"
-inline constexpr std::uint16_t kFormatVersion = 1;
+inline constexpr std::uint16_t kFormatVersion = 2;
 inline constexpr std::uint64_t kSegmentBytesMin = 1ull << 20;
 inline constexpr std::uint64_t kSegmentBytesMax = 1ull << 30;
 inline constexpr std::uint32_t kSegmentsMin = 4;         // one open, one free, two that are of use
@@ -66,8 +66,11 @@ struct ExtentHeader {
   std::uint32_t chunk_tokens;
   std::uint16_t codec;
   std::uint16_t text_keys;
+  std::uint64_t raw_bytes;  // in memory, where a codec made the payload; else 0
+  std::uint16_t codec_group;
+  std::uint8_t reserved1[6];
 };
-static_assert(sizeof(ExtentHeader) == 184);
+static_assert(sizeof(ExtentHeader) == 200);
 static_assert(sizeof(ExtentHeader) + kTextKeysPerChunkMax * sizeof(std::uint64_t) <= kBlockBytes);
 
 // A sealed segment's table has one for each of its extents, text keys behind each.
@@ -81,8 +84,11 @@ struct TableEntry {
   std::uint16_t codec;
   ExtentKind kind;
   std::uint8_t text_keys;
+  std::uint32_t raw_bytes;
+  std::uint16_t codec_group;
+  std::uint16_t reserved;
 };
-static_assert(sizeof(TableEntry) == 136 && kTextKeysPerChunkMax < 256 && kSegmentBytesMax <= UINT32_MAX);
+static_assert(sizeof(TableEntry) == 144 && kTextKeysPerChunkMax < 256 && kSegmentBytesMax <= UINT32_MAX);
 
 // The last block of a sealed segment.
 struct Trailer {
@@ -125,6 +131,8 @@ struct Extent {
   std::uint32_t chunk_tokens = 0;
   std::uint16_t codec = 0;
   std::span<const std::uint64_t> text_keys;
+  std::uint16_t codec_group = 0;
+  std::uint64_t raw_bytes = 0;
 };
 
 constexpr std::uint64_t blocks_of(std::uint64_t bytes) noexcept { return (bytes + kBlockBytes - 1) / kBlockBytes; }

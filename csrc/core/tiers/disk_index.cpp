@@ -8,7 +8,8 @@ std::optional<Found> IndexShard::find(const ShardId& id) const {
   const std::lock_guard lock(mutex_);
   const Entry* entry = entry_of(id);
   if (entry == nullptr) return std::nullopt;
-  return Found{{entry->segment, entry->block}, entry->payload_bytes};
+  const Kind& kind = kinds_[entry->kind].kind;
+  return Found{{entry->segment, entry->block}, kind.codec == 0 ? entry->payload_bytes : kind.raw_bytes};
 }
 
 bool IndexShard::describe(const ShardId& id, Resident* out) const {
@@ -124,6 +125,7 @@ IndexShard& DiskIndex::shard(const Key& key) const noexcept {
 }
 
 DiskIndex::Put DiskIndex::put(const Extent& e, Place place) { return shard(e.id.key).put(e, place, nullptr); }
+DiskIndex::Put DiskIndex::replace(const Extent& e, Place place) { return shard(e.id.key).replace(e, place); }
 void DiskIndex::restore(const Extent& e, Place place, SegmentRange device) {
   (void)shard(e.id.key).put(e, place, &device);
 }

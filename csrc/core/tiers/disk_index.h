@@ -31,7 +31,7 @@ struct SegmentRange {
 
 struct Found {
   Place place;
-  std::uint64_t payload_bytes = 0;
+  std::uint64_t memory_bytes = 0;
 };
 
 struct Resident {
@@ -48,8 +48,10 @@ class DiskIndex {
   ~DiskIndex();
   DiskIndex(const DiskIndex&) = delete;  // one index a tier
 
-  enum class Put : std::uint8_t { Stored, Exists, NoRoom };
+  enum class Put : std::uint8_t { Stored, Exists, NoRoom, Missing };
   Put put(const Extent& extent, Place place);
+  // Only where it is here, in whatever form: else Missing. Tells nothing.
+  Put replace(const Extent& extent, Place place);
   // Recovery of one device: later calls win over earlier ones of the same device, none over another device's. Nothing
   // is told.
   void restore(const Extent& extent, Place place, SegmentRange device);

@@ -13,7 +13,8 @@ std::uint32_t hash(const Key& key, const Rect& rect) noexcept {
 }  // namespace
 
 std::size_t IndexShard::KindHash::operator()(const Kind& k) const noexcept {
-  const std::uint64_t rest = k.tenant * 31 + k.chunk_tokens + (std::uint64_t{k.codec} << 32);
+  const std::uint64_t codec = std::uint64_t{k.codec} << 48 | std::uint64_t{k.codec_group} << 32;
+  const std::uint64_t rest = k.tenant * 31 + k.chunk_tokens + k.raw_bytes * 17 + codec;
   return hash(k.fingerprint, k.rect) ^ static_cast<std::size_t>(rest * 0x9e37'79b9'7f4a'7c15ULL);
 }
 
@@ -47,14 +48,22 @@ IndexShard::Entry* IndexShard::entry_of(const ShardId& id) const noexcept {
 Extent IndexShard::extent_at(const Entry& e) const noexcept {
   const Kind& kind = kinds_[e.kind].kind;
   const std::uint64_t* text = e.text_keys > 1 ? reinterpret_cast<const std::uint64_t*>(e.text) : &e.text;
-  return {ExtentKind::Shard,  e.block,           {kind.fingerprint, e.key, kind.rect},
-          e.parent,           kind.tenant,       e.payload_bytes,
-          e.checksum,         kind.chunk_tokens, static_cast<std::uint16_t>(kind.codec),
-          {text, e.text_keys}};
+  return {ExtentKind::Shard,
+          e.block,
+          {kind.fingerprint, e.key, kind.rect},
+          e.parent,
+          kind.tenant,
+          e.payload_bytes,
+          e.checksum,
+          kind.chunk_tokens,
+          kind.codec,
+          {text, e.text_keys},
+          kind.codec_group,
+          kind.raw_bytes};
 }
 
 std::uint32_t IndexShard::intern(const Extent& e) {
-  const Kind kind{e.id.fingerprint, e.id.rect, e.tenant, e.chunk_tokens, e.codec};
+  const Kind kind{e.id.fingerprint, e.id.rect, e.tenant, e.chunk_tokens, e.codec, e.codec_group, e.raw_bytes};
   if (const auto found = kind_numbers_.find(kind); found != kind_numbers_.end()) {
     ++kinds_[found->second].entries;
     return found->second;
@@ -151,8 +160,25 @@ DiskIndex::Put IndexShard::put(const Extent& e, Place place, const SegmentRange*
     remove_at(slot);
     slot = slot_of(e.id);
   }
+  if (!insert_at(slot, e, place)) return DiskIndex::Put::NoRoom;
+  if (restoring == nullptr) events_->tell(TierEvent::Kind::Stored, meta_of(e));
+  return DiskIndex::Put::Stored;
+}
+
+// The same shard in another form, so nothing is told.
+DiskIndex::Put IndexShard::replace(const Extent& e, Place place) {
+  const std::lock_guard lock(mutex_);
+  if (entry_of(e.id) == nullptr) return DiskIndex::Put::Missing;
+  const ShardMeta old = meta_of(extent_at(*entry_of(e.id)));
+  remove_at(slot_of(e.id));
+  if (insert_at(slot_of(e.id), e, place)) return DiskIndex::Put::Stored;
+  events_->tell(TierEvent::Kind::Dropped, old);
+  return DiskIndex::Put::NoRoom;
+}
+
+bool IndexShard::insert_at(std::size_t slot, const Extent& e, Place place) {
   const std::uint32_t kind = intern(e);
-  if (kind == kNone) return DiskIndex::Put::NoRoom;
+  if (kind == kNone) return false;
   const std::uint32_t number = allocate();
   Entry& entry = at(number);
   entry = {};
@@ -175,8 +201,7 @@ DiskIndex::Put IndexShard::put(const Extent& e, Place place, const SegmentRange*
   table_[slot] = {number, hash(e.id.key, e.id.rect)};
   used_blocks_ += extent_blocks(e.payload_bytes);
   ++count_;
-  if (restoring == nullptr) events_->tell(TierEvent::Kind::Stored, meta_of(e));
-  return DiskIndex::Put::Stored;
+  return true;
 }
 
 }  // namespace kvcommons::disk

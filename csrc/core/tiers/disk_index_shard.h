@@ -19,6 +19,7 @@ class IndexShard {
 
   // restoring: the device that is read back, or null.
   DiskIndex::Put put(const Extent& extent, Place place, const SegmentRange* restoring);
+  DiskIndex::Put replace(const Extent& extent, Place place);
   std::optional<Found> find(const ShardId& id) const;
   bool describe(const ShardId& id, Resident* out) const;
   void touch(const ShardId& id);
@@ -49,7 +50,8 @@ class IndexShard {
     Rect rect;
     std::uint64_t tenant = 0;
     std::uint32_t chunk_tokens = 0;
-    std::uint32_t codec = 0;
+    std::uint16_t codec = 0, codec_group = 0;
+    std::uint64_t raw_bytes = 0;
     friend bool operator==(const Kind&, const Kind&) = default;
   };
   // A place of the hash table: the hash beside the number, so that a search touches no entry but the right one.
@@ -76,7 +78,8 @@ class IndexShard {
   void grow_table();
   void link(std::uint32_t number, std::uint32_t segment);
   void unlink(std::uint32_t number);
-  void remove_at(std::size_t slot);  // tells nothing
+  void remove_at(std::size_t slot);                                     // tells nothing
+  bool insert_at(std::size_t slot, const Extent& extent, Place place);  // false: too many kinds
 
   mutable std::mutex mutex_;
   std::vector<std::unique_ptr<Entry[]>> pages_;

@@ -66,7 +66,9 @@ bool DiskTier::put(std::vector<PutItem> items, PutDone done) {
       continue;
     }
     const std::uint64_t payload = (*batch)[i].meta.payload_bytes;
-    const std::size_t device = emptiest(given);
+    // In place of what is there: on the same device, where the newer of two is known after a restart.
+    const auto old = (*batch)[i].replace ? shared_.index.find((*batch)[i].meta.id) : std::nullopt;
+    const std::size_t device = old ? device_of(old->place.segment) : emptiest(given);
     given[device] += payload;
     jobs[device].push_back({batch, i, payload, now, clears});
   }
@@ -112,10 +114,10 @@ bool DiskTier::get(std::vector<GetItem> items, GetDone done) {
   return true;
 }
 
-void DiskTier::find(std::span<const ShardId> ids, std::span<std::uint64_t> payload_bytes) {
+void DiskTier::find(std::span<const ShardId> ids, std::span<std::uint64_t> bytes) {
   for (std::size_t i = 0; i < ids.size(); ++i) {
     const auto found = shared_.index.find(ids[i]);
-    payload_bytes[i] = found ? found->payload_bytes : 0;
+    bytes[i] = found ? found->memory_bytes : 0;
   }
 }
 

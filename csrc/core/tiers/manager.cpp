@@ -215,6 +215,7 @@ std::vector<Places> TierManager::places(const Key& fingerprint, std::span<const 
 }
 int TierManager::where(const Key& fingerprint, const Key& key) { return impl_->where(fingerprint, key); }
 void TierManager::know(const ShardId& id) { impl_->know(id); }
+std::vector<Rect> TierManager::rects(const Key& fingerprint) { return impl_->rects_of(fingerprint); }
 std::span<const std::shared_ptr<Tier>> TierManager::tiers() const { return impl_->tiers(); }
 TierManagerStats TierManager::stats() const { return impl_->stats(); }
 bool TierManager::idle() const { return impl_->idle(); }

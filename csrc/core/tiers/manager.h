@@ -93,6 +93,8 @@ class TierManager {
   std::uint64_t remove(std::size_t tier, const Key& fingerprint, std::span<const Key> keys);
   // The first tier that has a shard of this chunk, as far as it is known without its layout; -1: none.
   [[nodiscard]] int where(const Key& fingerprint, const Key& key);
+  // The rectangles that are known of a fingerprint.
+  [[nodiscard]] std::vector<Rect> rects(const Key& fingerprint);
   // A rectangle that where() is to ask for.
   void know(const ShardId& id);
 

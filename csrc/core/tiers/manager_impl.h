@@ -41,6 +41,7 @@ class TierManager::Impl {
   void stop();
   int where(const Key& fingerprint, const Key& key);
   void know(const ShardId& id);
+  std::vector<Rect> rects_of(const Key& fingerprint);
   [[nodiscard]] std::span<const std::shared_ptr<Tier>> tiers() const { return tiers_; }
   [[nodiscard]] TierManagerStats stats() const;
   [[nodiscard]] bool idle() const;
@@ -137,7 +138,6 @@ class TierManager::Impl {
   // manager_move.cpp
   bool layout_on_tiers(const Key& fingerprint, const Key& key, SessionSpec* spec, std::uint64_t* tenant);
   // manager_select.cpp
-  std::vector<Rect> rects_of(const Key& fingerprint);
   KeySet with_what_follows(Tier& tier, const Selection& selection);
   std::uint64_t clear_tier(Tier& tier, const Selection& selection, const KeySet* keys);
   std::uint64_t clear_places(const Selection& selection, Places places, std::span<std::uint64_t> tier_shards,

@@ -32,7 +32,7 @@ bool TierManager::Impl::layout_on_tiers(const Key& fingerprint, const Key& key, 
     for (const auto& tier : tiers_) {
       ShardMeta meta;
       if (!tier->describe({fingerprint, key, rect}, &meta)) continue;
-      spec->shards.push_back({rect, meta.payload_bytes});
+      spec->shards.push_back({rect, memory_bytes(meta)});
       spec->chunk_tokens = meta.chunk_tokens;
       *tenant = meta.tenant;
       break;

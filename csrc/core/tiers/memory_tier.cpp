@@ -50,7 +50,17 @@ TierStatus MemoryTier::put_one(const PutItem& item) {
   std::vector<std::byte> bytes(item.data, item.data + meta.payload_bytes);
   const std::lock_guard lock(mutex_);
   ++stats_.puts;
-  if (found_.contains(meta.id)) return TierStatus::Ok;
+  if (const auto found = found_.find(meta.id); item.replace) {
+    if (found == found_.end()) return TierStatus::Missing;
+    stats_.used_bytes += rounded(meta.payload_bytes);
+    stats_.used_bytes -= rounded(found->second->meta.payload_bytes);
+    found->second->meta = meta;
+    found->second->bytes = std::move(bytes);
+    stats_.put_bytes += meta.payload_bytes;
+    return TierStatus::Ok;
+  } else if (found != found_.end()) {
+    return TierStatus::Ok;
+  }
   if (!make_room(rounded(meta.payload_bytes))) {
     ++stats_.refused_full;
     return TierStatus::Full;
@@ -112,11 +122,11 @@ void MemoryTier::tell(TierEvent::Kind kind, const ShardMeta& meta) {
   events_.push_back({kind, meta});
 }
 
-void MemoryTier::find(std::span<const ShardId> ids, std::span<std::uint64_t> payload_bytes) {
+void MemoryTier::find(std::span<const ShardId> ids, std::span<std::uint64_t> bytes) {
   const std::lock_guard lock(mutex_);
   for (std::size_t i = 0; i < ids.size(); ++i) {
     const auto found = found_.find(ids[i]);
-    payload_bytes[i] = found == found_.end() ? 0 : found->second->meta.payload_bytes;
+    bytes[i] = found == found_.end() ? 0 : memory_bytes(found->second->meta);
   }
 }
 

@@ -35,7 +35,7 @@ class MemoryTier final : public Tier {
   [[nodiscard]] std::string_view name() const noexcept override { return config_.name; }
   bool put(std::vector<PutItem> batch, PutDone done) override;
   bool get(std::vector<GetItem> batch, GetDone done) override;
-  void find(std::span<const ShardId> ids, std::span<std::uint64_t> payload_bytes) override;
+  void find(std::span<const ShardId> ids, std::span<std::uint64_t> bytes) override;
   bool describe(const ShardId& id, ShardMeta* out) override;
   void touch(std::span<const ShardId> ids) override;
   std::uint64_t remove(std::span<const ShardId> ids) override;
