@@ -52,6 +52,8 @@ inline void decode_all(std::span<const std::byte> payload) {
   if (w::decode_u64(payload, &number)) must(payload.size() == sizeof number);
   std::string_view json;
   if (w::decode_feedback(payload, &json)) must(json.size() == payload.size() && w::valid_utf8(json));
+  KvForm form;
+  if (w::decode_describe(payload, &form)) must(payload.size() == sizeof(w::Describe) && form.block_tokens > 0);
   w::HelloAnswer answer;
   if (w::decode_hello_reply(payload, &answer)) must(answer.node_id.size() <= w::kNodeIdBytesMax);
   w::LookupReply hit{};
