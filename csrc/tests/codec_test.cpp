@@ -138,7 +138,7 @@ TEST(forged_headers_are_refused_before_their_payload_comes) {
   CHECK(parsed({kFrameBytesMax + 1, 2, 0, 1}) == Parse::Malformed);
   CHECK(parsed({0xffffffff, 2, 0, 1}) == Parse::Malformed);
   CHECK(parsed({0, 0, 0, 1}) == Parse::Malformed);
-  CHECK(parsed({0, 12, 0, 1}) == Parse::Malformed);
+  CHECK(parsed({0, 13, 0, 1}) == Parse::Malformed);
   CHECK(parsed({16, 2, 5, 1}) == Parse::Malformed);              // a request has no status
   CHECK(parsed({16, 2 | kReplyBit, 0, 1}) == Parse::Malformed);  // and is no reply
   CHECK(parsed({kFrameBytesMax, 2, 0, 1}) == Parse::Incomplete);
