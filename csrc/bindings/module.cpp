@@ -4,6 +4,7 @@
 namespace nb = nanobind;
 
 void bind_hash(nb::module_& module);
+void bind_remote(nb::module_& module);
 void bind_node(nb::module_& module);
 void bind_client(nb::module_& module);
 void bind_transfer(nb::module_& module);
@@ -14,6 +15,7 @@ void bind_codec(nb::module_& module);
 
 NB_MODULE(_native, module) {
   bind_hash(module);
+  bind_remote(module);
   bind_node(module);
   bind_client(module);
   bind_transfer(module);

@@ -1,5 +1,6 @@
 // The node's core and the holder for Python. No thread of the core takes the GIL; each call here releases it.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -14,6 +15,7 @@
 #include "bindings/disk_config.h"
 #include "bindings/node_object.h"
 #include "bindings/peer_config.h"
+#include "bindings/remote_config.h"
 #include "core/holder.h"
 #include "core/node_core.h"
 #include "core/stats_json.h"
@@ -270,8 +272,8 @@ void init_node(Node* self, const std::string& socket_path, std::uint64_t arena_b
                std::uint32_t leases_max, std::uint32_t events_max, std::uint32_t verify_one_in, bool populate,
                bool huge_pages, const std::vector<std::uint32_t>& allowed_uids,
                const std::vector<std::uint32_t>& allowed_gids, std::uint32_t socket_mode, const nb::dict& disk,
-               std::uint64_t tier_write_queue_max, const std::string& eviction, std::uint32_t shadow_chunks_max,
-               std::uint32_t tenant_percent_max, const nb::dict& peer_settings) {
+               const nb::list& remotes, std::uint64_t tier_write_queue_max, const std::string& eviction,
+               std::uint32_t shadow_chunks_max, std::uint32_t tenant_percent_max, const nb::dict& peer_settings) {
   NodeConfig config;
   config.socket_path = socket_path;
   config.node_id = node_id;
@@ -294,6 +296,7 @@ void init_node(Node* self, const std::string& socket_path, std::uint64_t arena_b
   config.tiers.peers = kvcommons::bindings::peers_config(peer_settings, config.namespace_secret);
   config.tiers.disk_codec = kvcommons::bindings::disk_codec(disk);
   config.tiers.allow_lossy = kvcommons::bindings::disk_allows_lossy(disk);
+  config.tiers.remotes = kvcommons::bindings::remote_configs(remotes);
   config.tiers.write_queue_max = tier_write_queue_max;
   config.store.eviction = eviction;
   config.store.shadow_chunks_max = shadow_chunks_max;
@@ -315,7 +318,7 @@ void bind_node(nb::module_& module) {
            "leases_max"_a = defaults.leases_max, "events_max"_a = defaults.events_max,
            "verify_one_in"_a = defaults.verify_one_in, "populate"_a = true, "huge_pages"_a = false,
            "allowed_uids"_a = std::vector<std::uint32_t>{}, "allowed_gids"_a = std::vector<std::uint32_t>{},
-           "socket_mode"_a = 0, "disk"_a = nb::dict(),
+           "socket_mode"_a = 0, "disk"_a = nb::dict(), "remotes"_a = nb::list(),
            "tier_write_queue_max"_a = kvcommons::NodeTiersConfig{}.write_queue_max, "eviction"_a = defaults.eviction,
            "shadow_chunks_max"_a = defaults.shadow_chunks_max, "tenant_percent_max"_a = defaults.tenant_percent_max,
            "peers"_a = nb::dict())
@@ -334,6 +337,13 @@ void bind_node(nb::module_& module) {
       .def("inventory", &inventory, "cursor"_a, "items_max"_a)
       .def("tier_inventory", &tier_inventory, "cursor"_a, "items_max"_a)
       .def("tiers", &tiers)
+      .def("remote_ports",
+           [](Node& node) {
+             return node.with([](auto& core) {
+               return core.tiers() == nullptr ? std::vector<std::shared_ptr<kvcommons::tiers::RemotePort>>{}
+                                              : core.tiers()->ports();
+             });
+           })
       .def("stats", &stats)
       .def("fingerprints", &fingerprints)
       .def("lookup", &lookup, "fingerprint"_a, "keys"_a)

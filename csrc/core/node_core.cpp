@@ -238,7 +238,7 @@ void NodeCore::open_store() {
 }
 
 void NodeCore::open_tiers() {
-  if (!config_.tiers.disk && !config_.tiers.peers) return;
+  if (!config_.tiers.any()) return;
   tiers_ = std::make_unique<NodeTiers>(
       config_.tiers, store_.get(), arena_fd_.get(), config_.store.arena_bytes, [this] { signal_events(); }, &remarks_);
 }

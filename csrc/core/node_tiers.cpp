@@ -37,25 +37,30 @@ NodeTiers::NodeTiers(const NodeTiersConfig& config, Store* store, int arena_fd, 
   std::string why;
   arena_ = map_arena(arena_fd, arena_bytes, &why);
   if (!arena_) throw std::runtime_error("the arena could not be mapped for its tiers: " + why);
-  std::vector<std::shared_ptr<Tier>> tiers;
+  std::vector<std::shared_ptr<Tier>> all;
   if (config.disk) {
     check_codec(config);
     tiers::CodecTierConfig codec;
     codec.codec = config.disk_codec;
     codecs_.push_back(std::make_shared<tiers::CodecTier>(make_disk_tier(*config.disk, notes), &layouts_, codec));
-    tiers.push_back(codecs_.back());
+    all.push_back(codecs_.back());
   }
   if (config.peers) {
     auto peer = std::make_shared<peers::PeerTier>(peer_config(*config.peers, on_events));
     peer_tier_ = peer.get();
-    tiers.push_back(std::move(peer));
+    all.push_back(std::move(peer));
+  }
+  for (const tiers::RemoteConfig& remote : config.remotes) {
+    auto tier = std::make_shared<tiers::RemoteTier>(remote);
+    ports_.push_back(tier->port());
+    all.push_back(std::move(tier));
   }
   TierManagerConfig manager;
   manager.arena_bytes = arena_bytes;
   manager.arena = arena_.get();
   manager.write_queue_max = config.write_queue_max;
   manager.on_events = std::move(on_events);
-  manager_ = std::make_unique<TierManager>(manager, store, std::move(tiers));
+  manager_ = std::make_unique<TierManager>(manager, store, std::move(all));
   manager_->start();
   if (!codecs_.empty()) recoder_ = std::make_unique<tiers::Recoder>(store, manager_.get(), &layouts_, codecs_);
   if (config.peers) serve_peers(*config.peers, notes);
@@ -132,7 +137,7 @@ std::vector<NodeTiers::Item> NodeTiers::inventory(std::uint64_t* cursor, std::si
   if (tier >= tiers.size()) return out;
   for (ShardMeta& meta : tiers[tier]->inventory(&within, max)) {
     manager_->know(meta.id);
-    if (place_of(meta.id.fingerprint, meta.id.key) == kMemory) continue;
+    if (place_of(meta.id.fingerprint, meta.id.key) != tiers[tier]->name()) continue;  // nearer, too
     out.push_back({{meta.id.key, meta.id.fingerprint, std::move(meta.text_keys)}, std::string(tiers[tier]->name())});
   }
   if (within == 0) ++tier;

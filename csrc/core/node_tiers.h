@@ -16,6 +16,7 @@
 #include "tiers/disk_tier.h"
 #include "tiers/manager.h"
 #include "tiers/recode.h"
+#include "tiers/remote_tier.h"
 
 namespace kvcommons {
 
@@ -28,8 +29,10 @@ struct PeersConfig {
 struct NodeTiersConfig {
   std::optional<DiskConfig> disk;
   std::optional<PeersConfig> peers;
-  kvcodec::CodecSpec disk_codec;  // of what is written to the disk; what is there is read in any form
-  bool allow_lossy = false;       // a disk_codec with loss needs it
+  kvcodec::CodecSpec disk_codec;             // of what is written to the disk; what is there is read in any form
+  bool allow_lossy = false;                  // a disk_codec with loss needs it
+  std::vector<tiers::RemoteConfig> remotes;  // behind disk and peers, in this order
+  [[nodiscard]] bool any() const noexcept { return disk || peers || !remotes.empty(); }
   std::uint64_t write_queue_max = TierManagerConfig{}.write_queue_max;
 };
 
@@ -50,6 +53,8 @@ class NodeTiers {
   [[nodiscard]] kvcodec::CodecSpec lossy() const noexcept;
   [[nodiscard]] tiers::Recoder* recoder() noexcept { return recoder_.get(); }  // null: no tier with codecs
   [[nodiscard]] const std::vector<std::shared_ptr<tiers::CodecTier>>& codecs() const noexcept { return codecs_; }
+  // What drivers of stores take their jobs from; each outlives its tier.
+  [[nodiscard]] const std::vector<std::shared_ptr<tiers::RemotePort>>& ports() const noexcept { return ports_; }
   // Appends events of kind Moved, up to `max` in all; sets `tier` of those and of every Committed and Freed before
   // them: where the chunk is by now. True: there may be more.
   bool complete_events(std::vector<Event>* events, std::size_t max, bool* gap);
@@ -69,8 +74,9 @@ class NodeTiers {
   KvLayouts layouts_;
   std::vector<std::shared_ptr<tiers::CodecTier>> codecs_;  // those of the manager's tiers that are one
   std::unique_ptr<tiers::Recoder> recoder_;                // null where none is
-  peers::PeerTier* peer_tier_ = nullptr;                   // the manager's
-  std::unique_ptr<TierManager> manager_;                   // ends before the mapping
+  std::vector<std::shared_ptr<tiers::RemotePort>> ports_;
+  peers::PeerTier* peer_tier_ = nullptr;  // the manager's
+  std::unique_ptr<TierManager> manager_;  // ends before the mapping
   std::unique_ptr<peers::StoreSource> peer_source_;
   std::unique_ptr<peers::PeerServer> peer_server_;  // ends first
 };

@@ -9,6 +9,7 @@
 // exceeds its capacity.
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -42,6 +43,14 @@ struct ShardId {
   Key key;
   Rect rect;
   friend bool operator==(const ShardId&, const ShardId&) = default;
+};
+
+struct ShardIdHash {
+  std::size_t operator()(const ShardId& id) const noexcept {
+    const auto rect = std::bit_cast<std::uint64_t>(id.rect);
+    return static_cast<std::size_t>(id.key.prefix64() ^ (id.fingerprint.prefix64() * 3) ^
+                                    (rect * 0x9e37'79b9'7f4a'7c15ULL));
+  }
 };
 
 // What must be known of a shard to put it back into memory in another life of the node.
@@ -138,6 +147,8 @@ class Tier {
   [[nodiscard]] virtual bool takes_writes() const noexcept { return true; }
   // True: what is here is other nodes' too, which tell the index of it themselves.
   [[nodiscard]] virtual bool others() const noexcept { return false; }
+  // Others read what is written there: it is written beside the tier of this node's own, not instead of it.
+  [[nodiscard]] virtual bool shared() const noexcept { return false; }
   // What is known of one shard without reading its payload; false if it is not here.
   virtual bool describe(const ShardId& id, ShardMeta* out) = 0;
 

@@ -70,6 +70,7 @@ class FaultyTier final : public Tier {
   void set_health(TierHealth health) { health_.store(health); }
 
   [[nodiscard]] std::string_view name() const noexcept override { return inner_->name(); }
+  [[nodiscard]] bool shared() const noexcept override { return inner_->shared(); }
   bool put(std::vector<PutItem> batch, PutDone done) override {
     return take(
         [this, batch = std::move(batch), done = std::move(done)](bool closing) { put_now(batch, done, closing); });

@@ -31,10 +31,22 @@ TierManager::Impl::Impl(const TierManagerConfig& config, Store* store, std::vect
     : config_(filled(config)),
       store_(store),
       tiers_(std::move(tiers)),
-      write_budget_(config_.write_bytes_in_flight_max, config_.write_bytes_per_second_max, config_.now_ms()),
       read_budget_(config_.read_bytes_in_flight_max, config_.read_bytes_per_second_max, config_.now_ms()),
-      resolve_at_ms_(config_.now_ms() + config_.former_ms),
-      takes_writes_(std::any_of(tiers_.begin(), tiers_.end(), [](const auto& tier) { return tier->takes_writes(); })) {}
+      resolve_at_ms_(config_.now_ms() + config_.former_ms) {
+  std::vector<std::shared_ptr<Tier>> written;  // null: the node's own
+  for (const auto& tier : tiers_) {
+    if (!tier->takes_writes()) continue;
+    if (tier->shared()) {
+      written.push_back(tier);
+    } else if (written.empty() || written.front()) {
+      written.insert(written.begin(), nullptr);
+    }
+  }
+  for (auto& tier : written) {
+    const std::uint64_t bytes = config_.write_bytes_in_flight_max / written.size();
+    ways_.push_back({std::move(tier), {}, {bytes, config_.write_bytes_per_second_max, config_.now_ms()}});
+  }
+}
 
 void TierManager::Impl::start() {
   store_->set_sealed_hook([this](std::span<const SealedShard> shards) { sealed(shards); });
@@ -51,6 +63,7 @@ void TierManager::Impl::stop() {
     quiet_changed_.wait(lock, [this] { return quiet_; });
   }
   // What they still have is answered now: Ok, or Closed.
+  for (WayOut& way : ways_) way.shared.reset();
   tiers_.clear();
   thread_.join();
   store_->set_sealed_hook({});
@@ -62,8 +75,14 @@ void TierManager::Impl::wake_locked() {
 }
 
 bool TierManager::Impl::idle_locked() const {
-  return writes_.empty() && chains_.empty() && touches_.empty() && under_way_ == 0 && ended_writes_.empty() &&
-         ended_reads_.empty();
+  return writes_waiting_locked() == 0 && chains_.empty() && touches_.empty() && under_way_ == 0 &&
+         ended_writes_.empty() && ended_reads_.empty();
+}
+
+std::size_t TierManager::Impl::writes_waiting_locked() const {
+  std::size_t shards = 0;
+  for (const WayOut& way : ways_) shards += way.waiting.size();
+  return shards;
 }
 
 bool TierManager::Impl::idle() const {
@@ -97,9 +116,10 @@ void TierManager::Impl::run() {
 
 void TierManager::Impl::end_stopping_locked() {
   for (const ChainPtr& chain : chains_) chain->given_up.store(true);
-  if ((!writes_.empty() || !cleared_.empty()) && now_ms() < stop_at_ms_) return;
-  add(counters_.write_dropped, writes_.size());
-  writes_.clear();
+  const std::size_t waiting = writes_waiting_locked();
+  if ((waiting != 0 || !cleared_.empty()) && now_ms() < stop_at_ms_) return;
+  add(counters_.write_dropped, waiting);
+  for (WayOut& way : ways_) way.waiting.clear();
   quiet_ = true;
   quiet_changed_.notify_all();
   woken_ = woken_ || !chains_.empty();  // they end in the next round
@@ -173,7 +193,7 @@ TierManagerStats TierManager::Impl::stats() const {
   s.clears = c.clears.load();
   s.read_chains = c.read_chains.load();
   const std::lock_guard lock(mutex_);
-  s.write_waiting = writes_.size();
+  s.write_waiting = writes_waiting_locked();
   return s;
 }
 

@@ -1,8 +1,9 @@
 // What moves chunks between memory and the tiers behind it. One thread of its own makes every call of the store; the
 // tiers' threads only tell it that a batch has ended; nobody who calls it waits for a medium.
 //
-// Out: every shard that an engine commits is written behind it to the first tier that takes writes. What the queue has
-// no room for, or what was evicted before its turn came, is not written, and counted.
+// Out: every shard that an engine commits is written behind it to the first tier that takes writes, and to each that is
+// shared with other nodes; each of these ways has a queue of its own. What a queue has no room for, or what was evicted
+// before its turn came, is not written, and counted.
 // In: a lookup that memory answers in part asks wanted(). What a tier has of the rest is read into slots of the node's
 // own sessions, batch by batch, the prefix first; several batches read at once, and a batch is committed when all
 // before it are. Whatever fails ends its chain there: the engine computes from that chunk on.
@@ -50,7 +51,7 @@ struct TierManagerStats {
 
 // What a lookup may still expect.
 struct Expected {
-  std::uint32_t chunks = 0;  // further leading chunks that are on their way into memory
+  std::uint32_t chunks = 0;  // further leading chunks that are on their way into memory, or may turn out to be
 };
 
 // Where a chunk may be, as bits: memory, and each tier in its order.
@@ -60,7 +61,7 @@ constexpr Places place_of_tier(std::size_t tier) noexcept { return Places{2} << 
 
 class TierManager {
  public:
-  // Tiers in the order in which they are asked; the first that serves is written to.
+  // Tiers in the order in which they are asked; Tier::takes_writes() and shared() say which are written to.
   TierManager(const TierManagerConfig& config, Store* store, std::vector<std::shared_ptr<Tier>> tiers);
   ~TierManager();                            // stop()
   TierManager(const TierManager&) = delete;  // owns its thread

@@ -76,8 +76,17 @@ class TierManager::Impl {
     std::vector<TierStatus> statuses;
     std::uint64_t bytes = 0, epoch = 0;
     Tier* tier = nullptr;
+    std::size_t way = 0;
   };
   using WritePtr = std::shared_ptr<Write>;
+
+  // Out of memory: to the first of the node's own tiers that serves, or to one that it shares with others. None waits
+  // for another.
+  struct WayOut {
+    std::shared_ptr<Tier> shared;  // null: to the node's own
+    std::deque<SealedShard> waiting;
+    tiers::Budget budget;  // the mover's
+  };
 
   struct Chain;
   struct Read {
@@ -133,6 +142,7 @@ class TierManager::Impl {
   void wake_locked();
   void end_stopping_locked();
   [[nodiscard]] bool idle_locked() const;
+  [[nodiscard]] std::size_t writes_waiting_locked() const;
   [[nodiscard]] bool fenced_locked() const;  // nothing may be brought in
   void know_rect_locked(const Key& fingerprint, const Rect& rect);
   // manager_move.cpp
@@ -144,9 +154,10 @@ class TierManager::Impl {
                              KeySet* gone);
   // manager_write.cpp
   void sealed(std::span<const SealedShard> shards);
-  Tier* writable() const;
+  Tier* writable(const WayOut& way) const;
   bool write_some();
-  std::vector<SealedShard> take_writes(bool* refuse);
+  bool write_some(std::size_t way);
+  void count_in_flight();
   void prepare(const std::vector<SealedShard>& shards, Write* write, std::vector<PutItem>* items);
   void write_ended(Write& write);
   void not_written(const Write& write, const std::vector<SealedShard>& shards);
@@ -184,7 +195,7 @@ class TierManager::Impl {
   TierManagerConfig config_;
   Store* store_;
   std::vector<std::shared_ptr<Tier>> tiers_;
-  tiers::Budget write_budget_, read_budget_;  // the mover's
+  tiers::Budget read_budget_;  // the mover's
   Counters counters_;
 
   mutable std::mutex mutex_;
@@ -195,7 +206,7 @@ class TierManager::Impl {
   std::uint64_t epoch_ = 1, clearing_ = 0;
   std::vector<Cleared> cleared_;          // as long as a write from before it is under way
   std::multiset<std::uint64_t> writing_;  // epochs of the writes under way
-  std::deque<SealedShard> writes_;
+  std::vector<WayOut> ways_;              // as many as there are from the start
   std::deque<ChainPtr> chains_;
   std::deque<std::pair<LayoutPtr, std::vector<Key>>> touches_;  // of lookups that memory answered
   std::vector<WritePtr> ended_writes_;
@@ -204,8 +215,7 @@ class TierManager::Impl {
   std::unordered_map<Key, std::vector<Rect>, KeyHash> rects_;
   std::optional<std::uint64_t> resolve_at_ms_;
   tiers::PrefillMeter meter_;
-  bool takes_writes_ = false;  // some tier does
-  std::thread thread_;         // last: it uses the others
+  std::thread thread_;  // last: it uses the others
 };
 
 }  // namespace kvcommons

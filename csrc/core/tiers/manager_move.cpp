@@ -16,10 +16,11 @@ std::uint64_t TierManager::Impl::write(const Key& fingerprint, std::span<const K
     }
   }
   const std::lock_guard lock(mutex_);
-  const std::size_t room =
-      quiet_ || writes_.size() >= config_.write_queue_max ? 0 : config_.write_queue_max - writes_.size();
+  std::size_t most = 0;
+  for (const WayOut& way : ways_) most = std::max(most, way.waiting.size());
+  const std::size_t room = quiet_ || most >= config_.write_queue_max ? 0 : config_.write_queue_max - most;
   shards.resize(std::min(shards.size(), room));
-  writes_.insert(writes_.end(), shards.begin(), shards.end());
+  for (WayOut& way : ways_) way.waiting.insert(way.waiting.end(), shards.begin(), shards.end());
   wake_locked();
   return shards.size();
 }

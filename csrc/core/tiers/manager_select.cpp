@@ -113,8 +113,11 @@ std::uint64_t TierManager::Impl::clear(const Selection& selection, Places places
     // What waits to be written is written from memory: of what stays there, it is given up where it is not known which
     // of it is meant.
     if (selection.whole() || (places & kInMemory) == 0) {
-      add(counters_.write_dropped,
-          std::erase_if(writes_, [&](const SealedShard& shard) { return tiers_too && meant(shard.fingerprint); }));
+      for (WayOut& way : ways_) {
+        add(counters_.write_dropped, std::erase_if(way.waiting, [&](const SealedShard& shard) {
+              return tiers_too && meant(shard.fingerprint);
+            }));
+      }
     }
     for (const ChainPtr& chain : chains_) {
       if (meant(chain->layout->spec.fingerprint)) chain->given_up.store(true);

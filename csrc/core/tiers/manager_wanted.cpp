@@ -43,7 +43,7 @@ std::size_t TierManager::Impl::on_tiers(const Asked& asked, std::span<const Key>
     bytes.resize(ids.size());
     std::vector<std::uint8_t> where(some.size(), static_cast<std::uint8_t>(tiers_.size()));
     for (std::size_t t = tiers_.size(); t-- > 0;) {
-      if (asked.by_peer && tiers_[t]->others()) continue;
+      if (asked.by_peer && (tiers_[t]->others() || tiers_[t]->shared())) continue;
       tiers_[t]->find(ids, bytes);
       for (std::size_t i = 0; i < some.size(); ++i) {
         bool all = true;

@@ -6,53 +6,64 @@
 
 namespace kvcommons {
 
-// On the thread of whoever commits: only the queue is touched.
+// On the thread of whoever commits: only the queues are touched.
 void TierManager::Impl::sealed(std::span<const SealedShard> shards) {
   const std::lock_guard lock(mutex_);
   const std::uint64_t now = now_ms();
   for (const SealedShard& shard : shards) {
     know_rect_locked(shard.fingerprint, shard.rect);
     meter_.sealed(shard.key, now);
-    if (!takes_writes_) continue;
-    if (writes_.size() >= config_.write_queue_max || quiet_) {
-      add(counters_.write_dropped);
-    } else {
-      writes_.push_back(shard);
+    for (WayOut& way : ways_) {
+      if (way.waiting.size() >= config_.write_queue_max || quiet_) {
+        add(counters_.write_dropped);
+      } else {
+        way.waiting.push_back(shard);
+      }
     }
   }
   wake_locked();
 }
 
-Tier* TierManager::Impl::writable() const {
+Tier* TierManager::Impl::writable(const WayOut& way) const {
   std::string why;
+  const auto serves = [&](const std::shared_ptr<Tier>& tier) { return tier->health(&why) == TierHealth::Serving; };
+  if (way.shared) return serves(way.shared) ? way.shared.get() : nullptr;
   const auto found = std::find_if(tiers_.begin(), tiers_.end(), [&](const auto& tier) {
-    return tier->takes_writes() && tier->health(&why) == TierHealth::Serving;
+    return tier->takes_writes() && !tier->shared() && serves(tier);
   });
   return found == tiers_.end() ? nullptr : found->get();
 }
 
 bool TierManager::Impl::write_some() {
+  bool some = false;
+  for (std::size_t way = 0; way < ways_.size(); ++way) some = write_some(way) || some;
+  return some;
+}
+
+bool TierManager::Impl::write_some(std::size_t at) {
+  WayOut& way = ways_[at];
   {
     const std::lock_guard lock(mutex_);
-    if (quiet_ || writes_.empty() || clearing_ != 0) return false;
+    if (quiet_ || way.waiting.empty() || clearing_ != 0) return false;
   }
   const auto write = std::make_shared<Write>();
-  write->tier = writable();
+  write->tier = writable(way);
+  write->way = at;
   std::vector<SealedShard> shards;
   {
     const std::lock_guard lock(mutex_);
     if (clearing_ != 0) return false;
     if (write->tier == nullptr) {
-      add(counters_.write_refused, writes_.size());
-      writes_.clear();
+      add(counters_.write_refused, way.waiting.size());
+      way.waiting.clear();
       return false;
     }
     std::uint64_t bytes = 0;
-    while (!writes_.empty() && (bytes == 0 || bytes + writes_.front().payload_bytes <= config_.batch_bytes) &&
-           write_budget_.allows(bytes + writes_.front().payload_bytes, bytes == 0, now_ms())) {
-      bytes += writes_.front().payload_bytes;
-      shards.push_back(writes_.front());
-      writes_.pop_front();
+    while (!way.waiting.empty() && (bytes == 0 || bytes + way.waiting.front().payload_bytes <= config_.batch_bytes) &&
+           way.budget.allows(bytes + way.waiting.front().payload_bytes, bytes == 0, now_ms())) {
+      bytes += way.waiting.front().payload_bytes;
+      shards.push_back(way.waiting.front());
+      way.waiting.pop_front();
     }
     if (shards.empty()) return false;
     // Before anything is borrowed: a clear() from here on sees that this write may bring back what it clears.
@@ -62,8 +73,8 @@ bool TierManager::Impl::write_some() {
   }
   std::vector<PutItem> items;
   prepare(shards, write.get(), &items);
-  write_budget_.begun(write->bytes);
-  counters_.write_in_flight_bytes.store(write_budget_.in_flight());
+  way.budget.begun(write->bytes);
+  count_in_flight();
   if (items.empty()) {
     write_ended(*write);
     return true;
@@ -76,6 +87,12 @@ bool TierManager::Impl::write_some() {
   });
   if (!taken) not_written(*write, shards);
   return taken;
+}
+
+void TierManager::Impl::count_in_flight() {
+  std::uint64_t bytes = 0;
+  for (const WayOut& way : ways_) bytes += way.budget.in_flight();
+  counters_.write_in_flight_bytes.store(bytes);
 }
 
 // Borrows what is to be written and is not there yet.
@@ -113,8 +130,8 @@ void TierManager::Impl::write_ended(Write& write) {
     }
     store_->give_back(write.borrowed[i]);
   }
-  write_budget_.ended(write.bytes);
-  counters_.write_in_flight_bytes.store(write_budget_.in_flight());
+  ways_[write.way].budget.ended(write.bytes);
+  count_in_flight();
   remove_cleared(write);
   const std::lock_guard lock(mutex_);
   writing_.erase(writing_.find(write.epoch));
@@ -126,10 +143,11 @@ void TierManager::Impl::write_ended(Write& write) {
 // The tier had no room in its queue: the same shards are tried again.
 void TierManager::Impl::not_written(const Write& write, const std::vector<SealedShard>& shards) {
   for (const Borrowed& borrowed : write.borrowed) store_->give_back(borrowed);
-  write_budget_.ended(write.bytes);
-  counters_.write_in_flight_bytes.store(write_budget_.in_flight());
+  ways_[write.way].budget.ended(write.bytes);
+  count_in_flight();
   const std::lock_guard lock(mutex_);
-  writes_.insert(writes_.begin(), shards.begin(), shards.end());
+  auto& waiting = ways_[write.way].waiting;
+  waiting.insert(waiting.begin(), shards.begin(), shards.end());
   writing_.erase(writing_.find(write.epoch));
   --under_way_;
 }

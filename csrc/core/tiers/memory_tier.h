@@ -19,14 +19,6 @@ struct MemoryTierConfig {
   std::string name = "memory";
 };
 
-struct ShardIdHash {
-  std::size_t operator()(const ShardId& id) const noexcept {
-    const auto rect = std::bit_cast<std::uint64_t>(id.rect);
-    return static_cast<std::size_t>(id.key.prefix64() ^ (id.fingerprint.prefix64() * 3) ^
-                                    (rect * 0x9e37'79b9'7f4a'7c15ULL));
-  }
-};
-
 class MemoryTier final : public Tier {
  public:
   explicit MemoryTier(MemoryTierConfig config);
