@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvcommons_node.api.models import IndexStatus
+from kvcommons_node.remote.driver import Port
 from kvcommons_node.seam import KnownFingerprint, KnownPeer, KnownTier, RawEvent
 
 FINGERPRINT = bytes(range(32))
@@ -137,6 +138,9 @@ class FakeCore:
 
     def peers(self) -> list[KnownPeer]:
         return self.known_peers
+
+    def remote_ports(self) -> list[Port]:
+        return []
 
     def stats(self) -> dict[str, int]:
         return {

@@ -135,6 +135,7 @@ class NodeCore:
         allowed_gids: Sequence[int] = ...,
         socket_mode: int = ...,
         disk: Mapping[str, object] = ...,
+        remotes: Sequence[Mapping[str, object]] = ...,
         tier_write_queue_max: int = ...,
         eviction: str = ...,
         shadow_chunks_max: int = ...,
@@ -143,7 +144,8 @@ class NodeCore:
     ) -> None:
         """allowed_uids: empty means this process' user and root; allowed_gids: whoever is in one of these groups as well.
         socket_mode: 0 means 0600, or 0660 where others are allowed. slab_bytes: 0 means the default. holder_socket: "" means that the arena ends with this process.
-        disk: settings_tiers.DiskTier's values by name, peers: settings_peers.Peers'; empty for none."""
+        disk: settings_tiers.DiskTier's values by name, peers: settings_peers.Peers'; empty for none.
+        remotes: stores that are shared with other nodes, behind the disk; each needs a driver of its port."""
     def start(self) -> None:
         """Gets the arena from the holder or makes one, adopts or formats it, binds the socket and serves.
         Raises ValueError/OSError with the remedy: socket in use, directory not writable, capacity over the machine's memory."""
@@ -172,6 +174,8 @@ class NodeCore:
         """([(key, fingerprint, text_keys, tier)], cursor): what is on a tier and not in memory."""
     def tiers(self) -> list[tuple[str, str, str, dict[str, int]]]:
         """[(name, health, why, counters)]; health: serving, degraded, gone."""
+    def remote_ports(self) -> list[RemotePort]:
+        """Of a running node, in the order of `remotes`; each is closed when the node stops."""
     def stats(self) -> dict[str, int]: ...
     def set_peers(self, members: Sequence[tuple[int, int, str, str, int]]) -> None:
         """[(slot, epoch, name, host, port)] of all other nodes that live; host is an IP address."""
@@ -226,6 +230,29 @@ class NodeCore:
         """state ("running", "done", "cancelled", "failed"), why, shards_total, shards_seen, offered, rewritten, unchanged,
         refused, gone, failed, bytes_before, bytes_after; None: another run has begun since."""
     def recode_cancel(self, run: int) -> bool: ...
+
+class RemotePort:
+    """What a remote tier wants done in its store. For as many threads as there are lanes, each with a lane of its own."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def lanes(self) -> int: ...
+    @property
+    def closed(self) -> bool: ...
+    def take(self, lane: int, wait_ms: int) -> tuple[int, str, list[str], int, int, int] | None:
+        """(id, op, names, bytes, ttl_ms, time_out_ms); op: put, get, ask, remove, clear, ping. None: nothing within wait_ms, or closed."""
+    def object(self, id: int, bytes: int) -> bytes | None:
+        """What a put is to store; None if it is not wanted any more."""
+    def done(
+        self,
+        id: int,
+        outcome: str,
+        content: bytes | bytearray | memoryview | None = ...,
+        sizes: Sequence[int] = ...,
+        why: str = ...,
+    ) -> None:
+        """outcome: ok, exists, missing, full, failed, unreachable. content: of a get. sizes: of what was asked, 0 for missing."""
 
 def holder_serve(socket_path: str, idle_seconds_max: int) -> None:
     """Keeps fds by name for a daemon that restarts; returns when told to stop or when idle for so long."""

@@ -287,12 +287,14 @@ def _sections(kind: type[Section]) -> dict[str, type[Section]]:
 def _translated(kind: type[Section], error: ValidationError) -> ConfigurationError:
     first = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
     location = first["loc"]
-    shown = ".".join(str(part) for part in location)
+    shown = ".".join(str(part) for part in settings_values.shown_location(location))
     if first["type"] == "extra_forbidden":
-        parent = ".".join(str(part) for part in location[:-1])
+        parent = shown.rpartition(".")[0]
         known = [f"{parent}.{name}".lstrip(".") for name in settings_values.names_at(kind, location[:-1])]
         return _unknown(shown, shown, known, lambda found: found)
     value = first["input"]
+    if first["type"] == "union_tag_invalid":
+        shown, value = f"{shown}.type", first["ctx"]["tag"]
     if isinstance(value, dict) or not _SECRET_NAMES.isdisjoint(location):  # an error message is no place for a secret
         value = "(not shown)"
     field = settings_values.field_at(kind, location)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from kvcommons_core.codecs import parse_codec
 from kvcommons_core.errors import ConfigurationError
+from kvcommons_core.settings_remote import RedisTier, S3Tier
 from kvcommons_core.settings_values import Bytes, Section, Words, format_bytes
 
 DEVICES_MAX: Final = 64
@@ -74,9 +75,24 @@ class DiskTier(Section):
         return self
 
 
+Tier = Annotated[DiskTier | RedisTier | S3Tier, Field(discriminator="type")]
+TIERS_MAX: Final = 3
+
+
 def _one_or_many(value: object) -> object:
     return [value] if isinstance(value, dict) else value
 
 
-Tiers = Annotated[tuple[DiskTier, ...], BeforeValidator(_one_or_many), Field(max_length=1)]
-"""In the order in which they are asked. One of each type."""
+def _in_order(tiers: tuple[DiskTier | RedisTier | S3Tier, ...]) -> tuple[DiskTier | RedisTier | S3Tier, ...]:
+    types = [tier.type for tier in tiers]
+    if len(set(types)) != len(types):
+        raise ValueError("give one tier of each type at most")
+    if "disk" in types[1:]:
+        raise ValueError("put the disk first: it is nearer than what is shared with other nodes")
+    return tiers
+
+
+Tiers = Annotated[
+    tuple[Tier, ...], BeforeValidator(_one_or_many), Field(max_length=TIERS_MAX), AfterValidator(_in_order)
+]
+"""In the order in which they are asked."""

@@ -21,6 +21,8 @@ _SUFFIXES: Final = {
     "gi": 2**30,
     "ti": 2**40,
 }
+TAGS: Final = frozenset({"disk", "redis", "s3"})
+"""Types of the items of lists."""
 SIZE_REMEDY: Final = "give a number of bytes, or one with a unit: KiB, MiB, GiB, TiB (powers of 1024) or kB, MB, GB, TB"
 _CHOICES_PATTERN: Final = re.compile(r"\^\(([\w|-]+)\)\$")
 _BOUNDS: Final = {
@@ -37,6 +39,7 @@ _KINDS: Final = {
     "tuple": "give a list: with commas, or as JSON",
     "list": "give a list: with commas, or as JSON",
     "missing": "it is required",
+    "union": "it needs a type: disk, redis or s3",
 }
 
 
@@ -117,26 +120,43 @@ def shown_default(field: FieldInfo) -> str:
 
 def field_at(kind: type[BaseModel], location: Sequence[int | str]) -> FieldInfo | None:
     """The setting at a place that pydantic names; None for an item of a list."""
-    model, field = kind, None
+    model, field, last = kind, None, None
     for part in location:
         field = model.model_fields.get(part) if isinstance(part, str) else None
-        model = (_model_in(field.annotation) if field is not None else None) or model
+        if field is not None:
+            model, last = _model_in(field.annotation) or model, field
+        elif isinstance(part, str) and last is not None:
+            model = _model_in(last.annotation, part) or model
     return field
 
 
 def names_at(kind: type[BaseModel], location: Iterable[int | str]) -> list[str]:
     """What may stand at such a place."""
-    model = kind
+    model, last = kind, None
     for part in location:
         if isinstance(part, str) and part in model.model_fields:
-            model = _model_in(model.model_fields[part].annotation) or model
+            last = model.model_fields[part]
+            model = _model_in(last.annotation) or model
+        elif isinstance(part, str) and last is not None:
+            model = _model_in(last.annotation, part) or model
     return list(model.model_fields)
 
 
-def _model_in(annotation: object) -> type[BaseModel] | None:
+def _model_in(annotation: object, tag: str = "") -> type[BaseModel] | None:
+    """The model of a setting; of several that differ by `type`, the one with this type."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for argument in get_args(annotation) if (found := _model_in(argument))), None)
+        types = get_args(annotation.model_fields["type"].annotation) if "type" in annotation.model_fields else ()
+        return annotation if not tag or tag in types else None
+    return next((found for argument in get_args(annotation) if (found := _model_in(argument, tag))), None)
+
+
+def shown_location(location: Sequence[int | str]) -> tuple[int | str, ...]:
+    """A place as a person writes it: pydantic puts the type of an item of a list behind its number."""
+    return tuple(
+        part
+        for index, part in enumerate(location)
+        if not (index > 0 and isinstance(location[index - 1], int) and part in TAGS)
+    )
 
 
 def remedy_of(problem: Mapping[str, Any], size: bool = False) -> str:
@@ -146,8 +166,10 @@ def remedy_of(problem: Mapping[str, Any], size: bool = False) -> str:
         words, name = _BOUNDS[kind]
         bound = context[name]
         return f"give {words} {format_bytes(bound) if size and isinstance(bound, int) else bound}"
-    if kind in ("literal_error", "enum"):
-        return "give one of " + str(context["expected"]).replace("'", "").replace(" or ", ", ")
+    if kind in ("literal_error", "enum", "union_tag_invalid"):
+        return "give one of " + str(context.get("expected") or context["expected_tags"]).replace("'", "").replace(
+            " or ", ", "
+        )
     if kind == "string_pattern_mismatch":
         listed = _CHOICES_PATTERN.fullmatch(str(context["pattern"]))
         return (

@@ -30,6 +30,7 @@ from kvcommons_node.pinning import Pinning
 from kvcommons_node.plan import StartPlan
 from kvcommons_node.pool_view import NoPool, PoolView
 from kvcommons_node.pump import EventPump
+from kvcommons_node.remote.driver import Drivers
 from kvcommons_node.seam import Core
 from kvcommons_node.tls import Tls
 
@@ -115,6 +116,7 @@ class Daemon:
             )
             await self._serve_http(control, stack)
             await self._start_core(core)
+            self._start_drivers(core, stack)
             if plan.owns_holder and plan.holder_socket is not None:
                 stack.callback(self._end_holder, plan.holder_socket)
             stack.push_async_callback(asyncio.to_thread, core.stop)
@@ -133,6 +135,13 @@ class Daemon:
             await self._stopping.wait()
             logger.info("stopping")
             control.set_serving(False)
+
+    def _start_drivers(self, core: Core, stack: AsyncExitStack) -> None:
+        """They end after the core, which writes behind until it stops."""
+        if self._plan.stores:
+            drivers = Drivers(self._plan.stores)
+            stack.push_async_callback(asyncio.to_thread, drivers.stop)
+            drivers.start(core.remote_ports())
 
     def _attach(
         self, control: Control, core: Core, index: IndexLink, stack: AsyncExitStack, peers: Peers | None

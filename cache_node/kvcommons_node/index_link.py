@@ -20,7 +20,7 @@ from kvcommons_node.seam import INVENTORY_PAGE_ITEMS_MAX, Core
 MARK_SECONDS = 0.1
 MARKS_MAX = 1_024
 WATCH_SECONDS = 0.5
-TIERS = {"memory": Tier.MEMORY, "disk": Tier.DISK}
+TIERS = {"memory": Tier.MEMORY, "disk": Tier.DISK, "redis": Tier.PEER, "s3": Tier.PEER}
 """The core's names of tiers, in the index' words."""
 BEHIND = 1 << 62
 """Set in a cursor of the inventory once memory was told whole, and tiers behind it are."""

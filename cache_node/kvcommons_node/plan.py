@@ -11,10 +11,13 @@ from typing import Any
 from kvcommons_core.errors import StartRefusedError
 from kvcommons_core.settings import IndexSettings, NodeSettings
 from kvcommons_core.settings_peers import Peers, split_address
+from kvcommons_core.settings_remote import RedisTier, S3Tier, core_values
 from kvcommons_core.settings_tiers import DiskTier
 
 from kvcommons_node import preflight, size, tls
 from kvcommons_node.engines import Engine
+from kvcommons_node.remote.driver import open_store
+from kvcommons_node.remote.stores import Store
 from kvcommons_node.tls import TlsFiles
 
 NO_HOLDER = "none"
@@ -58,6 +61,8 @@ class StartPlan:
     index: IndexSettings
     peer_address: str = ""
     """Where the index tells other nodes to ask this one; empty: nowhere."""
+    stores: tuple[Store, ...] = ()
+    """Of the remote tiers, in the order of the core's `remotes`; opened, and connected to nothing yet."""
     notes: tuple[str, ...] = ()
     """What the log is to say: settings that are followed in part."""
 
@@ -78,6 +83,7 @@ def make_plan(settings: NodeSettings, version: str, memory_bytes: int | None = N
     token_file = Path(node.control_token_file) if node.control_token_file else None
     control_token = preflight.control_token(token_file)
     secret = preflight.kept_secret(state_directory, secret_file)
+    remotes = [tier for tier in node.tiers if not isinstance(tier, DiskTier)]
     preflight.make_directories(state_directory, socket_path)
     return StartPlan(
         node_id=node.node_id or socket.gethostname(),
@@ -114,6 +120,7 @@ def make_plan(settings: NodeSettings, version: str, memory_bytes: int | None = N
             "huge_pages": node.huge_pages,
             "disk": disk_of(node.tiers),
             "peers": peers_of(node.peers),
+            "remotes": [core_values(tier) for tier in remotes],
             "tier_write_queue_max": node.tier_write_queue_max,
             "allowed_uids": list(node.allowed_uids),
             "allowed_gids": list(node.allowed_gids),
@@ -124,6 +131,7 @@ def make_plan(settings: NodeSettings, version: str, memory_bytes: int | None = N
         index=settings.index,
         peer_address=node.peers.advertised if node.peers is not None else "",
         notes=(*notes, *_peer_notes(settings)),
+        stores=tuple(open_store(tier) for tier in remotes),
     )
 
 
@@ -149,7 +157,7 @@ def _arena_bytes(state_directory: Path, configured_bytes: int, memory_bytes: int
     return configured_bytes, notes
 
 
-def disk_of(tiers: Sequence[DiskTier]) -> dict[str, Any]:
+def disk_of(tiers: Sequence[DiskTier | RedisTier | S3Tier]) -> dict[str, Any]:
     """The core's disk, by the names of its settings; empty where there is none."""
     values = next((tier.model_dump(exclude={"type"}) for tier in tiers if tier.type == "disk"), {})
     return {**values, "paths": list(values["paths"])} if values else {}

@@ -121,6 +121,37 @@ def test_a_tier_is_a_table_of_its_own() -> None:
             tiers(text)
 
 
+def test_a_store_that_is_shared_is_a_tier_behind_the_disk() -> None:
+    """Redis and S3 have tables of their own with the nearest name for a wrong one, no password in an address, and a place behind the disk."""
+
+    def tiers(*tables: dict[str, object]) -> NodeSettings:
+        return load_settings(NodeSettings, environ={"KVCOMMONS_NODE__TIERS": json.dumps(tables)})
+
+    disk: dict[str, object] = {"type": "disk", "paths": "/a", "capacity_bytes": "1TiB"}
+    redis: dict[str, object] = {"type": "redis", "url": "redis://store:6379/0", "capacity_bytes": "64GiB"}
+    s3: dict[str, object] = {"type": "s3", "bucket": "kvc", "endpoint": "http://store:9000", "capacity_bytes": "1TiB"}
+    found = tiers(disk, redis, s3).node.tiers
+    assert [tier.type for tier in found] == ["disk", "redis", "s3"]
+    with pytest.raises(UnknownSettingError, match=r"node.tiers.1.time_out: .*did you mean node.tiers.1.time_out_ms\?"):
+        tiers(disk, redis | {"time_out": 5})
+    with pytest.raises(UnknownSettingError, match=r"node.tiers.0.buckets: .*did you mean node.tiers.0.bucket\?"):
+        tiers(s3 | {"buckets": "x"})
+    for tables, message in (
+        ((redis | {"type": "memcached"},), "node.tiers.0.type: 'memcached': give one of disk, redis, s3"),
+        (({"capacity_bytes": "1GiB"},), "node.tiers.0: .*it needs a type"),
+        ((redis | {"capacity_bytes": "4XB"},), "node.tiers.0.capacity_bytes: '4XB': give a number"),
+        ((redis | {"url": "http://x"},), "must begin with one of redis://"),
+        ((redis | {"url": "redis://u:hush@x:1/0"},), "no credentials"),
+        ((redis | {"url_file": "/x"},), "one of url and url_file"),
+        ((s3 | {"access_key_id_file": "/x"},), "both of access_key_id_file"),
+        ((redis, disk), "put the disk first"),
+        ((redis, redis), "one tier of each type"),
+    ):
+        with pytest.raises(ConfigurationError, match=message) as refused:
+            tiers(*tables)
+        assert "hush" not in str(refused.value)
+
+
 def test_variables_that_are_no_settings_are_left_alone() -> None:
     """Only names with a section (two underscores) are settings."""
     load_settings(NodeSettings, environ={"KVCOMMONS_CACHE_DIR": "/x", "KVCOMMONS_NO_SKIP": "1", "OTHER__X": "1"})

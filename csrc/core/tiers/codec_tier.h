@@ -51,6 +51,7 @@ class CodecTier final : public Tier {
   bool seek(const Sought& sought) override { return inner_->seek(sought); }
   bool spare(const ShardId& id) override { return inner_->spare(id); }
   [[nodiscard]] bool takes_writes() const noexcept override { return inner_->takes_writes(); }
+  [[nodiscard]] bool shared() const noexcept override { return inner_->shared(); }
   [[nodiscard]] bool others() const noexcept override { return inner_->others(); }
   // As it is kept: codec, and payload_bytes and checksum of the encoded payload.
   bool describe(const ShardId& id, ShardMeta* out) override { return inner_->describe(id, out); }

@@ -19,6 +19,8 @@ struct MemoryTierConfig {
   std::string name = "memory";
 };
 
+using kvcommons::ShardIdHash;
+
 class MemoryTier final : public Tier {
  public:
   explicit MemoryTier(MemoryTierConfig config);
