@@ -15,6 +15,7 @@ from kvcommons_core.settings import (
     flags_of,
     load_settings,
 )
+from kvcommons_core.settings_tiers import DiskTier
 from kvcommons_core.settings_values import format_bytes, parse_bytes
 from pydantic import Field
 
@@ -100,6 +101,7 @@ def test_a_tier_is_a_table_of_its_own() -> None:
 
     assert load_settings(NodeSettings, environ={}).node.tiers == ()
     (disk,) = tiers('[{"type": "disk", "paths": ["/a", "/b"], "capacity_bytes": "1TiB"}]').node.tiers
+    assert isinstance(disk, DiskTier)
     assert (disk.type, disk.paths, disk.capacity_bytes, disk.engine) == ("disk", ("/a", "/b"), 1 << 40, "auto")
     assert tiers('{"type": "disk", "paths": "/a,/b", "capacity_bytes": "1TiB"}').node.tiers == (disk,)
     with pytest.raises(UnknownSettingError, match=r"node.tiers.0.path: .*did you mean node.tiers.0.paths\?"):
