@@ -133,7 +133,8 @@ struct StoreStats {
   std::uint64_t lookups, lookup_chunks, hit_chunks, reserved, committed, aborted, evicted, cleared;
   std::uint64_t reserve_full, reserve_busy, reserve_exists, leases_revoked, checksum_failures, events_dropped;
   std::uint64_t text_keys_dropped, sessions_unresolved, cold_starts, slabs_taken_back;
-  std::uint64_t engines;  // sessions without a shard of their own: an engine's scheduler, one for each data-parallel rank
+  std::uint64_t
+      engines;  // sessions without a shard of their own: an engine's scheduler, one for each data-parallel rank
   // What each policy's shadow found of what its sample was asked for; the policy in force, in their order.
   std::uint64_t shadow_asked_chunks, shadow_hit_chunks_lru, shadow_hit_chunks_s3fifo, shadow_hit_chunks_cost;
   std::uint64_t shadow_one_in, shadow_dropped, eviction_policy, eviction_policy_changes, hinted_chunks, expired_chunks;

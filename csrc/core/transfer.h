@@ -35,7 +35,7 @@ struct TransferConfig {
   std::vector<LayerLayout> layers;
   std::uint32_t copy_threads = 1;
   std::shared_ptr<Device> device = nullptr;  // whose memory the layers are in; none: the host's
-  std::uint32_t jobs_max = 1'024;  // queued; a store over it is dropped and counted, a load over it fails
+  std::uint32_t jobs_max = 1'024;            // queued; a store over it is dropped and counted, a load over it fails
 };
 
 struct StoreJob {
