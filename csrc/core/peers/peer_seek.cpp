@@ -172,6 +172,8 @@ void PeerTier::Impl::located(const SearchPtr& search, const PeerAddress& address
   {
     const std::lock_guard lock(mutex_);
     if (closing_ || !by_id_.contains(search->id)) return;
+    const auto peer = peers_.find(address.slot);
+    if (peer == peers_.end() || peer->second.epoch != address.epoch) reply = nullptr;  // what it was asked as is over
     const std::uint64_t now = now_ms();
     const std::size_t shards = search->shards.size();
     std::size_t chunks = 0;
