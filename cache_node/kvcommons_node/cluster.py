@@ -18,6 +18,7 @@ from kvcommons_node.api import openapi, refusals
 from kvcommons_node.api.models_cluster import NODES_MAX, ClusterAnswer, ClusterRequest, NodeResult
 from kvcommons_node.api.server import MEANT_HEADER
 from kvcommons_node.pool_view import PoolView
+from kvcommons_node.whole_answer import whole
 
 CALL_SECONDS_MAX: Final = 60.0
 AT_ONCE_MAX: Final = 32
@@ -108,8 +109,7 @@ class Cluster:
                 params=query if operation.query else None,
                 json=fields if operation.body else None,
             ) as response:
-                content = await response.content.read(ANSWER_BYTES_MAX)
-                answer = json.loads(content)
+                answer = json.loads(await whole(response.content, ANSWER_BYTES_MAX))
         except TimeoutError:
             return 0, {}, f"{url}: no answer within {CALL_SECONDS_MAX:.0f} s: it may still have been done"
         except (aiohttp.ClientError, OSError, ValueError, RecursionError) as error:

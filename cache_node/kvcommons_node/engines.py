@@ -15,6 +15,7 @@ from kvcommons_core.index.schema import MemberKind
 from kvcommons_node.api import refusals, refusals_work
 from kvcommons_node.api.models_select import EngineResult
 from kvcommons_node.pool_view import PoolView
+from kvcommons_node.whole_answer import whole
 
 COMPLETION_SECONDS_MAX: Final = 600.0
 CALL_SECONDS_MAX: Final = 30.0
@@ -83,10 +84,12 @@ class Engines:
         timeout = aiohttp.ClientTimeout(total=seconds_max)
         try:
             async with self._session().post(engine.url + path, json=body, headers=headers, timeout=timeout) as response:
-                content = await response.content.read(ANSWER_BYTES_MAX)
+                content = await whole(response.content, ANSWER_BYTES_MAX)
                 status = response.status
         except (aiohttp.ClientError, OSError) as error:
             raise EngineError(engine.url, 0, str(error) or type(error).__name__) from error
+        except ValueError as error:
+            raise EngineError(engine.url, 0, str(error)) from error
         except TimeoutError as error:
             raise EngineError(engine.url, 0, f"no answer within {seconds_max:.0f} s") from error
         if not 200 <= status < 300:
