@@ -10,6 +10,7 @@ from typing import Any
 import operator_examples as examples
 import pytest
 from kvcommons_core.settings import NodeSettings, load_settings
+from kvcommons_core.settings_tiers import DiskTier
 from kvcommons_node.plan import disk_of
 from kvcommons_operator import names
 from kvcommons_operator.api import parse_quantity
@@ -107,6 +108,7 @@ def test_several_disks_are_one_tier() -> None:
     """Each is a device of its own: another volume, another path, the same capacity."""
     spec = pod_of(pool(disk(path="/mnt/a"), disk(path="/mnt/b")))
     (tier,) = told(spec).node.tiers
+    assert isinstance(tier, DiskTier)
     assert tier.paths == ("/var/lib/kvcommons-disks/0", "/var/lib/kvcommons-disks/1")
     paths = {one["hostPath"]["path"] for one in spec["volumes"] if "hostPath" in one}
     assert {"/mnt/a", "/mnt/b"} <= paths

@@ -68,7 +68,7 @@ def socket_path() -> Iterator[str]:
         yield path
 
 
-def connect(path: str, kv: PagedKv, fingerprint: bytes = FINGERPRINT, **options: int) -> _native.Client:
+def connect(path: str, kv: PagedKv, fingerprint: bytes = FINGERPRINT, **options: Any) -> _native.Client:
     # One KV layout is one fingerprint: the node refuses two slot sizes under one.
     identity = hashlib.sha256(fingerprint + str(kv.slot_bytes).encode()).digest()
     client = _native.Client(
