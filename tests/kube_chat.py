@@ -7,14 +7,17 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Self
+
+from kube_process import NotReady, wait_for
 
 CONNECT_SECONDS_MAX = 5.0
 REQUEST_SECONDS_MAX = 180.0
 JOIN_SECONDS_MAX = 200.0
-TRIES_MAX = 5
+AGAIN_SECONDS_MAX = 10.0
+"""How long a client goes on to knock: a killed router's address is given up by the cluster within moments, not at once."""
 
 
 @dataclass(frozen=True)
@@ -99,17 +102,21 @@ class Client:
 
     def streamed(self, text: str, prompt: int, tokens: int) -> Outcome:
         """One streamed chat; tried again only where the connection itself failed before any byte of an answer."""
-        outcome = Outcome(prompt)
-        for number in range(1, TRIES_MAX + 1):
-            outcome = Outcome(prompt, tries=number)
+        tries: list[Outcome] = []
+
+        def answered() -> bool:
+            outcome = Outcome(prompt, tries=len(tries) + 1)
+            tries.append(outcome)
             try:
                 self._stream(text, tokens, outcome)
             except (OSError, http.client.HTTPException) as error:
                 outcome.error = outcome.error or f"{type(error).__name__}: {error}"
-                if not outcome.status:
-                    continue
-            break
-        return outcome
+                return bool(outcome.status)
+            return True
+
+        with suppress(NotReady):  # the outcome says what was last in the way
+            wait_for(answered, "an answer", AGAIN_SECONDS_MAX, every=0.1)
+        return tries[-1]
 
     def _stream(self, text: str, tokens: int, outcome: Outcome) -> None:
         with self._connection() as connection:
