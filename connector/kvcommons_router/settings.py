@@ -93,8 +93,8 @@ class CostSettings(Section):
 class QueueSettings(Section):
     """How requests wait in the router while every replica that they should go to has enough to prefill."""
 
-    enabled: bool = True
-    """Whether they do; else each is sent on at once. Only the policy `cost` knows how to."""
+    enabled: bool = False
+    """Whether they do; else each is sent on at once. Only the policy `cost` knows how to, and several routers do not share a queue yet."""
     window_seconds: float = Field(default=0.1, gt=0)
     """A replica with less than this to prefill gets another request."""
     window_tokens: int = Field(default=2048, ge=1)

@@ -23,7 +23,7 @@ from router_support import (
 )
 
 # One word is enough to close a replica's window, and an estimate does not melt away while a test runs.
-QUEUE: dict[str, Any] = {"window_tokens": 1, "window_seconds": 0.001}
+QUEUE: dict[str, Any] = {"enabled": True, "window_tokens": 1, "window_seconds": 0.001}
 COST: dict[str, Any] = {"token_seconds": 1.0}
 
 
