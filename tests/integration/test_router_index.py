@@ -245,7 +245,7 @@ async def test_a_node_that_did_not_have_it_is_believed_no_more(index: IndexSetti
                 slot = shared.reader.view.by_name["node-1"].slot
                 return answer.hits[slot].depth if slot in answer.hits else 0
 
-            assert await report_absence(1, seconds_after_publishing=0) == len(keys)
+            assert await report_absence(1, seconds_after_publishing=-64) == len(keys)
             assert await report_absence(2, seconds_after_publishing=64) == 0
 
 
