@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import multiprocessing
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from array import array
@@ -24,13 +22,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
-from pathlib import Path
 
 from kvcommons_core import _native
 from kvcommons_core.keys import token_keys
 
 from bench.common import percentile, report
+from bench.node_process import running_node
 from bench.raw_load import BLOCK_BYTES, BLOCKS_PER_CHUNK, LAYERS, Paged
 
 CHUNKS, CHUNK_TOKENS = 4, 256
@@ -44,20 +41,6 @@ FINGERPRINT = bytes(range(2, 34))
 LIMITS = {"loads_over_memcpy": 0.8, "p99_over_p50": 2.0}
 WAIT_MS = 60_000
 ONE_SHOT = 1  # eviction hints, packed: docs/protocol.md
-SPAWN = multiprocessing.get_context("spawn")
-
-
-def run_node(socket: str, ready: Connection) -> None:
-    """Serve until the other end of the pipe is closed."""
-    node = _native.NodeCore(
-        socket_path=socket, arena_bytes=ARENA_BYTES, node_id="bench", namespace_secret=bytes(32), populate=True
-    )
-    node.start()
-    ready.send(True)
-    try:
-        ready.recv()
-    except EOFError:
-        node.stop()
 
 
 def chain_keys(number: int) -> bytes:
@@ -257,25 +240,15 @@ def main() -> int:
     options = parser.parse_args()
     if any(count < 1 or CHAINS % count for count in options.at_once):
         parser.error(f"--at-once: give divisors of {CHAINS}")
-    with tempfile.TemporaryDirectory(prefix="kvc-") as folder:
-        socket = str(Path(folder) / "s")
-        ours, theirs = SPAWN.Pipe()
-        node = SPAWN.Process(target=run_node, args=(socket, theirs), daemon=True)
-        node.start()
-        theirs.close()
-        try:
-            ours.recv()
-            client = _native.Client(
-                socket_path=socket, role="worker", fingerprint=FINGERPRINT, chunk_tokens=CHUNK_TOKENS,
-                shards=[((0, LAYERS, 0, 8), LAYERS * BLOCKS_PER_CHUNK * BLOCK_BYTES)], own_shard=0, call_ms_max=10_000,
-            )  # fmt: skip
-            if not client.ensure_connected():
-                raise RuntimeError(client.last_error)
-            measure(Engine(client, options.threads), options.at_once, options.rounds)
-            client.close()
-        finally:
-            ours.close()
-            node.join()
+    with running_node(arena_bytes=ARENA_BYTES, populate=True) as socket:
+        client = _native.Client(
+            socket_path=socket, role="worker", fingerprint=FINGERPRINT, chunk_tokens=CHUNK_TOKENS,
+            shards=[((0, LAYERS, 0, 8), LAYERS * BLOCKS_PER_CHUNK * BLOCK_BYTES)], own_shard=0, call_ms_max=10_000,
+        )  # fmt: skip
+        if not client.ensure_connected():
+            raise RuntimeError(client.last_error)
+        measure(Engine(client, options.threads), options.at_once, options.rounds)
+        client.close()
     return 0
 
 

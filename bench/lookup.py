@@ -12,21 +12,18 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import multiprocessing
 import os
-import secrets
 import socket
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 from kvcommons_core import _native
 
 from bench.common import percentile, report
+from bench.node_process import SPAWN, running_node
 
 KEYS = 512
 KEY_BYTES = 32
@@ -35,18 +32,6 @@ REQUEST_BYTES = 16 + 16 + KEYS * KEY_BYTES
 REPLY_BYTES = 16 + 16
 LIMIT_P99_US = 300.0
 FINGERPRINT = hashlib.sha256(b"bench.lookup").digest()
-SPAWN = multiprocessing.get_context("spawn")
-
-
-def run_node(path: str, ready: Connection) -> None:
-    """Serve until the other end of the pipe is closed."""
-    node = _native.NodeCore(
-        socket_path=path, arena_bytes=64 << 20, node_id="bench", namespace_secret=secrets.token_bytes(32)
-    )
-    node.start()
-    ready.send(True)
-    wait_for_end(ready)
-    node.stop()
 
 
 def run_echo(peer: socket.socket) -> None:
@@ -54,13 +39,6 @@ def run_echo(peer: socket.socket) -> None:
     buffer, reply = bytearray(REQUEST_BYTES), bytes(REPLY_BYTES)
     while receive_exactly(peer, buffer):
         peer.sendall(reply)
-
-
-def wait_for_end(pipe: Connection) -> None:
-    try:
-        pipe.recv()
-    except EOFError:
-        return
 
 
 def receive_exactly(peer: socket.socket, buffer: bytearray) -> bool:
@@ -203,18 +181,8 @@ def main() -> int:
     parser.add_argument("--calls", type=int, default=1_000, help="lookups a round, and of each of the many clients")
     parser.add_argument("--clients", type=int, default=16)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="kvc-") as folder:
-        path = str(Path(folder) / "s")
-        ours, theirs = SPAWN.Pipe()
-        node = SPAWN.Process(target=run_node, args=(path, theirs), daemon=True)
-        node.start()
-        theirs.close()
-        try:
-            ours.recv()
-            measure(path, options)
-        finally:
-            ours.close()
-            node.join()
+    with running_node(arena_bytes=64 << 20) as path:
+        measure(path, options)
     return 0
 
 
