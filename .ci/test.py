@@ -22,6 +22,7 @@ SOAKED = (
     "tests/cluster/test_operator_random.py",
     "tests/cluster/test_e2e.py",
     "tests/cluster/soak_e2e_lost.py",
+    "tests/cluster/soak_install.py",
     "tests/cluster/soak_stuck.py",
 )
 RANDOM_TIMES = "10"

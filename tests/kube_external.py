@@ -57,6 +57,9 @@ class External(ApiServer):
     def expire(self) -> None:
         refuse()
 
+    def wipe(self, *prefixes: str) -> None:
+        refuse()
+
 
 def refuse() -> None:
     pytest.skip(

@@ -87,6 +87,7 @@ class Served:
 
     cluster: Cluster
     placement: str
+    stopped: bool = False
 
     @property
     def namespace(self) -> str:
@@ -106,9 +107,13 @@ class Served:
         self.wait_ready()
 
     def stop(self) -> None:
-        """Deletes what was asked for, waits until the operator has cleared it, and the engines' memory is free."""
+        """Deletes what was asked for, waits until the operator has cleared it, and the engines' memory is free. Once is enough."""
+        if self.stopped:
+            return
+        self.stopped = True
         for kind, name in (("inferencedeployment", NAME), ("kvcachepool", POOL)):
-            self.cluster.kubectl("delete", kind, name, "-n", self.namespace, "--wait", "--timeout=120s")
+            options = ("-n", self.namespace, "--ignore-not-found", "--wait", "--timeout=120s")
+            self.cluster.kubectl("delete", kind, name, *options)
         wait_for(lambda: not self.pods("engine"), "no engine", 120.0, every=0.5)
         self.cluster.kubectl("delete", "namespace", self.namespace, "--wait=false")
 

@@ -27,8 +27,8 @@ def install_crds(apiserver: ApiServer) -> None:
     """Applies crds/, and waits until they are served."""
     manifests = [yaml.safe_load(file.read_text()) for file in sorted((ROOT / "crds").glob("*.yaml"))]
     apiserver.kubectl("apply", "--server-side", "-f", "-", stdin=yaml.safe_dump_all(manifests))
-    for manifest in manifests:
-        apiserver.kubectl("wait", "--for=condition=Established", f"crd/{manifest['metadata']['name']}", "--timeout=30s")
+    names = [f"crd/{manifest['metadata']['name']}" for manifest in manifests]
+    apiserver.kubectl("wait", "--for=condition=Established", *names, "--timeout=30s")
 
 
 class Operator:
@@ -119,6 +119,29 @@ class Operators:
         for one in self.all:
             one.stop()
             print(f"--- {one.process.name}\n{one.log[-20_000:]}")  # noqa: T201 - pytest shows it with a failure
+
+
+class Attendant:
+    """One operator and the namespaces that it looks after: a start costs more than most tests that need one, and each of those takes
+    a namespace that no other has."""
+
+    def __init__(self, apiserver: ApiServer, name: str, count: int, folder: Path, **settings: Any) -> None:
+        self.apiserver = apiserver
+        self._made = [f"{name}-{number}" for number in range(count + 1)]
+        for namespace in self._made:
+            apiserver.create_namespace(namespace)
+        home, *self._free = self._made
+        self.operators = Operators(apiserver, home, folder)
+        self.operator = self.operators.start("attendant", namespaces=",".join(self._free), **settings).ready()
+
+    def place(self) -> Place:
+        """One of its namespaces, for the asking test alone."""
+        return Place(self.apiserver, self._free.pop(0))
+
+    def stop(self) -> None:
+        self.operators.stop()
+        for namespace in self._made:
+            self.apiserver.request("DELETE", f"/api/v1/namespaces/{namespace}")
 
 
 class Place:

@@ -17,11 +17,12 @@ import pytest
 from kube_apiserver import ApiServer
 from kube_binaries import Binaries
 from kube_chart import Helm
+from kube_client import MERGE_PATCH
 from kube_cluster import Cluster
 from kube_external import External
 from kube_process import Process
 from kube_served import Served
-from operator_process import Operators, Place, install_crds
+from operator_process import Attendant, Operators, Place, install_crds
 
 FOLDERS = Path(tempfile.gettempdir())
 PREFIX = "kvcommons-kube-"
@@ -142,6 +143,43 @@ def operators(own_apis: ApiServer, namespace: str, tmp_path: Path) -> Iterator[O
     made = Operators(own_apis, namespace, tmp_path)
     yield made
     made.stop()
+
+
+@pytest.fixture(scope="module")
+def attendant(
+    own_apis: ApiServer, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Attendant]:
+    """An operator for those tests of a module that neither stop it nor count what it does."""
+    users = [item for item in request.session.items if item.path == request.path]
+    count = sum(name in ("attended", "elsewhere") for item in users for name in getattr(item, "fixturenames", ()))
+    name = re.sub(r"[^a-z0-9]+", "-", request.path.stem.removeprefix("test_"))
+    made = Attendant(
+        own_apis,
+        f"{name}-{next(_numbers)}",
+        count,
+        tmp_path_factory.mktemp("attendant"),
+        events_after_seconds=1,
+        lease_seconds=30,
+    )
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def attended(attendant: Attendant) -> Iterator[Place]:
+    """A namespace of this test's own, which an operator looks after; what that said meanwhile is shown if the test fails."""
+    before = len(attendant.operator.log)
+    yield attendant.place()
+    print(f"--- attendant\n{attendant.operator.log[before:][-20_000:]}")  # noqa: T201 - pytest shows it with a failure
+
+
+@pytest.fixture
+def elsewhere(attendant: Attendant) -> Place:
+    """Another namespace than the pool's, of the same operator, with the label `team: chat`."""
+    place = attendant.place()
+    change = {"metadata": {"labels": {"team": "chat"}}}
+    attendant.apiserver.request("PATCH", f"/api/v1/namespaces/{place.namespace}", change, MERGE_PATCH)
+    return place
 
 
 @pytest.fixture(scope="session")

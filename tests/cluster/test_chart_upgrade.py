@@ -14,6 +14,7 @@ from kube_apiserver import ApiServer
 from kube_binaries import Binaries
 from kube_chart import CHART, NAMESPACE, RELEASE, Helm
 from kube_client import ApiError
+from kube_process import wait_for
 from operator_process import POOLS, Place, pool
 
 CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/kvcachepools.kvcommons.io"
@@ -40,10 +41,8 @@ def server(alone: ApiServer) -> Iterator[ApiServer]:
     helm = Helm(alone)
     for release in json.loads(helm.run("list", "-n", NAMESPACE, "-o", "json")):
         helm.run("uninstall", release["name"], "-n", NAMESPACE, "--no-hooks")
-    # Their objects first: an API server that has just taken a new definition may be long about clearing them itself.
-    for definition in alone.kubectl("get", "crd", "-o", "name").split():
-        alone.kubectl("delete", definition.rpartition("/")[2], "--all-namespaces", "--all", "--wait=true")
-    alone.kubectl("delete", "crd", "--all", "--wait=true")
+    alone.wipe("/registry/kvcommons.io/", "/registry/apiextensions.k8s.io/customresourcedefinitions/")
+    wait_for(lambda: "kvcommons.io" not in str(alone.request("GET", "/apis")), "the API is served no more", 30.0)
 
 
 def previous_chart(folder: Path) -> Path:
@@ -64,8 +63,8 @@ def previous_chart(folder: Path) -> Path:
 def install(helm: Helm, chart: Path, *options: str, release: str = RELEASE) -> None:
     """Without waiting: on an API server alone nothing becomes ready."""
     helm.run("upgrade", release, str(chart), "--install", "-n", NAMESPACE, "--create-namespace", *options)
-    for plural in ("kvcachepools", "inferencedeployments", "inferenceroles"):
-        helm.server.kubectl("wait", "--for=condition=Established", f"crd/{plural}.kvcommons.io", "--timeout=30s")
+    crds = [f"crd/{plural}.kvcommons.io" for plural in ("kvcachepools", "inferencedeployments", "inferenceroles")]
+    helm.server.kubectl("wait", "--for=condition=Established", *crds, "--timeout=30s")
 
 
 def properties(server: ApiServer) -> dict[str, Any]:

@@ -6,9 +6,10 @@ import random
 from functools import partial
 
 import pytest
+from kube_chart import NAMESPACE, RELEASE, Helm
 from kube_cluster import condition
 from kube_process import wait_for
-from kube_served import ENGINES, POOL, Served
+from kube_served import ENGINES, MODEL, NAME, POOL, Served
 
 WORDS = ("cache", "node", "router", "prefix", "token", "engine", "index", "memory", "chunk", "lease", "arena", "shard")
 
@@ -110,3 +111,24 @@ def tiers_are_well(served: Served) -> bool:
     pool = served.object("kvcachepools", POOL)
     told = {tier["type"]: tier["serving"] for tier in pool["status"].get("tiers", ())}
     return condition(pool, "TiersHealthy") == "True" and told == {"disk": len(served.cluster.nodes)}
+
+
+@pytest.mark.parametrize("served", ["perNode"], indirect=True)
+def test_helm_test_sends_a_request_through_the_router(served: Served, installed: Helm) -> None:
+    """`helm test` asks the operator through its Service, by a pod under `restricted`; with a deployment's address in the chart's values
+    it says what the model has answered."""
+    address = served.object()["status"]["url"]
+    assert f"//{NAME}.{served.namespace}" in address
+    assert "router: none was named" in helm_test(installed)
+    installed.install({"test": {"url": address, "model": MODEL}})
+    try:
+        said = helm_test(installed)
+    finally:
+        installed.install({})
+    assert 'router: "' in said, said
+
+
+def helm_test(installed: Helm) -> str:
+    said = installed.run("test", RELEASE, "-n", NAMESPACE, "--timeout", "150s", "--logs")
+    assert "Succeeded" in said
+    return said

@@ -41,33 +41,17 @@ def judge(stream: Stream, answers: list[str]) -> None:
             assert answers[outcome.prompt].startswith(outcome.text), outcome
 
 
-@pytest.mark.parametrize(
-    ("component", "container"), [("cache-node", "cache-node"), ("index", "redis"), ("router", "router")]
-)
-def test_a_part_that_is_killed_and_then_deleted_stops_nobody(
-    served: Served, stream: Stream, answers: list[str], component: str, container: str
-) -> None:
-    """kill -9 of a cache node, of Redis or of a router, then `kubectl delete pod` of it: requests go on each time, the deployment
-    stays Ready, since there is always an engine to route to, and what was lost comes back."""
-    pod = served.pods(component)[0]["metadata"]["name"]
+def test_a_deleted_engine_finishes_what_it_began(served: Served, stream: Stream, answers: list[str]) -> None:
+    """kubectl delete pod: nothing new goes there, its streams finish, no request fails at all. The next tests begin while another engine
+    takes its place: one is there to route to, which is all that they need."""
+    served.wait_ready()
+    victim = served.ready_engines()[0]["metadata"]["name"]
     with stream:
         stream.wait_more(AFTER, SECONDS_MAX)
-        served.cluster.kill_container(served.namespace, pod, container)
+        served.cluster.kubectl("delete", "pod", victim, "-n", served.namespace, "--wait=false")
         stream.wait_more(2 * AFTER, SECONDS_MAX)
-        assert served.condition("Ready") == "True"
-        served.cluster.kubectl("delete", "pod", pod, "-n", served.namespace, "--wait=false")
-        stream.wait_more(2 * AFTER, SECONDS_MAX)
-        assert served.condition("Ready") == "True"
     judge(stream, answers)
-    wait_for(partial(has_another, served, component, pod), f"another {component}", SECONDS_MAX, every=0.2)
-    served.wait_ready()
-
-
-def has_another(served: Served, component: str, gone: str) -> bool:
-    """All pods of a part are ready, and the deleted one is not among them (a StatefulSet's has the same name again)."""
-    pods = served.pods(component)
-    stays = all("deletionTimestamp" not in pod["metadata"] and condition(pod, "Ready") == "True" for pod in pods)
-    return bool(pods) and stays and (component == "index" or gone not in {pod["metadata"]["name"] for pod in pods})
+    assert all(outcome.done for outcome in stream.outcomes), stream.outcomes
 
 
 LEASE = f"/apis/coordination.k8s.io/v1/namespaces/{kube_chart.NAMESPACE}/leases/kvcommons-operator"
@@ -102,21 +86,38 @@ def test_a_killed_operator_works_again(served: Served, stream: Stream, answers: 
     judge(stream, answers)
 
 
-def test_a_deleted_engine_finishes_what_it_began(served: Served, stream: Stream, answers: list[str]) -> None:
-    """kubectl delete pod: nothing new goes there, its streams finish, no request fails at all."""
-    victim = served.ready_engines()[0]["metadata"]["name"]
+@pytest.mark.parametrize(
+    ("component", "container"), [("cache-node", "cache-node"), ("index", "redis"), ("router", "router")]
+)
+def test_a_part_that_is_killed_and_then_deleted_stops_nobody(
+    served: Served, stream: Stream, answers: list[str], component: str, container: str
+) -> None:
+    """kill -9 of a cache node, of Redis or of a router, then `kubectl delete pod` of it: requests go on each time, the deployment
+    stays Ready, since there is always an engine to route to, and what was lost comes back."""
+    pod = served.pods(component)[0]["metadata"]["name"]
     with stream:
         stream.wait_more(AFTER, SECONDS_MAX)
-        served.cluster.kubectl("delete", "pod", victim, "-n", served.namespace, "--wait=false")
+        served.cluster.kill_container(served.namespace, pod, container)
         stream.wait_more(2 * AFTER, SECONDS_MAX)
+        assert served.condition("Ready") == "True"
+        served.cluster.kubectl("delete", "pod", pod, "-n", served.namespace, "--wait=false")
+        stream.wait_more(2 * AFTER, SECONDS_MAX)
+        assert served.condition("Ready") == "True"
     judge(stream, answers)
-    assert all(outcome.done for outcome in stream.outcomes), stream.outcomes
-    served.wait_ready()
+    wait_for(partial(has_another, served, component, pod), f"another {component}", SECONDS_MAX, every=0.2)
+
+
+def has_another(served: Served, component: str, gone: str) -> bool:
+    """All pods of a part are ready, and the deleted one is not among them (a StatefulSet's has the same name again)."""
+    pods = served.pods(component)
+    stays = all("deletionTimestamp" not in pod["metadata"] and condition(pod, "Ready") == "True" for pod in pods)
+    return bool(pods) and stays and (component == "index" or gone not in {pod["metadata"]["name"] for pod in pods})
 
 
 def test_a_killed_engine_is_replaced_by_the_other(served: Served, stream: Stream, answers: list[str]) -> None:
     """kill -9 of an engine: the router goes to the other one at once, the deployment stays available, and the container is started
     again. The last one here: nobody waits a minute for the engine in it."""
+    served.wait_ready()
     victim = served.ready_engines()[0]["metadata"]["name"]
     with stream:
         stream.wait_more(AFTER, SECONDS_MAX)

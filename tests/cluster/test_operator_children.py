@@ -51,20 +51,20 @@ def container(workload: Manifest, name: str) -> Manifest:
     return next(one for one in found if one["name"] == name)
 
 
-def test_two_resources_become_everything_that_serves(operators: Operators, place: Place) -> None:
+def test_two_resources_become_everything_that_serves(attended: Place) -> None:
     """Every child of a pool and of a deployment is there, says whose it is, and goes with its owner."""
-    operators.start().ready()
-    place.apply(pool(), deployment())
+    attended.apply(pool(), deployment())
     owner = {
-        name: place.have(kind, name)["metadata"]["uid"] for kind, name in ((POOLS, "pool"), (DEPLOYMENTS_OWN, "chat"))
+        name: attended.have(kind, name)["metadata"]["uid"]
+        for kind, name in ((POOLS, "pool"), (DEPLOYMENTS_OWN, "chat"))
     }
     for children, of in ((OF_POOL, "pool"), (OF_DEPLOYMENT, "chat")):
         for kind, name in sorted(children):
-            child = place.have(kind, name)
+            child = attended.have(kind, name)
             references = child["metadata"]["ownerReferences"]
             assert [(one["name"], one["uid"], one["controller"]) for one in references] == [(of, owner[of], True)]
             assert child["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "kvcommons-operator"
-    seen = place.until(DEPLOYMENTS_OWN, "chat", lambda it: condition(it, "Ready"), "a condition")
+    seen = attended.until(DEPLOYMENTS_OWN, "chat", lambda it: condition(it, "Ready"), "a condition")
     assert condition(seen, "Ready")["status"] == "False"
     assert seen["status"]["observedGeneration"] == seen["metadata"]["generation"]
 
@@ -121,15 +121,14 @@ DEPLOYMENT_CHANGES: list[tuple[str, Manifest, str, str, Callable[[Manifest], obj
 ]  # fmt: skip
 
 
-def test_a_change_of_each_field_reaches_the_children(operators: Operators, place: Place) -> None:
+def test_a_change_of_each_field_reaches_the_children(attended: Place) -> None:
     """Whatever part of a spec is changed, the child that it concerns follows."""
-    operators.start().ready()
-    place.apply(pool(), deployment())
+    attended.apply(pool(), deployment())
     for kind, name, changes in ((POOLS, "pool", POOL_CHANGES), (DEPLOYMENTS_OWN, "chat", DEPLOYMENT_CHANGES)):
         for what, change, child_kind, child, holds in changes:
-            place.have(child_kind, child)
-            place.merge(kind, name, {"spec": change})
-            place.until(child_kind, child, holds, f"follows {what}")
+            attended.have(child_kind, child)
+            attended.merge(kind, name, {"spec": change})
+            attended.until(child_kind, child, holds, f"follows {what}")
 
 
 def test_an_immutable_field_is_refused_with_the_way_out(operators: Operators, place: Place) -> None:
@@ -139,26 +138,25 @@ def test_an_immutable_field_is_refused_with_the_way_out(operators: Operators, pl
         place.merge(POOLS, "pool", {"spec": {"placement": "sidecar"}})
 
 
-def test_drift_is_put_back_and_what_is_not_ours_is_left(operators: Operators, place: Place) -> None:
+def test_drift_is_put_back_and_what_is_not_ours_is_left(attended: Place) -> None:
     """Deleted children come again, changed fields return; labels and annotations of others stay."""
-    operators.start().ready()
-    place.apply(pool(), deployment())
-    before = place.have(DEPLOYMENTS, "chat-engine")
-    place.merge(DEPLOYMENTS, "chat-engine", {"metadata": {"annotations": {"others.example/note": "mine"}}})
-    place.merge(DEPLOYMENTS, "chat-engine", {"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 1}}}})
+    attended.apply(pool(), deployment())
+    before = attended.have(DEPLOYMENTS, "chat-engine")
+    attended.merge(DEPLOYMENTS, "chat-engine", {"metadata": {"annotations": {"others.example/note": "mine"}}})
+    attended.merge(DEPLOYMENTS, "chat-engine", {"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 1}}}})
     grace = before["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
-    back = place.until(
+    back = attended.until(
         DEPLOYMENTS,
         "chat-engine",
         lambda it: it["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == grace,
         "its grace period is back",
     )
     assert back["metadata"]["annotations"]["others.example/note"] == "mine"
-    uid = place.have("services", "chat")["metadata"]["uid"]
-    place.delete("services", "chat")
-    place.until("services", "chat", lambda it: it["metadata"]["uid"] != uid, "is there again")
-    place.merge("services", "pool-nodes", {"metadata": {"labels": {"kvcommons.io/pool": "another"}}})
-    place.until(
+    uid = attended.have("services", "chat")["metadata"]["uid"]
+    attended.delete("services", "chat")
+    attended.until("services", "chat", lambda it: it["metadata"]["uid"] != uid, "is there again")
+    attended.merge("services", "pool-nodes", {"metadata": {"labels": {"kvcommons.io/pool": "another"}}})
+    attended.until(
         "services",
         "pool-nodes",
         lambda it: it["metadata"]["labels"]["kvcommons.io/pool"] == "pool",
@@ -166,37 +164,34 @@ def test_drift_is_put_back_and_what_is_not_ours_is_left(operators: Operators, pl
     )
 
 
-def test_a_child_that_is_wanted_no_more_goes(operators: Operators, place: Place) -> None:
+def test_a_child_that_is_wanted_no_more_goes(attended: Place) -> None:
     """Without autoscaling the autoscaler goes, and the operator writes the replicas again."""
-    operators.start().ready()
-    place.apply(pool(), deployment(replicas=2, autoscaling=CPU))
-    place.have(AUTOSCALERS, "chat-engine")
-    place.merge(DEPLOYMENTS_OWN, "chat", {"spec": {"autoscaling": None}})
-    place.gone(AUTOSCALERS, "chat-engine")
-    place.until(DEPLOYMENTS, "chat-engine", lambda it: it["spec"]["replicas"] == 2, "has what the resource says")
+    attended.apply(pool(), deployment(replicas=2, autoscaling=CPU))
+    attended.have(AUTOSCALERS, "chat-engine")
+    attended.merge(DEPLOYMENTS_OWN, "chat", {"spec": {"autoscaling": None}})
+    attended.gone(AUTOSCALERS, "chat-engine")
+    attended.until(DEPLOYMENTS, "chat-engine", lambda it: it["spec"]["replicas"] == 2, "has what the resource says")
 
 
-def test_replicas_have_one_writer(operators: Operators, place: Place) -> None:
+def test_replicas_have_one_writer(attended: Place) -> None:
     """Through the scale subresource the resource says how many; what somebody writes on the child is put back."""
-    operators.start().ready()
-    place.apply(pool(), deployment())
-    place.have(DEPLOYMENTS, "chat-engine")
-    place.merge(DEPLOYMENTS_OWN, "chat", {"spec": {"replicas": 4}}, "scale")
-    place.until(DEPLOYMENTS, "chat-engine", lambda it: it["spec"]["replicas"] == 4, "follows the scale")
-    place.merge(DEPLOYMENTS, "chat-engine", {"spec": {"replicas": 9}}, "scale")
-    place.until(DEPLOYMENTS, "chat-engine", lambda it: it["spec"]["replicas"] == 4, "is put back")
+    attended.apply(pool(), deployment())
+    attended.have(DEPLOYMENTS, "chat-engine")
+    attended.merge(DEPLOYMENTS_OWN, "chat", {"spec": {"replicas": 4}}, "scale")
+    attended.until(DEPLOYMENTS, "chat-engine", lambda it: it["spec"]["replicas"] == 4, "follows the scale")
+    attended.merge(DEPLOYMENTS, "chat-engine", {"spec": {"replicas": 9}}, "scale")
+    attended.until(DEPLOYMENTS, "chat-engine", lambda it: it["spec"]["replicas"] == 4, "is put back")
 
 
-def test_with_autoscaling_the_operator_leaves_replicas_to_the_autoscaler(operators: Operators, place: Place) -> None:
+def test_with_autoscaling_the_operator_leaves_replicas_to_the_autoscaler(attended: Place) -> None:
     """What the autoscaler wrote stays through a repair of drift and through a `kubectl apply` of the resource."""
-    operators.start().ready()
     scaled = deployment(autoscaling=CPU)
-    place.apply(pool(), scaled)
-    place.have(DEPLOYMENTS, "chat-engine")
-    place.have(AUTOSCALERS, "chat-engine")
-    place.merge(DEPLOYMENTS, "chat-engine", {"spec": {"replicas": 5}}, "scale")
-    place.merge(DEPLOYMENTS, "chat-engine", {"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 1}}}})
-    back = place.until(
+    attended.apply(pool(), scaled)
+    attended.have(DEPLOYMENTS, "chat-engine")
+    attended.have(AUTOSCALERS, "chat-engine")
+    attended.merge(DEPLOYMENTS, "chat-engine", {"spec": {"replicas": 5}}, "scale")
+    attended.merge(DEPLOYMENTS, "chat-engine", {"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 1}}}})
+    back = attended.until(
         DEPLOYMENTS,
         "chat-engine",
         lambda it: it["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] != 1,
@@ -204,17 +199,16 @@ def test_with_autoscaling_the_operator_leaves_replicas_to_the_autoscaler(operato
     )
     assert back["spec"]["replicas"] == 5
     scaled["spec"]["engine"] = {"image": "vllm:0.34.0"}
-    place.apply(scaled)
-    changed = place.until(DEPLOYMENTS, "chat-engine", lambda it: "vllm:0.34.0" in str(it), "follows the apply")
+    attended.apply(scaled)
+    changed = attended.until(DEPLOYMENTS, "chat-engine", lambda it: "vllm:0.34.0" in str(it), "follows the apply")
     assert changed["spec"]["replicas"] == 5
 
 
-def test_what_is_not_built_yet_is_said_and_makes_nothing(operators: Operators, place: Place) -> None:
+def test_what_is_not_built_yet_is_said_and_makes_nothing(attended: Place) -> None:
     """A resource that asks for more than this version does is not accepted, with a reason, and has no children: no engines, and no
     object of a role, whose scale would change nothing."""
-    operators.start().ready()
-    place.apply(pool(), deployment(roles={"prefill": {"replicas": 1}, "decode": {"replicas": 2}}))
-    seen = place.reason(DEPLOYMENTS_OWN, "chat", "Accepted", "NotBuiltYet")
+    attended.apply(pool(), deployment(roles={"prefill": {"replicas": 1}, "decode": {"replicas": 2}}))
+    seen = attended.reason(DEPLOYMENTS_OWN, "chat", "Accepted", "NotBuiltYet")
     assert "roles" in condition(seen, "Accepted")["message"]
     assert condition(seen, "Ready")["status"] == "False"
-    assert place.list(DEPLOYMENTS) == place.list(ROLES_OWN) == []
+    assert attended.list(DEPLOYMENTS) == attended.list(ROLES_OWN) == []

@@ -27,55 +27,51 @@ def finalizers(place: Place, name: str = "pool") -> list[str]:
     return list((place.get(POOLS, name) or {"metadata": {}})["metadata"].get("finalizers") or [])
 
 
-def test_a_pool_in_use_refuses_to_go_and_says_why(operators: Operators, place: Place) -> None:
+def test_a_pool_in_use_refuses_to_go_and_says_why(attended: Place) -> None:
     """It stays with all its children until its last user has gone, and then goes by itself."""
-    operators.start().ready()
-    place.apply(pool(), deployment())
-    place.have(DEPLOYMENTS, "chat-engine")
-    wait_for(lambda: IN_USE in finalizers(place), "the pool is held", SECONDS_MAX)
-    place.delete(POOLS, "pool")
-    seen = place.until(
+    attended.apply(pool(), deployment())
+    attended.have(DEPLOYMENTS, "chat-engine")
+    wait_for(lambda: IN_USE in finalizers(attended), "the pool is held", SECONDS_MAX)
+    attended.delete(POOLS, "pool")
+    seen = attended.until(
         POOLS, "pool", lambda it: "chat" in condition(it, "Ready").get("message", ""), "names its user in a condition"
     )
     assert "deletionTimestamp" in seen["metadata"]
-    assert place.get(DAEMON_SETS, "pool-node") is not None
-    place.delete(DEPLOYMENTS_OWN, "chat")
-    place.gone(POOLS, "pool")
+    assert attended.get(DAEMON_SETS, "pool-node") is not None
+    attended.delete(DEPLOYMENTS_OWN, "chat")
+    attended.gone(POOLS, "pool")
 
 
-def test_a_pool_that_nobody_uses_holds_nothing(operators: Operators, place: Place) -> None:
+def test_a_pool_that_nobody_uses_holds_nothing(attended: Place) -> None:
     """It has no finalizer of ours, so that its deletion waits for nobody."""
-    operators.start().ready()
-    place.apply(pool())
-    place.have(DAEMON_SETS, "pool-node")
-    assert finalizers(place) == []
-    place.delete(POOLS, "pool")
-    assert place.get(POOLS, "pool") is None
+    attended.apply(pool())
+    attended.have(DAEMON_SETS, "pool-node")
+    assert finalizers(attended) == []
+    attended.delete(POOLS, "pool")
+    assert attended.get(POOLS, "pool") is None
 
 
-def test_a_deployment_that_leaves_its_pool_lets_it_go(operators: Operators, place: Place) -> None:
+def test_a_deployment_that_leaves_its_pool_lets_it_go(attended: Place) -> None:
     """The finalizer goes when the last user is another pool's."""
-    operators.start().ready()
-    place.apply(pool(), deployment())
-    wait_for(lambda: IN_USE in finalizers(place), "the pool is held", SECONDS_MAX)
-    place.merge(DEPLOYMENTS_OWN, "chat", {"spec": {"poolRef": None}})
-    wait_for(lambda: finalizers(place) == [], "the pool is free", SECONDS_MAX)
+    attended.apply(pool(), deployment())
+    wait_for(lambda: IN_USE in finalizers(attended), "the pool is held", SECONDS_MAX)
+    attended.merge(DEPLOYMENTS_OWN, "chat", {"spec": {"poolRef": None}})
+    wait_for(lambda: finalizers(attended) == [], "the pool is free", SECONDS_MAX)
 
 
-def test_nothing_is_made_for_what_is_going(operators: Operators, place: Place) -> None:
+def test_nothing_is_made_for_what_is_going(attended: Place) -> None:
     """With a deletion under way (here somebody else's finalizer holds it) a child that is deleted stays away."""
-    operators.start().ready()
     resource = deployment(pool_name=None)
     resource["metadata"]["finalizers"] = ["others.example/hold"]
-    place.apply(resource)
-    place.have(DEPLOYMENTS, "chat-engine")
-    place.delete(DEPLOYMENTS_OWN, "chat")
-    place.delete(DEPLOYMENTS, "chat-engine")
-    place.apply(deployment("other", pool_name=None))
-    place.have(DEPLOYMENTS, "other-engine")
-    assert place.get(DEPLOYMENTS, "chat-engine") is None
-    place.merge(DEPLOYMENTS_OWN, "chat", {"metadata": {"finalizers": []}})
-    place.gone(DEPLOYMENTS_OWN, "chat")
+    attended.apply(resource)
+    attended.have(DEPLOYMENTS, "chat-engine")
+    attended.delete(DEPLOYMENTS_OWN, "chat")
+    attended.delete(DEPLOYMENTS, "chat-engine")
+    attended.apply(deployment("other", pool_name=None))
+    attended.have(DEPLOYMENTS, "other-engine")
+    assert attended.get(DEPLOYMENTS, "chat-engine") is None
+    attended.merge(DEPLOYMENTS_OWN, "chat", {"metadata": {"finalizers": []}})
+    attended.gone(DEPLOYMENTS_OWN, "chat")
 
 
 def test_the_operator_can_be_removed_first(operators: Operators, place: Place) -> None:

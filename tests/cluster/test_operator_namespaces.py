@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-from kube_apiserver import ApiServer
 from kube_process import wait_for
 from operator_process import (
     DEPLOYMENTS,
     DEPLOYMENTS_OWN,
     POOLS,
     SECONDS_MAX,
-    Operators,
     Place,
     condition,
     deployment,
@@ -22,24 +19,13 @@ from operator_process import (
 FOREIGN = "kvcommons.io/foreign-children"
 
 
-@pytest.fixture
-def elsewhere(own_apis: ApiServer, namespace: str) -> Place:
-    """Another namespace than the pool's."""
-    name = f"{namespace}-users"
-    own_apis.create_namespace(name, {"team": "chat"})
-    return Place(own_apis, name)
-
-
-def test_a_deployment_elsewhere_gets_its_router_beside_the_pool(
-    operators: Operators, place: Place, elsewhere: Place
-) -> None:
+def test_a_deployment_elsewhere_gets_its_router_beside_the_pool(attended: Place, elsewhere: Place) -> None:
     """Engines stand in the deployment's namespace, router and credentials in the pool's, and nothing is left when the deployment goes."""
-    operators.start(namespaces=f"{place.namespace},{elsewhere.namespace}").ready()
     tenancy = {"allowedNamespaces": {"from": "Selector", "selector": {"matchLabels": {"team": "chat"}}}}
-    place.apply(pool(tenancy=tenancy))
-    elsewhere.apply(deployment(poolRef={"name": "pool", "namespace": place.namespace}))
+    attended.apply(pool(tenancy=tenancy))
+    elsewhere.apply(deployment(poolRef={"name": "pool", "namespace": attended.namespace}))
     elsewhere.have(DEPLOYMENTS, "chat-engine")
-    router = wait_for(lambda: routers(place), "a router beside the pool", SECONDS_MAX)
+    router = wait_for(lambda: routers(attended), "a router beside the pool", SECONDS_MAX)
     assert routers(elsewhere) == []
     assert "ownerReferences" not in router[0]["metadata"]
     seen = elsewhere.have(DEPLOYMENTS_OWN, "chat")
@@ -47,30 +33,27 @@ def test_a_deployment_elsewhere_gets_its_router_beside_the_pool(
     assert elsewhere.list("secrets") == []
     elsewhere.delete(DEPLOYMENTS_OWN, "chat")
     elsewhere.gone(DEPLOYMENTS_OWN, "chat")
-    assert routers(place) == []
-    assert place.get(POOLS, "pool") is not None
+    assert routers(attended) == []
+    assert attended.get(POOLS, "pool") is not None
 
 
-def test_a_namespace_that_the_pool_does_not_allow_is_told_so(
-    operators: Operators, place: Place, elsewhere: Place
-) -> None:
+def test_a_namespace_that_the_pool_does_not_allow_is_told_so(attended: Place, elsewhere: Place) -> None:
     """ResolvedRefs says that the pool is not for this namespace, and no router is made."""
-    operators.start(namespaces=f"{place.namespace},{elsewhere.namespace}").ready()
-    place.apply(pool())
-    elsewhere.apply(deployment(poolRef={"name": "pool", "namespace": place.namespace}))
+    attended.apply(pool())
+    elsewhere.apply(deployment(poolRef={"name": "pool", "namespace": attended.namespace}))
     seen = elsewhere.until(
         DEPLOYMENTS_OWN, "chat", lambda it: condition(it, "ResolvedRefs").get("status") == "False", "is told"
     )
     assert "allowedNamespaces" in condition(seen, "ResolvedRefs")["message"]
-    assert routers(place) == []
+    assert routers(attended) == []
 
 
-def test_what_the_api_server_refuses_is_said_and_holds_nothing_else_up(operators: Operators, place: Place) -> None:
+def test_what_the_api_server_refuses_is_said_and_holds_nothing_else_up(attended: Place) -> None:
     """A child of ours with another immutable field is refused: the condition says which and why; its siblings are made."""
     labels = {
         "app.kubernetes.io/managed-by": "kvcommons-operator",
         "kvcommons.io/deployment": "chat",
-        "kvcommons.io/deployment-namespace": place.namespace,
+        "kvcommons.io/deployment-namespace": attended.namespace,
     }
     squatter = {
         "apiVersion": "apps/v1",
@@ -84,14 +67,13 @@ def test_what_the_api_server_refuses_is_said_and_holds_nothing_else_up(operators
             },
         },
     }
-    place.apply(squatter)
-    operators.start().ready()
-    place.apply(deployment(pool_name=None))
-    seen = place.reason(DEPLOYMENTS_OWN, "chat", "Progressing", "ApplyRefused")
+    attended.apply(squatter)
+    attended.apply(deployment(pool_name=None))
+    seen = attended.reason(DEPLOYMENTS_OWN, "chat", "Progressing", "ApplyRefused")
     assert "chat-engine" in condition(seen, "Progressing")["message"]
     assert condition(seen, "Ready")["status"] == "False"
-    place.have(DEPLOYMENTS, "chat-router")
-    notes = wait_for(lambda: [e for e in events(place) if e["reason"] == "ApplyRefused"], "an Event", SECONDS_MAX)
+    attended.have(DEPLOYMENTS, "chat-router")
+    notes = wait_for(lambda: [e for e in events(attended) if e["reason"] == "ApplyRefused"], "an Event", SECONDS_MAX)
     assert "immutable" in str(notes[0]["note"])
 
 

@@ -26,40 +26,38 @@ def told(place: Place, reason: str) -> list[str]:
     return [str(one["note"]) for one in place.list("events.k8s.io/v1/events") if one["reason"] == reason]
 
 
-def test_an_object_of_somebody_else_with_a_childs_name_is_not_touched(operators: Operators, place: Place) -> None:
+def test_an_object_of_somebody_else_with_a_childs_name_is_not_touched(attended: Place) -> None:
     """A user's Service and Secret keep every field; the condition names them and the way out, the other children are made, and once
     the Service is gone the work goes on by itself."""
     service = {"metadata": {"name": "chat"}, "spec": {"selector": {"mine": "yes"}, "ports": [{"port": 8000}]}}
     secret = {"metadata": {"name": "chat-router-salt"}, "stringData": {"salt.secret": "mine"}}
-    before = place.create("services", service), place.create("secrets", secret)
-    operators.start().ready()
-    place.apply(deployment(pool_name=None))
-    seen = place.reason(DEPLOYMENTS_OWN, "chat", "Ready", "NameTaken")
+    before = attended.create("services", service), attended.create("secrets", secret)
+    attended.apply(deployment(pool_name=None))
+    seen = attended.reason(DEPLOYMENTS_OWN, "chat", "Ready", "NameTaken")
     message = condition(seen, "Progressing")["message"]
-    assert f"Service {place.namespace}/chat has a name that is taken" in message
+    assert f"Service {attended.namespace}/chat has a name that is taken" in message
     assert "rename or delete it" in message
     assert condition(seen, "Ready")["status"] == condition(seen, "Progressing")["status"] == "False"
-    place.have(DEPLOYMENTS, "chat-router")
-    notes = wait_for(lambda: found if len(found := told(place, "NameTaken")) > 1 else None, "Events", SECONDS_MAX)
-    assert any(f"Secret {place.namespace}/chat-router-salt" in note for note in notes)
-    assert (place.get("services", "chat"), place.get("secrets", "chat-router-salt")) == before
-    place.delete("services", "chat")
-    place.delete("secrets", "chat-router-salt")
-    place.merge(DEPLOYMENTS_OWN, "chat", {"spec": {"drainSeconds": 60}})
-    made = place.have("services", "chat")
+    attended.have(DEPLOYMENTS, "chat-router")
+    notes = wait_for(lambda: found if len(found := told(attended, "NameTaken")) > 1 else None, "Events", SECONDS_MAX)
+    assert any(f"Secret {attended.namespace}/chat-router-salt" in note for note in notes)
+    assert (attended.get("services", "chat"), attended.get("secrets", "chat-router-salt")) == before
+    attended.delete("services", "chat")
+    attended.delete("secrets", "chat-router-salt")
+    attended.merge(DEPLOYMENTS_OWN, "chat", {"spec": {"drainSeconds": 60}})
+    made = attended.have("services", "chat")
     assert made["spec"]["selector"]["kvcommons.io/deployment"] == "chat"
-    wait_for(lambda: condition(place.get(DEPLOYMENTS_OWN, "chat"), "Ready")["reason"] != "NameTaken", "goes on", 60)
+    wait_for(lambda: condition(attended.get(DEPLOYMENTS_OWN, "chat"), "Ready")["reason"] != "NameTaken", "goes on", 60)
 
 
-def test_two_resources_of_ours_do_not_fight_for_a_name(operators: Operators, place: Place) -> None:
+def test_two_resources_of_ours_do_not_fight_for_a_name(attended: Place) -> None:
     """A deployment whose child would have the name of another deployment's is told so, and the other one keeps what it has."""
-    operators.start().ready()
-    place.apply(deployment(pool_name=None))
-    before = place.have("services", "chat-engines")
-    place.apply(deployment("chat-engines", pool_name=None))
-    seen = place.reason(DEPLOYMENTS_OWN, "chat-engines", "Ready", "NameTaken")
-    assert f"a part of InferenceDeployment {place.namespace}/chat" in condition(seen, "Ready")["message"]
-    assert place.get("services", "chat-engines") == before
+    attended.apply(deployment(pool_name=None))
+    before = attended.have("services", "chat-engines")
+    attended.apply(deployment("chat-engines", pool_name=None))
+    seen = attended.reason(DEPLOYMENTS_OWN, "chat-engines", "Ready", "NameTaken")
+    assert f"a part of InferenceDeployment {attended.namespace}/chat" in condition(seen, "Ready")["message"]
+    assert attended.get("services", "chat-engines") == before
 
 
 def test_two_operators_do_not_fight_for_a_resource(operators: Operators, place: Place) -> None:

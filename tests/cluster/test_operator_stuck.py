@@ -51,49 +51,49 @@ def told(place: Place, kind: str, name: str, which: str, reason: str) -> str:
     return str(condition(place.reason(kind, name, which, reason), which)["message"])
 
 
-def test_pods_that_cannot_start_say_what_is_missing(operators: Operators, place: Place) -> None:
+def test_pods_that_cannot_start_say_what_is_missing(attended: Place) -> None:
     """A volume's Secret and a claim on the deployment; refused pods of a DaemonSet on the pool; all of it by name, with its field."""
-    operators.start(events_after_seconds=1).ready()
-    place.apply(pool(), deployment(model=HUB))
-    pod = stuck_pod(place, DEPLOYMENTS, "chat-engine", "chat-0")
-    warn(place, pod, "Pod", "FailedMount", 'MountVolume.SetUp failed for volume "v" : secret "hub" not found')
-    message = told(place, DEPLOYMENTS_OWN, "chat", "ResolvedRefs", "SecretNotFound")
-    assert f"Secret {place.namespace}/hub does not exist" in message
+    attended.apply(pool(), deployment(model=HUB))
+    pod = stuck_pod(attended, DEPLOYMENTS, "chat-engine", "chat-0")
+    warn(attended, pod, "Pod", "FailedMount", 'MountVolume.SetUp failed for volume "v" : secret "hub" not found')
+    message = told(attended, DEPLOYMENTS_OWN, "chat", "ResolvedRefs", "SecretNotFound")
+    assert f"Secret {attended.namespace}/hub does not exist" in message
     assert "spec.model.source.hub.tokenSecretRef" in message
 
     image = {"name": "main", "image": "none", "imageID": "", "ready": False, "restartCount": 0}
     state = {"waiting": {"reason": "ErrImagePull", "message": "pull access denied"}}
-    place.merge("pods", "chat-0", {"status": {"containerStatuses": [{**image, "state": state}]}}, "status")
-    found = place.until(DEPLOYMENTS_OWN, "chat", lambda it: it["status"].get("unhealthyReplicas"), "names the pod")
+    attended.merge("pods", "chat-0", {"status": {"containerStatuses": [{**image, "state": state}]}}, "status")
+    found = attended.until(DEPLOYMENTS_OWN, "chat", lambda it: it["status"].get("unhealthyReplicas"), "names the pod")
     assert found["status"]["unhealthyReplicas"][0]["reason"] in ("SecretNotFound", "ImagePullBackOff")
-    place.until(
+    attended.until(
         DEPLOYMENTS_OWN, "chat", lambda it: "imagePullSecrets" in condition(it, "Available")["message"], "image"
     )
 
-    daemon_set = place.have(DAEMON_SETS, "pool-node")
+    daemon_set = attended.have(DAEMON_SETS, "pool-node")
     status = {
         "observedGeneration": 1, "desiredNumberScheduled": 2, "currentNumberScheduled": 0, "numberMisscheduled": 0, "numberReady": 0,
     }  # fmt: skip
-    place.merge(DAEMON_SETS, "pool-node", {"status": status}, "status")
+    attended.merge(DAEMON_SETS, "pool-node", {"status": status}, "status")
     refusal = (
         'Error creating: pods "pool-node-x" is forbidden: violates PodSecurity "restricted:latest": hostPath volumes'
     )
-    warn(place, daemon_set, "DaemonSet", "FailedCreate", refusal)
-    message = told(place, POOLS, "pool", "Progressing", "RolloutStuck")
+    warn(attended, daemon_set, "DaemonSet", "FailedCreate", refusal)
+    message = told(attended, POOLS, "pool", "Progressing", "RolloutStuck")
     assert message.startswith('DaemonSet pool-node may not make its pods: violates PodSecurity "restricted:latest"')
     assert "pool-node-x" not in message
 
 
-def test_without_its_pool_a_deployment_says_that_and_nothing_else(operators: Operators, place: Place) -> None:
+def test_without_its_pool_a_deployment_says_that_and_nothing_else(attended: Place) -> None:
     """Nothing is being made while the pool is missing, and no condition says otherwise; it begins when the pool is there."""
-    operators.start().ready()
-    place.apply(deployment())
-    seen = place.reason(DEPLOYMENTS_OWN, "chat", "ResolvedRefs", "PoolNotFound")
+    attended.apply(deployment())
+    seen = attended.reason(DEPLOYMENTS_OWN, "chat", "ResolvedRefs", "PoolNotFound")
     progressing = condition(seen, "Progressing")
     assert (progressing["status"], progressing["reason"]) == ("False", "PoolNotFound")
-    place.apply(pool())
-    place.reason(DEPLOYMENTS_OWN, "chat", "ResolvedRefs", "ResolvedRefs")
-    place.until(POOLS, "pool", lambda it: condition(it, "Available").get("reason") == "Creating", "is not judged yet")
+    attended.apply(pool())
+    attended.reason(DEPLOYMENTS_OWN, "chat", "ResolvedRefs", "ResolvedRefs")
+    attended.until(
+        POOLS, "pool", lambda it: condition(it, "Available").get("reason") == "Creating", "is not judged yet"
+    )
 
 
 def test_what_only_the_cluster_can_refuse_is_told_by_our_field(operators: Operators, place: Place) -> None:
