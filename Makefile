@@ -24,6 +24,7 @@ help:
 	@echo "make images            the images of operator, node and router, by buildah or docker (ARGS=--help)"
 	@echo "make cluster           a Kubernetes of two nodes with our images, until Ctrl-C, and what to type next (ARGS=--help)"
 	@echo "make chart             what is made from the chart: values, README, plain manifests"
+	@echo "make observe           docs/metrics.md, Grafana's dashboards, the operator's alerts"
 	@echo "make lock              the locked requirements anew (ARGS=--upgrade for the newest)"
 	@echo "make clean             what was built and measured; make distclean: the environment and models too"
 
@@ -65,6 +66,9 @@ cluster: build
 
 chart: build
 	@$(PY) .ci/chart.py write
+
+observe: build
+	@$(PY) .ci/observe.py write
 
 lock:
 	@python3 .ci/lock.py $(ARGS)

@@ -27,6 +27,7 @@ def checks() -> dict[str, list[str]]:
         "mypy": [str(BIN / "mypy")],
         "imports": [str(BIN / "lint-imports"), "--no-logo"],
         "CRDs": [sys.executable, "-m", "kvcommons_operator.crd", "--check"],
+        "observed": [sys.executable, ".ci/observe.py", "check"],
         "chart": [sys.executable, ".ci/chart.py", "check"],
         "clang-format": [str(BIN / "clang-format"), "--dry-run", "-Werror", *native_sources()],
         "C++ warnings": [sys.executable, ".ci/native.py", "check"],

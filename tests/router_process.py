@@ -71,7 +71,7 @@ class Process:
         """Waits until no metric speaks of an instance, whichever worker is asked."""
         quiet = 0
         for _ in range(1000):
-            quiet = 0 if any(f'instance="{name}"' in line for line in await self.metrics()) else quiet + 1
+            quiet = 0 if any(f'replica="{name}"' in line for line in await self.metrics()) else quiet + 1
             if quiet == 6:
                 return
             await asyncio.sleep(0.01)

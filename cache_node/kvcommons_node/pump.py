@@ -70,7 +70,7 @@ class EventPump:
             # What was lost may be removals: everything published so far can no longer be trusted.
             self._metrics.event_gaps.inc()
             logger.warning("events were lost; beginning a new epoch")
-            self._sink.begin_epoch("events were lost")
+            self._sink.begin_epoch("events_lost")
             self._feed.tell_all("gap", {})
         for event in raw:
             self._take(CoreEvent(*event))

@@ -28,6 +28,9 @@ COUNTERS: Final[dict[str, str]] = {
     "attaches": "Times that a process of this engine attached to a node.",
 }
 
+# The label of those that have one.
+LABELS: Final = {"requests": "reason", "lookups": "status", "loads_refused": "reason", "stores_dropped": "reason"}
+
 
 class Counters:
     """Increments since the last take."""

@@ -7,9 +7,7 @@ from typing import Any
 from prometheus_client import Counter
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
 
-from kvcommons_connector.stats import COUNTERS, merged, split_name
-
-LABELS = {"requests": "reason", "lookups": "status", "loads_refused": "reason", "stores_dropped": "reason"}
+from kvcommons_connector.stats import COUNTERS, LABELS, merged, split_name
 
 
 class KVCommonsStats(KVConnectorStats):

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 from kvcommons_router.cells import Cells
-from kvcommons_router.metrics import PREFIX, Family, Layout, Names
+from kvcommons_router.metrics import AXES, PREFIX, Family, Layout, Names
 
 
 def _escape(value: str) -> str:
@@ -42,7 +42,7 @@ def render(layout: Layout, cells: Cells, names: Names, up: Mapping[int, bool], p
     name = PREFIX + "instance_up"
     _describe(lines, name, "gauge", "Whether an instance gets requests: its checks succeed and it is not left out.")
     for position, instance in names.instances:
-        lines.append(f'{name}{{instance="{_escape(instance)}"}} {int(up.get(position, False))}')
+        lines.append(f'{name}{{{AXES["instance"]}="{_escape(instance)}"}} {int(up.get(position, False))}')
     name = PREFIX + "instances"
     _describe(lines, name, "gauge", "Instances, by whether they get requests, are not ready, or are leaving.")
     lines.extend(f'{name}{{state="{state}"}} {count}' for state, count in presences.items())

@@ -144,10 +144,12 @@ class Expectations:
             if tokens:
                 count(layout.predicted_tokens + index * 4 + at, tokens)
         count(layout.prompt_tokens, report.prompt_tokens)
-        if report.own_tokens:
-            count(layout.actual_tokens + index * 2, report.own_tokens)
-        if report.commons_tokens:
-            count(layout.actual_tokens + index * 2 + 1, report.commons_tokens)
+        prefill = expected.instance.candidate.prefill
+        for at, tokens in enumerate((report.own_tokens, report.commons_tokens)):
+            if tokens:
+                count(layout.actual_tokens + index * 2 + at, tokens)
+                spared = prefill.seconds(tokens, report.prompt_tokens) - prefill.base_seconds
+                count(layout.saved_seconds + index * 2 + at, int(spared * 1e6))
         corrected = self._correct(expected, report)
         count(layout.feedback + (CORRECTED if corrected else APPLIED))
 

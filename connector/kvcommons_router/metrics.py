@@ -17,6 +17,8 @@ STATUSES: Final = (200, 400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 431, 4
 OUTCOMES: Final = ("ok", "connect_failed", "broken", "refused", "timeout", "cancelled")
 SECONDS_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 MODELS_MAX: Final = 256
+AXES: Final = {"model": "model", "instance": "replica"}
+"""The label of an axis. `instance` is Prometheus' own: the target that was scraped, here the router."""
 CHANGES: Final = ("added", "changed", "restarted", "out", "back", "leaving", "gone", "dropped")
 EVENTS: Final = ("added", "modified", "deleted", "bookmark", "unreadable")
 TROUBLES: Final = ("expired", "throttled", "refused", "server", "connection")
@@ -40,7 +42,7 @@ class Family:
     help: str
     first: int
     axis: str = ""
-    """"model" or "instance": the label whose values come and go; empty for none."""
+    """"model" or "instance": the values of AXES' label come and go; empty for none."""
     axis_size: int = 1
     labels: tuple[str, ...] = ()
     values: tuple[tuple[str, ...], ...] = ()
@@ -67,7 +69,7 @@ class Family:
         if not self.axis:
             return [(self.first, ())]
         present = names.models if self.axis == "model" else names.instances
-        return [(self.first + position * self.block, ((self.axis, name),)) for position, name in present]
+        return [(self.first + position * self.block, ((AXES[self.axis], name),)) for position, name in present]
 
     def combinations(self) -> list[tuple[tuple[str, str], ...]]:
         """Every combination of the other labels, in the order of the cells."""
@@ -109,31 +111,13 @@ class Layout:
         self.response_chunks = self._counter("response_chunks_total", "Pieces of engines' answers relayed.")
         self.refusals = self._counter("refusals_total", "Requests refused because a limit was reached.", limit=LIMITS)
         self.prompt_tokens = self._counter("prompt_tokens_total", "Prompt tokens that engines reported.")
-        self.predicted_tokens = self._counter(
-            "predicted_tokens_total",
-            "Prompt tokens expected to be reused, of requests that engines reported on.",
-            axis="instance",
-            source=("engine", "memory", "disk", "peer"),
-        )
-        self.actual_tokens = self._counter(
-            "actual_tokens_total",
-            "Prompt tokens reused, as engines reported.",
-            axis="instance",
-            source=("own", "commons"),
-        )
-        self.feedback = self._counter(
-            "feedback_total",
-            "Reports of what a request reused, by what became of them.",
-            outcome=("applied", "corrected", "foreign", "invalid"),
-        )
         self.lookups = self._counter(
             "index_lookups_total",
             "Requests' lookups in the index, by what answered.",
             source=("mirror", "redis", "timeout", "down", "skipped"),
         )
-        self.lookup_seconds = self._histogram(
-            "index_lookup_seconds", "Seconds that requests waited for Redis.", LOOKUP_BUCKETS
-        )
+        waited = "Seconds that requests waited for Redis."
+        self.lookup_seconds = self._histogram("index_lookup_seconds", waited, LOOKUP_BUCKETS)
         self.intents = self._counter(
             "index_intents_total",
             "Text keys recorded at dispatch, by what became of them.",
@@ -151,8 +135,35 @@ class Layout:
             "Seconds that requests waited in the router for a replica, of those that did.",
             SECONDS_BUCKETS,
         )
+        self._truth_counters()
         self._roster_counters()
         self._gauges()
+
+    def _truth_counters(self) -> None:
+        self.predicted_tokens = self._counter(
+            "predicted_tokens_total",
+            "Prompt tokens expected to be reused, of requests that engines reported on.",
+            axis="instance",
+            source=("engine", "memory", "disk", "peer"),
+        )
+        self.actual_tokens = self._counter(
+            "actual_tokens_total",
+            "Prompt tokens reused, as engines reported.",
+            axis="instance",
+            source=("own", "commons"),
+        )
+        self.saved_seconds = self._counter(
+            "saved_prefill_seconds_total",
+            "Seconds of prefill, and so of waiting for first tokens, that reuse spared, by the rates learnt.",
+            MICRO,
+            axis="instance",
+            source=("own", "commons"),
+        )
+        self.feedback = self._counter(
+            "feedback_total",
+            "Reports of what a request reused, by what became of them.",
+            outcome=("applied", "corrected", "foreign", "invalid"),
+        )
 
     def _roster_counters(self) -> None:
         self.roster_changes = self._counter(

@@ -121,6 +121,7 @@ class Leader:
             resync_seconds=settings.resync_seconds,
         )
         metrics.watch_queue(lambda: float(len(self._queue)))
+        metrics.watch_conditions(self._resources.conditions)
 
     async def run(self, stopping: asyncio.Event, on_started: Callable[[], None] = lambda: None) -> None:
         """Until `stopping`. :raises BaseExceptionGroup: if a part fails: the process ends then."""

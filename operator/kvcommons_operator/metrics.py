@@ -2,11 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+
+class ConditionNow(NamedTuple):
+    """A condition of one resource, as its status says now."""
+
+    kind: str
+    namespace: str
+    name: str
+    condition: str
+    status: str
+    """True, False or Unknown."""
+
+
+class ConditionCollector(Collector):
+    """Reads the resources when it is scraped: what is gone leaves nothing behind."""
+
+    def __init__(self, conditions: Callable[[], Iterable[ConditionNow]]) -> None:
+        self._conditions = conditions
+
+    def collect(self) -> Iterator[Metric]:
+        """One sample for each condition. Not `namespace`: that is Prometheus' label for where the operator is."""
+        family = GaugeMetricFamily(
+            "kvcommons_operator_condition",
+            "1 for the status that a resource's condition has.",
+            labels=["kind", "resource_namespace", "resource", "condition", "status"],
+        )
+        for one in self._conditions():
+            family.add_metric(list(one), 1.0)
+        yield family
 
 
 class OperatorMetrics:
@@ -64,6 +96,10 @@ class OperatorMetrics:
         self._objects = Gauge(
             "kvcommons_operator_objects", "Objects that are watched, by kind.", ["kind"], registry=self.registry
         )
+
+    def watch_conditions(self, conditions: Callable[[], Iterable[ConditionNow]]) -> None:
+        """Where the resources' conditions are read when metrics are asked for."""
+        self.registry.register(ConditionCollector(conditions))
 
     def request(self, verb: str, kind: str, status: int, seconds: float) -> None:
         """One request to the API server has ended."""

@@ -81,7 +81,7 @@ async def test_pods_become_instances_and_a_router_without_any_says_so(tmp_path: 
         kube.put(pod("a", engines[0].host))
         await served(process, seconds_max=1.0)
         await process.healthy()
-        assert (await process.metrics())['instance_up{instance="a"}'] == 1
+        assert (await process.metrics())['instance_up{replica="a"}'] == 1
 
 
 async def asked_until(process: Process, engine: Engine, *, seconds_max: float = 1.0) -> None:
@@ -167,7 +167,7 @@ async def test_a_deleted_pod_ends_what_it_has_and_gets_nothing_new(tmp_path: Pat
         for number in range(20):
             assert (await process.ask(chat(f"text {number}"))).json["engine"] == "b"
         kube.delete("a")
-        assert 'instance_up{instance="a"}' in await process.metrics()
+        assert 'instance_up{replica="a"}' in await process.metrics()
         going.set()
         for client in streams:
             assert b"last" in await client.rest_of_chunks()
@@ -181,13 +181,13 @@ async def drained(process: Process, name: str) -> None:
     for _ in range(500):
         metrics = await process.metrics()
         if metrics['instances{state="leaving"}'] == 1:
-            before = metrics[f'attempts_total{{instance="{name}",outcome="ok"}}']
+            before = metrics[f'attempts_total{{replica="{name}",outcome="ok"}}']
             break
         await asyncio.sleep(0.01)
     quiet = 0
     for number in range(500):
         await process.ask(chat(f"probe {number}"))
-        after = (await process.metrics())[f'attempts_total{{instance="{name}",outcome="ok"}}']
+        after = (await process.metrics())[f'attempts_total{{replica="{name}",outcome="ok"}}']
         quiet, before = (quiet + 1, before) if after == before else (0, after)
         if quiet == 10:
             return
@@ -241,9 +241,9 @@ async def test_who_takes_a_place_begins_at_nothing(tmp_path: Path) -> None:
         kube.put(pod("b", engines[1].host))
         await served(process, seconds_max=1.0)
         metrics = await process.metrics()
-        assert metrics['attempts_total{instance="b",outcome="ok"}'] == len(engines[1].calls)
+        assert metrics['attempts_total{replica="b",outcome="ok"}'] == len(engines[1].calls)
         assert metrics['requests_total{model="m",status="200"}'] == sum(len(engine.calls) for engine in engines)
-        assert metrics["dispatched_requests" + '{instance="b"}'] == 0
+        assert metrics["dispatched_requests" + '{replica="b"}'] == 0
 
 
 @on_uvloop
@@ -268,7 +268,7 @@ async def test_a_pod_that_is_not_ready_is_out_and_comes_back(tmp_path: Path) -> 
         assert served_by_b[-10:] == ["b"] * 10
         kube.put(pod("a", engines[0].host))
         await asked_until(process, engines[0])
-        assert (await process.metrics())['attempts_total{instance="a",outcome="ok"}'] > before
+        assert (await process.metrics())['attempts_total{replica="a",outcome="ok"}'] > before
 
 
 @on_uvloop

@@ -243,7 +243,7 @@ async def test_models_and_health_are_answered_here() -> None:
         health = await client.ask(b"", path="/health", method="GET")
         assert health.json["models"] == {"m": {"instances": 2, "up": 2}}
         metrics = await client.ask(b"", path="/metrics", method="GET")
-        assert b'kvcommons_router_instance_up{instance="a"} 1' in metrics.body
+        assert b'kvcommons_router_instance_up{replica="a"} 1' in metrics.body
 
 
 @on_uvloop

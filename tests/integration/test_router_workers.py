@@ -26,7 +26,7 @@ async def test_two_workers_tell_one_truth() -> None:
         for _ in range(4):
             metrics = await process.metrics()
             assert metrics['requests_total{model="m",status="200"}'] == 80
-            assert metrics['instance_up{instance="a"}'] == 1
+            assert metrics['instance_up{replica="a"}'] == 1
             health = (await process.ask(b"", path="/health", method="GET")).json
             models = {"m": {"instances": 2, "up": 2}}
             assert health == {"status": "ok", "models": models, "workers": 2, "index": "none"}

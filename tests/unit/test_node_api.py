@@ -54,7 +54,7 @@ async def test_clearing_all_fences_what_was_published(serve: Serve) -> None:
     node.core.emit(committed(1), committed(2))
     status, answer = await node.post("/v1/clear", {"all": True})
     assert (status, answer["chunks"]) == (200, 2)
-    assert node.index.told == [("epoch", "the cache was cleared")]
+    assert node.index.told == [("epoch", "cleared")]
 
 
 async def test_clearing_one_fingerprint_leaves_the_others(serve: Serve) -> None:

@@ -62,7 +62,7 @@ def test_metrics_of_all_workers_are_one_text() -> None:
     assert 'kvcommons_router_request_seconds_bucket{model="m",le="+Inf"} 2' in text
     assert 'kvcommons_router_request_seconds_sum{model="m"} 0.04' in text
     assert 'kvcommons_router_refusals_total{limit="slow"} 2' in text
-    assert 'kvcommons_router_instance_up{instance="b"} 0' in text
+    assert 'kvcommons_router_instance_up{replica="b"} 0' in text
     assert 'kvcommons_router_instances{state="ready"} 2' in text
     assert "_active_state" not in text
 

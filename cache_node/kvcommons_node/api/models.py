@@ -19,7 +19,7 @@ class FenceRequest(Model):
     members: list[Annotated[str, StringConstraints(min_length=1, max_length=253)]] = Field(
         default=[], max_length=MEMBERS_PER_FENCE_MAX, description="Names of nodes and engine instances in the index."
     )
-    reason: str = Field(default="asked for", max_length=200, description="For logs and counters.")
+    reason: str = Field(default="asked for", max_length=200, description="For logs.")
     hold: bool = Field(
         default=False,
         description="This node itself leaves the index: it goes on serving its engines and publishes nothing until it is restarted or let back in.",

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from kvcommons_operator import names
 from kvcommons_operator.api.shared import Monitoring
+from kvcommons_operator.build.alerts import DEPLOYMENT_RULES, ENGINE_RULES, POOL_RULES, Rules
 from kvcommons_operator.build.deployment import Deployment
 from kvcommons_operator.build.meta import Child
 from kvcommons_operator.build.pool import Pool
@@ -24,7 +25,7 @@ def pool_monitors(pool: Pool) -> list[Manifest]:
         found.append(_monitor("ServiceMonitor", child, own, pool.owner.selector(names.CACHE_NODE), endpoint))
     if own.prometheus_rule:
         labels = f'namespace="{pool.owner.namespace}"'
-        found.append(_rule(pool.child(names.CACHE_NODE, "pool"), own, POOL_ALERTS, labels))
+        found.append(_rule(pool.child(names.CACHE_NODE, "pool"), own, (POOL_RULES, labels)))
     return found
 
 
@@ -44,8 +45,11 @@ def deployment_monitors(deployment: Deployment) -> list[Manifest]:
         engines = deployment.owner.selector(names.ENGINE)
         found.append(_monitor("PodMonitor", deployment.engine_child("nodes"), own, engines, endpoint))
     if own.prometheus_rule:
-        labels = f'namespace="{deployment.router_namespace}",service="{deployment.service_name}"'
-        found.append(_rule(deployment.engine_child("deployment"), own, DEPLOYMENT_ALERTS, labels))
+        of_router = f'namespace="{deployment.router_namespace}",service="{deployment.service_name}"'
+        engines_service = deployment.engine_child("engines").name
+        of_engines = f'namespace="{deployment.owner.namespace}",service="{engines_service}"'
+        child = deployment.engine_child("deployment")
+        found.append(_rule(child, own, (DEPLOYMENT_RULES, of_router), (ENGINE_RULES, of_engines)))
     return found
 
 
@@ -57,40 +61,9 @@ def _monitor(kind: str, child: Child, own: Monitoring, selector: dict[str, str],
     return manifest
 
 
-Alert = tuple[str, str, str, str, str]
-"""(name, expression with %s for labels, for how long, severity, what it means and what to do)."""
-
-POOL_ALERTS: Final[tuple[Alert, ...]] = (
-    (
-        "KvcommonsCacheNodeDown",
-        'up{%s,container="cache-node"} == 0',
-        "5m",
-        "warning",
-        "A cache node can't be read: engines on its node compute everything themselves. See `kubectl describe kvcp`.",
-    ),
-)
-DEPLOYMENT_ALERTS: Final[tuple[Alert, ...]] = (
-    (
-        "KvcommonsRouterDown",
-        "absent(up{%s} == 1)",
-        "2m",
-        "critical",
-        "No router answers: clients are not served. See `kubectl describe ifd`.",
-    ),
-)
-
-
-def _rule(child: Child, own: Monitoring, alerts: tuple[Alert, ...], labels: str) -> Manifest:
-    rules = [
-        {
-            "alert": name,
-            "expr": expression % labels,
-            "for": after,
-            "labels": {"severity": severity},
-            "annotations": {"summary": text},
-        }
-        for name, expression, after, severity, text in alerts
-    ]
-    manifest = child.manifest(API, "PrometheusRule", {"spec": {"groups": [{"name": child.name, "rules": rules}]}})
+def _rule(child: Child, own: Monitoring, *groups: tuple[Rules, str]) -> Manifest:
+    """Of rules and the labels of what each is about."""
+    made = [rule.rule(labels) for rules, labels in groups for rule in rules]
+    manifest = child.manifest(API, "PrometheusRule", {"spec": {"groups": [{"name": child.name, "rules": made}]}})
     manifest["metadata"]["labels"] = {**own.labels, **manifest["metadata"]["labels"]}
     return manifest

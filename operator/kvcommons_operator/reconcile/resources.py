@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from kvcommons_operator import names
+from kvcommons_operator.metrics import ConditionNow
 from kvcommons_operator.observed import Manifest, Ref, User
 from kvcommons_operator.reconcile.owners import Owner, deployment_of, owner_of
 
@@ -36,6 +37,12 @@ class Resources:
     def of_kind(self, kind: str) -> Iterator[tuple[Id, Manifest]]:
         """All of a kind, as they are now."""
         return ((key, item) for key, item in list(self._items.items()) if key.kind == kind)
+
+    def conditions(self) -> Iterator[ConditionNow]:
+        """Every condition of every resource, as their status says it."""
+        for key, item in list(self._items.items()):
+            for condition, status, _ in _conditions(item):
+                yield ConditionNow(key.kind, key.namespace, key.name, str(condition), str(status))
 
     def of_owner(self, owner: Owner) -> Id | None:
         """By the owner that children's labels name."""
