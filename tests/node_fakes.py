@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kvcommons_node.api.models import IndexStatus
 from kvcommons_node.remote.driver import Port
-from kvcommons_node.seam import KnownFingerprint, KnownPeer, KnownTier, RawEvent
+from kvcommons_node.seam import KnownFingerprint, KnownLayout, KnownPeer, KnownShard, KnownTier, RawEvent
 
 FINGERPRINT = bytes(range(32))
 
@@ -71,6 +71,15 @@ class FakeCore:
         self.told_epoch: int | None = None
         self.questions: list[tuple[int, bytes, bytes]] = []
         self.peer_answers: dict[int, list[tuple[int, int, int]]] = {}
+        self.layout: KnownLayout = (256, 7, [((0, 2, 0, 4), 4_096)])
+        self.elsewhere: dict[str, dict[bytes, tuple[bytes, tuple[int, ...]]]] = {}
+        """Chunks that peers have, by their name."""
+        self.brought_as: list[tuple[str, int, int, list[KnownShard]]] = []
+        self.recode_errors: list[Exception] = []
+        """What the next starts raise."""
+        self.recode_says: dict[str, int | str] = {"state": "done", "why": ""}
+        self.recoded: list[tuple[str, bytes | None, bytes, str, bool]] = []
+        self.recode_cancelled: list[int] = []
         self.running = False
         self._start_error = start_error
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -194,6 +203,43 @@ class FakeCore:
         fresh = [one for one in split if one in {item[0] for item in self.behind}][: self.carries_max]
         self.chunks |= dict.fromkeys(fresh, (fingerprint, ()))
         return len(fresh)
+
+    def layout_of(self, fingerprint: bytes, key: bytes) -> KnownLayout | None:
+        held = self.chunks.get(key)
+        return self.layout if held is not None and held[0] == fingerprint else None
+
+    def bring_from(
+        self, peer: str, fingerprint: bytes, keys: bytes, chunk_tokens: int, tenant: int, shards: Sequence[KnownShard]
+    ) -> int:
+        self.brought_as.append((peer, chunk_tokens, tenant, [*shards]))
+        split = [keys[start : start + 32] for start in range(0, len(keys), 32)]
+        there = {name for name, held in self.elsewhere.get(peer, {}).items() if held[0] == fingerprint}
+        fresh = [one for one in split if one in there and one not in self.chunks][: self.carries_max]
+        self.chunks |= dict.fromkeys(fresh, (fingerprint, ()))
+        return len(fresh)
+
+    def recode_start(
+        self,
+        *,
+        codec: str,
+        fingerprint: bytes | None = None,
+        keys: bytes = b"",
+        tier: str = "",
+        from_memory: bool = True,
+        bytes_per_second_max: int = 0,
+    ) -> int:
+        if self.recode_errors:
+            raise self.recode_errors.pop(0)
+        self.recoded.append((codec, fingerprint, keys, tier, from_memory))
+        return len(self.recoded)
+
+    def recode_progress(self, run: int) -> dict[str, int | str] | None:
+        names = ("offered", "rewritten", "unchanged", "refused", "gone", "failed", "bytes_before", "bytes_after")
+        return {**dict.fromkeys(names, 0), "shards_total": 4, "shards_seen": 4, "rewritten": 3, **self.recode_says}
+
+    def recode_cancel(self, run: int) -> bool:
+        self.recode_cancelled.append(run)
+        return True
 
     def let_go(self, fingerprint: bytes, keys: bytes) -> int:
         return self.clear_some(fingerprint, None, keys, 0, [])[0]

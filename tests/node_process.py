@@ -66,6 +66,18 @@ class NodeProcess:
         with urllib.request.urlopen(url, timeout=5, context=context) as response:
             return response.status, json.load(response)
 
+    def post(self, path: str, body: object) -> tuple[int, dict[str, Any]]:
+        """Also of what is refused."""
+        context = ssl.create_default_context(cafile=self.authority) if self.authority is not None else None
+        url = f"{self.scheme}://127.0.0.1:{self.port}{path}"
+        request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=10, context=context) as response:
+                return response.status, json.load(response)
+        except urllib.error.HTTPError as refused:
+            with refused:
+                return refused.code, json.load(refused)
+
     def stats(self) -> dict[str, Any]:
         return self.get("/v1/stats")[1]
 

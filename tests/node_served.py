@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -42,6 +43,15 @@ class Served:
     async def post(self, path: str, body: object, **options: Any) -> tuple[int, dict[str, Any]]:
         async with self.http.post(self.url + path, json=body, **options) as response:
             return response.status, await response.json()
+
+
+async def job_of(node: Served, job_id: str) -> dict[str, Any]:
+    async with asyncio.timeout(10):
+        while True:
+            job: dict[str, Any] = (await node.get(f"/v1/jobs?job={job_id}"))[1]["jobs"][0]
+            if job["state"] not in ("waiting", "running"):
+                return job
+            await asyncio.sleep(0.01)
 
 
 Serve = Callable[..., Coroutine[Any, Any, Served]]

@@ -209,6 +209,19 @@ class NodeCore:
         """Has what memory has of these written to the first tier that takes writes; returns the shards in the queue."""
     def bring(self, fingerprint: bytes, keys: bytes) -> int:
         """Has what tiers have of a chain, given from its first chunk on, brought into memory; returns the chunks on their way."""
+    def layout_of(self, fingerprint: bytes, key: bytes) -> tuple[int, int, list[tuple[tuple[int, int, int, int], int]]] | None:
+        """How this node has a chunk: (chunk_tokens, tenant, [((layer_begin, layer_end, head_begin, head_end), slot_bytes)]).
+        None: it has it not, or nothing is known of its fingerprint."""
+    def bring_from(
+        self,
+        peer: str,
+        fingerprint: bytes,
+        keys: bytes,
+        chunk_tokens: int,
+        tenant: int,
+        shards: Sequence[tuple[tuple[int, int, int, int], int]],
+    ) -> int:
+        """As bring, from the peer of this name, in the layout that its layout_of told. Raises ValueError: no such layout."""
     def let_go(self, fingerprint: bytes, keys: bytes) -> int:
         """Takes the end of what is named out of memory, as far as nobody reads, pins or builds upon it; returns the chunks."""
     def remove_behind(self, tier: str, fingerprint: bytes, keys: bytes) -> int:

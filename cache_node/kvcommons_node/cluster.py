@@ -66,6 +66,16 @@ class Cluster:
         well = sum(1 for result in results if result.ok)
         return ClusterAnswer(operation=operation.name, nodes=results, ok=well, failed=len(results) - well)
 
+    async def ask(self, name: str, operation_name: str, asked: BaseModel) -> NodeResult:
+        """One operation of one other node.
+
+        :raises Refusal: without an index. :raises IndexUnavailableError: if the index does not say who there is."""
+        operation = next(one for one in openapi.OPERATIONS if one.name == operation_name)
+        for member in await self._pool.members():
+            if member.info.kind is MemberKind.NODE and member.info.name == name:
+                return await self._one(member, operation, asked)
+        return NodeResult(node=name, ok=False, status=0, error=UNKNOWN, seconds=0)
+
     async def close(self) -> None:
         if self._http is not None:
             await self._http.close()

@@ -8,28 +8,27 @@ import time
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from kvcommons_core.limits import KEY_BYTES
 from pydantic import BaseModel
 
 from kvcommons_node import fingerprints
 from kvcommons_node.api import models, refusals
 from kvcommons_node.api.models_cluster import ClusterAnswer, ClusterRequest
 from kvcommons_node.api.models_jobs import CancelRequest, JobAnswer, JobEntry, JobsAnswer, JobsQuery, PrewarmRequest
-from kvcommons_node.api.models_move import MoveRequest
+from kvcommons_node.api.models_move import FetchRequest, MoveRequest
 from kvcommons_node.api.models_pins import PinAnswer, PinRequest, PinsAnswer, PinsQuery, UnpinAnswer, UnpinRequest
+from kvcommons_node.api.models_recode import CompressRequest, DecompressRequest
 from kvcommons_node.api.models_requests import EventsQuery, RequestsAnswer, RequestsQuery
 from kvcommons_node.api.models_select import ClearAnswer, ClearRequest, LookupAnswer, LookupRequest
 from kvcommons_node.api.models_size import ResizeAnswer, ResizeRequest
 from kvcommons_node.cluster import Cluster, Credentials
 from kvcommons_node.engines import Engines
 from kvcommons_node.feed import Feed, Watcher
-from kvcommons_node.jobs import Jobs, Progress
+from kvcommons_node.jobs import Jobs
+from kvcommons_node.long_work import LongWork
 from kvcommons_node.metrics import NodeMetrics
 from kvcommons_node.model_names import ModelNames
-from kvcommons_node.moving import Move
 from kvcommons_node.pinning import Pinning
 from kvcommons_node.pool_view import PoolView
-from kvcommons_node.prewarming import Prewarm
 from kvcommons_node.pump import EventSink
 from kvcommons_node.reports import Reports
 from kvcommons_node.seam import Core, KnownFingerprint
@@ -127,9 +126,9 @@ class Control:
         self.node_metrics = NodeMetrics(self._core_stats, index.status, self._tiers, self._peers)
         self.reports = Reports()
         self.feed = Feed()
-        self._engines = engines
         self._cluster = Cluster(pool, node_id, credentials, self._here)
         self._jobs = Jobs(lambda fields: self.feed.tell("job", fields))
+        self._work = LongWork(core, node_id, self._selecting, engines, self._cluster, self._jobs)
 
     def set_serving(self, serving: bool) -> None:
         """Whether engines may attach: from the core's start to the beginning of the stop."""
@@ -195,17 +194,19 @@ class Control:
         return self._pinning.page(query.after, query.limit)
 
     async def prewarm(self, request: PrewarmRequest) -> JobAnswer:
-        """:raises Refusal: if no engine is known, or no job more is taken."""
-        await self._engines.all()
-        progress = Progress("documents", len(request.documents))
-        return self._jobs.submit("prewarm", request.name, request, progress, Prewarm(request, self._engines))
+        return await self._work.prewarm(request)
 
     async def move(self, request: MoveRequest) -> JobAnswer:
-        """:raises Refusal: of a place that there is not, one place twice, or if no job more is taken."""
-        fingerprint, keys = await self._selecting.chain(request)
-        self._selecting.check_move(request.source, request.target)
-        move = Move(self._core, fingerprint, keys, source=request.source, target=request.target, keep=request.keep)
-        return self._jobs.submit("move", request.name, request, Progress("chunks", len(keys) // KEY_BYTES), move)
+        return await self._work.move(request)
+
+    async def fetch(self, request: FetchRequest) -> JobAnswer:
+        return await self._work.fetch(request)
+
+    async def compress(self, request: CompressRequest) -> JobAnswer:
+        return await self._work.compress(request)
+
+    async def decompress(self, request: DecompressRequest) -> JobAnswer:
+        return await self._work.decompress(request)
 
     def jobs(self, query: JobsQuery) -> JobsAnswer:
         return self._jobs.page(query)

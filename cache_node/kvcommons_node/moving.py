@@ -19,14 +19,52 @@ STILL_SECONDS_MAX: Final = 10.0
 """A move of which nothing arrives for so long has ended."""
 
 
-class MovableCore(Protocol):
-    """What of the core is needed here."""
+class PlacesCore(Protocol):
+    """What tells where chunks are."""
 
     def places(self, fingerprint: bytes, keys: bytes) -> tuple[list[str], bytes]: ...
+
+
+class MovableCore(PlacesCore, Protocol):
+    """What of the core is needed here."""
+
     def write_behind(self, fingerprint: bytes, keys: bytes) -> int: ...
     def bring(self, fingerprint: bytes, keys: bytes) -> int: ...
     def let_go(self, fingerprint: bytes, keys: bytes) -> int: ...
     def remove_behind(self, tier: str, fingerprint: bytes, keys: bytes) -> int: ...
+
+
+async def at_place(core: PlacesCore, fingerprint: bytes, keys: bytes, place: str) -> set[int]:
+    """Numbers of the chunks that are there."""
+    names, bits = await asyncio.to_thread(core.places, fingerprint, keys)
+    bit = 1 << names.index(place)
+    return {number for number, one in enumerate(bits) if one & bit}
+
+
+async def carry(
+    at_target: Callable[[], Awaitable[set[int]]],
+    ask: Callable[[list[int]], Awaitable[None]],
+    wanted: set[int],
+    progress: Progress,
+    *,
+    ask_seconds: float,
+    clock: Callable[[], float],
+    pause: Callable[[float], Awaitable[None]],
+) -> set[int]:
+    """Asks until all have arrived, or none has for a while. Returns those that are there."""
+    arrived = await at_target()
+    since, asked = clock(), float("-inf")
+    while wanted - arrived and clock() - since < STILL_SECONDS_MAX:
+        if clock() - asked >= ask_seconds:
+            asked = clock()
+            await ask(sorted(wanted - arrived))
+        await pause(POLL_SECONDS)
+        now = await at_target()
+        if now - arrived:
+            since = asked = clock()  # on its way: to ask again would only fill the queue
+        arrived = now
+        progress.done = len(arrived & wanted)
+    return arrived
 
 
 class Move:
@@ -57,7 +95,15 @@ class Move:
         if not at_source:
             raise JobError(f"none of the {len(self._keys) // KEY_BYTES} chunks is in {self._source}")
         progress.total = len(at_source)
-        arrived = await self._carry(wanted, progress)
+        arrived = await carry(
+            lambda: self._at(self._target),
+            self._ask,
+            wanted,
+            progress,
+            ask_seconds=ASK_SECONDS,
+            clock=self._clock,
+            pause=self._pause,
+        )
         moved = arrived & at_source
         if not moved:
             raise JobError(f"nothing arrived in {self._target}: no room there, or it takes no writes (see its health)")
@@ -65,27 +111,11 @@ class Move:
         progress.done, progress.failed = len(moved), len(at_source) - len(moved)
         return {"chunks": len(moved), "were_there": len(there), "removed_from_source": left}
 
-    async def _carry(self, wanted: set[int], progress: Progress) -> set[int]:
-        """Asks until all have arrived, or none has for a while. Returns those that are there."""
-        arrived = await self._at(self._target)
-        since, asked = self._clock(), float("-inf")
-        while wanted - arrived and self._clock() - since < STILL_SECONDS_MAX:
-            if self._clock() - asked >= ASK_SECONDS:
-                asked = self._clock()
-                await asyncio.to_thread(self._ask, sorted(wanted - arrived))
-            await self._pause(POLL_SECONDS)
-            now = await self._at(self._target)
-            if now - arrived:
-                since = asked = self._clock()  # on its way: to ask again would only fill the queue
-            arrived = now
-            progress.done = len(arrived & wanted)
-        return arrived
-
-    def _ask(self, missing: list[int]) -> None:
+    async def _ask(self, missing: list[int]) -> None:
         if self._target == MEMORY:
-            self._core.bring(self._fingerprint, self._keys)
+            await asyncio.to_thread(self._core.bring, self._fingerprint, self._keys)
         else:
-            self._core.write_behind(self._fingerprint, self._some(missing))
+            await asyncio.to_thread(self._core.write_behind, self._fingerprint, self._some(missing))
 
     def _leave(self, moved: set[int]) -> int:
         keys = self._some(sorted(moved))
@@ -95,9 +125,7 @@ class Move:
 
     async def _at(self, place: str) -> set[int]:
         """Numbers of the chunks that are there."""
-        names, bits = await asyncio.to_thread(self._core.places, self._fingerprint, self._keys)
-        bit = 1 << names.index(place)
-        return {number for number, one in enumerate(bits) if one & bit}
+        return await at_place(self._core, self._fingerprint, self._keys, place)
 
     def _some(self, numbers: list[int]) -> bytes:
         return b"".join(self._keys[number * KEY_BYTES : (number + 1) * KEY_BYTES] for number in numbers)

@@ -45,6 +45,13 @@ KnownPeer = tuple[str, str, int, bool, str, dict[str, int]]
 """A peer's name, IP address and port, whether it is asked now, why not, and its counters."""
 
 
+KnownShard = tuple[tuple[int, int, int, int], int]
+"""First and end layer, first and end head, and the bytes of a slot."""
+
+KnownLayout = tuple[int, int, list[KnownShard]]
+"""How a chunk is kept: its tokens, its tenant's number, its shards."""
+
+
 class Core(Protocol):
     """The part of ``kvcommons_core._native.NodeCore`` that the daemon uses."""
 
@@ -81,6 +88,10 @@ class Core(Protocol):
 
     def write_behind(self, fingerprint: bytes, keys: bytes) -> int: ...
     def bring(self, fingerprint: bytes, keys: bytes) -> int: ...
+    def layout_of(self, fingerprint: bytes, key: bytes) -> KnownLayout | None: ...
+    def bring_from(
+        self, peer: str, fingerprint: bytes, keys: bytes, chunk_tokens: int, tenant: int, shards: Sequence[KnownShard]
+    ) -> int: ...
     def let_go(self, fingerprint: bytes, keys: bytes) -> int: ...
     def remove_behind(self, tier: str, fingerprint: bytes, keys: bytes) -> int: ...
     def clear_some(
@@ -93,6 +104,19 @@ class Core(Protocol):
     ) -> tuple[int, dict[str, int]]:
         """None or empty means any. Returns the chunks that memory had, and the shards that each tier had."""
         ...
+
+    def recode_start(
+        self,
+        *,
+        codec: str,
+        fingerprint: bytes | None = ...,
+        keys: bytes = ...,
+        tier: str = ...,
+        from_memory: bool = ...,
+        bytes_per_second_max: int = ...,
+    ) -> int: ...
+    def recode_progress(self, run: int) -> dict[str, int | str] | None: ...
+    def recode_cancel(self, run: int) -> bool: ...
 
 
 class ChainKeys(Protocol):

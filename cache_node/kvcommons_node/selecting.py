@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from itertools import groupby
+from typing import Protocol
 
 from kvcommons_core.keys import namespace_root, split_keys, token_keys
 
@@ -33,6 +34,23 @@ AGE_LIMIT = "of what is on a tier and not in memory no age is known: of that not
 NOT_TOLD = (
     "an engine tells nobody what its own cache holds; after a request it says how much it reused (`kvcommons why`)"
 )
+
+
+class Named(Protocol):
+    """A request that means some chunks."""
+
+    @property
+    def fingerprint(self) -> str | None: ...
+    @property
+    def model(self) -> str | None: ...
+    @property
+    def keys(self) -> list[str] | None: ...
+    @property
+    def tokens(self) -> list[int] | None: ...
+    @property
+    def salt(self) -> str | None: ...
+    @property
+    def chunk_tokens(self) -> int: ...
 
 
 def tenant_of(salt: str, secret: bytes) -> int:
@@ -104,10 +122,7 @@ class Selecting:
         """Everything but the epoch, which is the index'. :raises Refusal: if what is named can't be cleared so."""
         self._check_places(request)
         chunks, shards = 0, dict[str, int]()
-        for fingerprint in self._fingerprints(request):
-            keys = await asyncio.to_thread(self._keys, request, fingerprint)
-            if keys == b"" and (request.keys is not None or request.tokens is not None):
-                continue  # a text shorter than a chunk: no chunk, which the core would take for any
+        for fingerprint, keys in await self.meant(request):
             removed, of_tiers = await asyncio.to_thread(
                 self._core.clear_some,
                 fingerprint=fingerprint,
@@ -130,31 +145,57 @@ class Selecting:
             limits=[AGE_LIMIT] if request.older_than_seconds is not None and tiers else [],
         )
 
+    async def meant(self, request: Named) -> list[tuple[bytes | None, bytes]]:
+        """Fingerprints (None: any), each with the keys that are meant of it (empty: all).
+
+        :raises Refusal: of a fingerprint or a model that is not known."""
+        found = []
+        for fingerprint in self._fingerprints(request):
+            keys = await asyncio.to_thread(self._keys, request, fingerprint)
+            # Of a text that is shorter than a chunk nothing is meant, which the core would take for all.
+            if keys or (request.keys is None and request.tokens is None):
+                found.append((fingerprint, keys))
+        return found
+
+    def check_tier(self, name: str | None) -> None:
+        """:raises Refusal: of a tier that this node does not have; None stands for any."""
+        if name is not None:
+            self._known_places("tier", [name], self._tier_names())
+
+    def check_source(self, name: str) -> None:
+        """:raises Refusal: of a place that this node does not have."""
+        self._known_places("source", [name], self._places())
+
     def check_move(self, source: str, target: str) -> None:
         """:raises Refusal: of a place that this node does not have, or of one place twice."""
-        self._known_places("source", [source])
-        self._known_places("target", [target])
+        self.check_source(source)
+        self._known_places("target", [target], self._places())
         if source == target:
             raise refusals_work.same_place(source)
         if MEMORY not in (source, target):
             raise refusals_work.not_past_memory(source, target)
         # What is written behind goes to the first tier that serves: another is not chosen.
-        first = self._core.tiers()[0][0]
+        first = self._tier_names()[0]
         if target not in (MEMORY, first):
             raise refusals_work.not_written_to(target, first)
 
-    def _known_places(self, field: str, names: Sequence[str]) -> None:
-        known = [MEMORY, *(tier[0] for tier in self._core.tiers())]
+    def _tier_names(self) -> list[str]:
+        return [tier[0] for tier in self._core.tiers()]
+
+    def _places(self) -> list[str]:
+        return [MEMORY, *self._tier_names()]
+
+    def _known_places(self, field: str, names: Sequence[str], known: list[str]) -> None:
         unknown = [name for name in names if name not in known]
         if unknown:
             raise refusals_work.unknown_tier(unknown[0], known, field)
 
     def _check_places(self, request: ClearRequest) -> None:
-        self._known_places("tiers", request.tiers)
+        self._known_places("tiers", request.tiers, self._places())
         if request.older_than_seconds is not None and request.tiers and MEMORY not in request.tiers:
             raise refusals_work.age_without_memory(request.tiers)
 
-    def _fingerprints(self, request: ClearRequest) -> list[bytes | None]:
+    def _fingerprints(self, request: Named) -> list[bytes | None]:
         if request.fingerprint is not None:
             return [fingerprints.resolve(request.fingerprint, self._known())]
         if request.model is None:
@@ -164,7 +205,7 @@ class Selecting:
             raise refusals_work.unknown_model(request.model, self._models.known())
         return [*found]
 
-    def _keys(self, request: ClearRequest, fingerprint: bytes | None) -> bytes:
+    def _keys(self, request: Named, fingerprint: bytes | None) -> bytes:
         if request.keys is not None:
             return b"".join(bytes.fromhex(key) for key in request.keys)
         if request.tokens is None or fingerprint is None:

@@ -1,11 +1,16 @@
 // Some of the chunks, for the control API. Each call releases the GIL.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <stdexcept>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "bindings/buffers.h"
@@ -15,6 +20,9 @@ namespace nb = nanobind;
 
 namespace kvcommons::bindings {
 namespace {
+
+using RectTuple = std::tuple<std::uint16_t, std::uint16_t, std::uint16_t, std::uint16_t>;
+using Shards = std::vector<std::pair<RectTuple, std::uint64_t>>;
 
 constexpr std::size_t kPlacesMax = 8;  // what a byte has room for
 
@@ -82,6 +90,47 @@ std::uint32_t bring(Node& node, const nb::bytes& fingerprint, const nb::bytes& k
   });
 }
 
+// How this node has a chunk: (chunk_tokens, tenant, [((layers, heads), slot_bytes)]); None: it has it not.
+nb::object layout_of(Node& node, const nb::bytes& fingerprint, const nb::bytes& key) {
+  const Key of = key_argument("fingerprint", fingerprint);
+  const Key chunk = key_argument("key", key);
+  SessionSpec spec;
+  std::uint64_t tenant = 0;
+  const bool here = node.with([&](auto& core) {
+    return core.tiers() != nullptr && core.tiers()->manager().layout_of(of, chunk, &spec, &tenant);
+  });
+  if (!here) return nb::none();
+  Shards shards;
+  for (const auto& [rect, slot_bytes] : spec.shards) {
+    shards.push_back({{rect.layer_begin, rect.layer_end, rect.head_begin, rect.head_end}, slot_bytes});
+  }
+  return nb::make_tuple(spec.chunk_tokens, tenant, shards);
+}
+
+// As bring(), from the peer of this name, in the layout that its layout_of() tells.
+std::uint32_t bring_from(Node& node, const std::string& peer, const nb::bytes& fingerprint, const nb::bytes& keys,
+                         std::uint32_t chunk_tokens, std::uint64_t tenant, const Shards& shards) {
+  SessionSpec spec;
+  spec.fingerprint = key_argument("fingerprint", fingerprint);
+  spec.chunk_tokens = chunk_tokens;
+  for (const auto& [rect, slot_bytes] : shards) {
+    const auto& [layer_begin, layer_end, head_begin, head_end] = rect;
+    if (layer_begin >= layer_end || head_begin >= head_end || slot_bytes == 0 || slot_bytes > kSlabBytesMax) {
+      throw std::invalid_argument("shards: an empty rectangle, or a slot of 0 or more than " +
+                                  std::to_string(kSlabBytesMax) + " bytes: pass what layout_of() told");
+    }
+    spec.shards.push_back({{layer_begin, layer_end, head_begin, head_end}, slot_bytes});
+  }
+  if (spec.shards.empty() || spec.shards.size() > kShardsPerChunkMax || chunk_tokens == 0) {
+    throw std::invalid_argument("shards: pass 1 to " + std::to_string(kShardsPerChunkMax) + " and chunk_tokens");
+  }
+  const std::vector<Key> list = keys_argument("keys", keys);
+  return node.with([&](auto& core) {
+    if (core.tiers() == nullptr) return std::uint32_t{0};
+    return core.tiers()->manager().bring_from(peer, spec, tenant, list).chunks;
+  });
+}
+
 // Chunks that memory let go of: the end of what is named, as far as nobody reads, pins or builds upon it.
 std::uint32_t let_go(Node& node, const nb::bytes& fingerprint, const nb::bytes& keys) {
   const Key of = key_argument("fingerprint", fingerprint);
@@ -110,6 +159,8 @@ void bind_node_select(nb::class_<Node>& node) {
            "keys"_a = nb::bytes("", 0), "age_ms_min"_a = 0, "places"_a = std::vector<std::string>{})
       .def("write_behind", &write_behind, "fingerprint"_a, "keys"_a)
       .def("bring", &bring, "fingerprint"_a, "keys"_a)
+      .def("layout_of", &layout_of, "fingerprint"_a, "key"_a)
+      .def("bring_from", &bring_from, "peer"_a, "fingerprint"_a, "keys"_a, "chunk_tokens"_a, "tenant"_a, "shards"_a)
       .def("let_go", &let_go, "fingerprint"_a, "keys"_a)
       .def("remove_behind", &remove_behind, "tier"_a, "fingerprint"_a, "keys"_a);
 }

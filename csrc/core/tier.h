@@ -116,6 +116,7 @@ struct Sought {
   std::span<const ShardSpec> shards;  // of each chunk
   std::span<const Key> keys;
   double tokens_per_second = 0;  // at which this model's engines here compute, as measured; 0: not known
+  std::string_view from{};       // the name of the only node to be asked, whatever it costs; empty: whoever has it
 };
 
 class Tier {

@@ -109,6 +109,27 @@ TEST(bytes_that_changed_on_their_way_are_never_handed_out) {
   CHECK_EQ(tier_find(*world.tier, s.meta.id), 0u);
 }
 
+TEST(a_peer_that_is_named_is_asked_without_the_index_and_however_slow) {
+  PeerWorld world;
+  world.config.replicas_max = 1;
+  world.start();
+  const Sample s(1);
+  world.source.add(s);
+  const std::vector<ShardSpec> shards{{s.meta.id.rect, s.meta.payload_bytes}};
+  const auto ask = [&](const Sample& one, std::string_view name) {
+    return world.tier->seek({one.meta.id.fingerprint, 256, shards, std::span(&one.meta.id.key, 1), 1e9, name});
+  };
+  CHECK(!ask(s, "nobody"));
+  while (tier_find(*world.tier, s.meta.id) == 0) {
+    CHECK(ask(s, "peer-1"));
+    std::this_thread::yield();
+  }
+  CHECK_EQ(world.questions.load(), 0);
+  CHECK(!world.tier->spare(s.meta.id));  // it was asked for: it is no copy beside enough others
+  const Aligned into(40'000);
+  s.check(tier_get(*world.tier, s.meta.id, into), into.data());
+}
+
 TEST(what_enough_peers_have_is_brought_as_what_may_leave_first) {
   for (const std::uint32_t replicas_max : {1u, 2u}) {
     PeerWorld world;

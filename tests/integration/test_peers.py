@@ -5,10 +5,58 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from kvcommons_core import redis_server
+from kvcommons_core.limits import KEY_BYTES
 from node_process import until
-from peer_nodes import PeerNode, chain, know_each_other, make_certificate, make_secret, peer_nodes, published
+from peer_nodes import (
+    FINGERPRINT,
+    PeerNode,
+    chain,
+    know_each_other,
+    make_certificate,
+    make_secret,
+    peer_nodes,
+    published,
+)
+
+
+def moved(at: PeerNode, **more: object) -> dict[str, Any]:
+    """A move of the first chain to the other node, done."""
+    keys = [chain(1)[at : at + KEY_BYTES].hex() for at in range(0, len(chain(1)), KEY_BYTES)]
+    status, answer = at.process.post("/v1/move", {"fingerprint": FINGERPRINT.hex(), "keys": keys, **more})
+    assert status == 200, answer
+    found: dict[str, Any] = {}
+
+    def over() -> bool:
+        found.update(at.process.get(f"/v1/jobs?job={answer['job']['job']}")[1]["jobs"][0])
+        return found["state"] in ("done", "failed")
+
+    until(over, "the job is over")
+    return found
+
+
+def test_a_move_to_another_node_leaves_the_chunks_there_alone(folder: Path) -> None:
+    """Where no engine has ever been: fetched and verified there, then gone here; byte for byte; a copy stays, and a node that was
+    killed costs nothing."""
+    with redis_server.running() as server, peer_nodes(folder) as (one, two):
+        secret = make_secret(folder)
+        for node in (one, two):
+            node.start(server.url, secret, "--address", f"127.0.0.1:{node.process.port}")
+        know_each_other([one, two])
+        one.store(chain(1))
+        copied = moved(one, node="two", keep=True)
+        assert copied["result"] == {"chunks": 4, "were_there": 0, "removed_from_source": 0}, copied
+        assert (two.stats()["chunks"], one.stats()["chunks"]) == (4, 4)
+        assert moved(one, node="two")["result"] == {"chunks": 4, "were_there": 4, "removed_from_source": 4}
+        assert one.stats()["chunks"] == 0
+        assert two.read(chain(1)) == 4
+        assert moved(two, node="one")["result"]["removed_from_source"] == 4
+        assert (two.stats()["chunks"], one.read(chain(1))) == (0, 4)
+        two.process.kill()
+        lost = moved(one, node="two")
+        assert (lost["state"], one.stats()["chunks"]) == ("failed", 4)
 
 
 def is_written(node: PeerNode, chunks: int) -> bool:

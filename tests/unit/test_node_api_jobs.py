@@ -14,7 +14,7 @@ from kvcommons_core.keys import namespace_root, token_keys
 from kvcommons_node.engines import Engine
 from kvcommons_node.pool_view import NoPool
 from node_fakes import FINGERPRINT, committed, key
-from node_served import SECRET, Served, serve_in
+from node_served import SECRET, job_of, serve_in
 
 USAGE = {"prompt_tokens": 300, "prompt_tokens_details": {"cached_tokens": 256}}
 
@@ -67,15 +67,6 @@ async def engine(stack: AsyncExitStack) -> EngineStandIn:
     made = EngineStandIn()
     await made.start(stack)
     return made
-
-
-async def job_of(node: Served, job_id: str) -> dict[str, Any]:
-    async with asyncio.timeout(10):
-        while True:
-            job: dict[str, Any] = (await node.get(f"/v1/jobs?job={job_id}"))[1]["jobs"][0]
-            if job["state"] not in ("waiting", "running"):
-                return job
-            await asyncio.sleep(0.01)
 
 
 async def test_documents_go_through_the_engine_once(stack: AsyncExitStack, engine: EngineStandIn) -> None:
@@ -157,6 +148,45 @@ async def test_a_move_is_a_job_and_wants_two_places(stack: AsyncExitStack) -> No
     assert (job["state"], job["result"]["chunks"], node.core.chunks) == ("done", 2, {})
     for source, target, status in (("memory", "tape", 404), ("disk", "disk", 409)):
         assert (await node.post("/v1/move", {**chain, "source": source, "target": target}))[0] == status
+
+
+async def test_a_move_to_another_node_wants_a_peer(stack: AsyncExitStack) -> None:
+    """One that is known, from a place that there is, into its memory; whatever else is refused before a job begins."""
+    node = await serve_in(stack)
+    node.core.emit(committed(1))
+    chain = {"fingerprint": FINGERPRINT.hex(), "keys": [key(1).hex()]}
+    assert (await node.post("/v1/move", {**chain, "node": "node-b"}))[1]["error"]["message"].startswith(
+        "this node has no peers"
+    )
+    node.core.known_tiers = [("disk", "serving", "", {}), ("peer", "serving", "", {})]
+    node.core.known_peers = [("node-b", "127.0.0.1", 1, True, "", {})]
+    for more, status, field in (
+        ({"node": "node-c"}, 404, "node"),
+        ({"node": "node-a"}, 409, "node"),
+        ({"node": "node-b", "target": "disk"}, 409, "target"),
+        ({"node": "node-b", "source": "tape"}, 404, "source"),
+    ):
+        found, answer = await node.post("/v1/move", {**chain, **more})
+        assert (found, answer["error"]["field"]) == (status, field)
+    _, answer = await node.post("/v1/move", {**chain, "node": "node-b"})
+    job = await job_of(node, answer["job"]["job"])
+    assert (job["state"], "in no index" in job["error"], len(node.core.chunks)) == ("failed", True, 1)
+
+
+async def test_a_fetch_is_of_a_peer_and_brings_its_chunks(stack: AsyncExitStack) -> None:
+    """In the layout that it is told, also of a fingerprint that this node has never heard of."""
+    node = await serve_in(stack)
+    shard = {"layer_begin": 0, "layers": 2, "head_begin": 0, "heads": 4, "slot_bytes": 4_096}
+    layout = {"chunk_tokens": 256, "tenant": 7, "shards": [shard]}
+    asked = {"fingerprint": FINGERPRINT.hex(), "keys": [key(1).hex()], "node": "node-b", "layout": layout}
+    assert (await node.post("/v1/fetch", asked))[0] == 409
+    node.core.known_tiers = [("peer", "serving", "", {})]
+    node.core.known_peers = [("node-b", "127.0.0.1", 1, True, "", {})]
+    node.core.elsewhere = {"node-b": {key(1): (FINGERPRINT, ())}}
+    _, answer = await node.post("/v1/fetch", asked)
+    job = await job_of(node, answer["job"]["job"])
+    assert (job["state"], job["result"], set(node.core.chunks)) == ("done", {"chunks": 1, "were_there": 0}, {key(1)})
+    assert node.core.brought_as[0] == ("node-b", 256, 7, [((0, 2, 0, 4), 4_096)])
 
 
 async def test_a_text_is_looked_up_by_the_tokens_that_an_engine_makes_of_it(

@@ -5,29 +5,8 @@ from __future__ import annotations
 import pytest
 from kvcommons_node.jobs import JobError, Progress
 from kvcommons_node.moving import STILL_SECONDS_MAX, Move
-from node_fakes import FINGERPRINT, FakeCore, committed, key
-
-KEYS = b"".join(key(number) for number in (1, 2, 3))
-
-
-class Clock:
-    """Only pauses move it."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    async def pause(self, seconds: float) -> None:
-        self.now += seconds
-
-
-def core_with(*numbers: int) -> FakeCore:
-    core = FakeCore()
-    core.known_tiers = [("disk", "serving", "", {})]
-    core.emit(*(committed(number) for number in numbers))
-    return core
+from node_fakes import FINGERPRINT, FakeCore, key
+from node_moving import KEYS, Clock, core_with
 
 
 def move(core: FakeCore, source: str, target: str, clock: Clock, *, keep: bool = False) -> Move:

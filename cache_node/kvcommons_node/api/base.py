@@ -20,6 +20,10 @@ HexStart = Annotated[str, StringConstraints(pattern=HEX_START_PATTERN)]
 """The first digits of one, at least 4."""
 
 
+NodeName = Annotated[str, StringConstraints(min_length=1, max_length=253)]
+"""As the index, and `kvcommons stats`, calls a node."""
+
+
 class Model(BaseModel):
     """Unknown fields are errors: a misspelt field must never be a silent default."""
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field
 
-from kvcommons_node.api.base import Model
+from kvcommons_node.api.base import Model, NodeName
 from kvcommons_node.api.models_jobs import JobsQuery
 from kvcommons_node.api.models_move import MoveRequest
 from kvcommons_node.api.models_pins import PinRequest, PinsQuery, UnpinRequest
+from kvcommons_node.api.models_recode import CompressRequest, DecompressRequest
 from kvcommons_node.api.models_requests import RequestsQuery
 from kvcommons_node.api.models_select import ClearRequest, LookupRequest
 
 NODES_MAX = 1_024
 
-SpreadOperation = Literal["stats", "lookup", "clear", "pin", "unpin", "pins", "requests", "jobs", "move"]
+SpreadOperation = Literal[
+    "stats", "lookup", "clear", "pin", "unpin", "pins", "requests", "jobs", "move", "compress", "decompress"
+]
 """What can be asked of all nodes at once."""
 
 
@@ -26,6 +29,8 @@ BODIES: dict[str, type[BaseModel]] = {
     "pin": PinRequest,
     "unpin": UnpinRequest,
     "move": MoveRequest,
+    "compress": CompressRequest,
+    "decompress": DecompressRequest,
 }
 
 
@@ -47,7 +52,7 @@ class ClusterRequest(Model):
 
     operation: SpreadOperation = Field(description="As its operationId in this document.")
     body: dict[str, Any] = Field(default={}, description="The request of that operation; of a GET: its query.")
-    nodes: list[Annotated[str, StringConstraints(min_length=1, max_length=253)]] = Field(
+    nodes: list[NodeName] = Field(
         default=[], max_length=NODES_MAX, description="Names of the nodes in the index; all of them when empty."
     )
 

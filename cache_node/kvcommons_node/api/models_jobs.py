@@ -28,7 +28,7 @@ class JobProgress(Model):
     done: int = Field(description="Of what `unit` says.")
     failed: int = 0
     total: int = Field(description="What it will be in the end.")
-    unit: str = Field(description="documents or chunks.")
+    unit: str = Field(description="documents, chunks or shards.")
     detail: str = Field(default="", description="In words, what was last wrong or is being waited for.")
 
 
@@ -37,7 +37,7 @@ class JobEntry(Model):
 
     job: str = Field(description="Its id.")
     number: int = Field(description="Grows with each job since the node's start.")
-    kind: str = Field(description="prewarm, move, compress or decompress.")
+    kind: str = Field(description="prewarm, move, fetch, compress or decompress.")
     name: str = Field(description="As it was given; else made of what was asked.")
     state: JobState
     progress: JobProgress

@@ -11,8 +11,9 @@ from pydantic.json_schema import models_json_schema
 from kvcommons_node.api import models
 from kvcommons_node.api.models_cluster import ClusterAnswer, ClusterRequest
 from kvcommons_node.api.models_jobs import CancelRequest, JobAnswer, JobEntry, JobsAnswer, JobsQuery, PrewarmRequest
-from kvcommons_node.api.models_move import MoveRequest
+from kvcommons_node.api.models_move import FetchRequest, MoveRequest
 from kvcommons_node.api.models_pins import PinAnswer, PinRequest, PinsAnswer, PinsQuery, UnpinAnswer, UnpinRequest
+from kvcommons_node.api.models_recode import CompressRequest, DecompressRequest
 from kvcommons_node.api.models_requests import EventData, EventsQuery, RequestsAnswer, RequestsQuery
 from kvcommons_node.api.models_select import ClearAnswer, ClearRequest, LookupAnswer, LookupRequest
 from kvcommons_node.api.models_size import ResizeAnswer, ResizeRequest
@@ -91,9 +92,39 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST",
         "/v1/move",
         "move",
-        "Chunks from memory to a tier or back, as a job",
+        "Chunks from memory to a tier or back, or to another node, as a job",
         JobAnswer,
         MoveRequest,
+        guarded=True,
+        changes=True,
+    ),
+    Operation(
+        "POST",
+        "/v1/fetch",
+        "fetch",
+        "Chunks of another node into this one's memory, as a job: what a move between nodes asks of its target",
+        JobAnswer,
+        FetchRequest,
+        guarded=True,
+        changes=True,
+    ),
+    Operation(
+        "POST",
+        "/v1/compress",
+        "compress",
+        "What a tier holds into a smaller form, as a job",
+        JobAnswer,
+        CompressRequest,
+        guarded=True,
+        changes=True,
+    ),
+    Operation(
+        "POST",
+        "/v1/decompress",
+        "decompress",
+        "What a tier holds back into the engine's own bytes, as a job",
+        JobAnswer,
+        DecompressRequest,
         guarded=True,
         changes=True,
     ),

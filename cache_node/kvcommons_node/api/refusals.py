@@ -8,12 +8,14 @@ from pydantic import ValidationError
 from kvcommons_node.api.base import HEX_KEY_PATTERN, HEX_START_PATTERN
 from kvcommons_node.api.models import ErrorAnswer, ErrorDetail
 from kvcommons_node.api.models_pins import NAME_PATTERN
+from kvcommons_node.api.models_recode import CODEC_PATTERN
 from kvcommons_node.api.models_select import PLACE_PATTERN
 
 PATTERN_WORDS = {
     HEX_KEY_PATTERN: "64 hexadecimal digits",
     HEX_START_PATTERN: "4 to 64 hexadecimal digits",
     PLACE_PATTERN: "a name of letters, digits, _ and - (at most 32, a letter first)",
+    CODEC_PATTERN: "lossless, fp8-e4m3, int8, int4, int4:group=64 (a power of two from 8 to 256) or k16v8",
     NAME_PATTERN: "a name of letters, digits and ._:- (at most 128, a letter or digit first)",
 }
 VALUE_CHARACTERS_MAX = 120

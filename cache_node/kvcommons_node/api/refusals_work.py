@@ -59,6 +59,36 @@ def _not_so(field: str, value: str, message: str, remedy: str) -> Refusal:
     )
 
 
+def unknown_node(name: str, known: list[str], field: str = "node") -> Refusal:
+    return _unknown(
+        field,
+        "no node of this name is known",
+        name,
+        f"known: {', '.join(known[:NAMES_SHOWN_MAX]) or 'none'}; `kvcommons stats --all-nodes` lists them",
+    )
+
+
+def to_itself(name: str) -> Refusal:
+    return _not_so("node", name, "the chunks are on this node already", "name another node, or leave `node` out")
+
+
+def not_there_at_once(target: str) -> Refusal:
+    return _not_so(
+        "target", target, "another node takes chunks into its memory", "leave it out; then move them on that node"
+    )
+
+
+def no_peers() -> Refusal:
+    return Refusal(
+        409,
+        ErrorDetail(
+            type="invalid_request",
+            message="this node has no peers, so that nothing goes from node to node",
+            remedy="set node.peers of every node (docs: peers)",
+        ),
+    )
+
+
 def age_without_memory(tiers: list[str]) -> Refusal:
     return Refusal(
         409,

@@ -17,13 +17,14 @@ constexpr std::size_t kCandidatesMax = 4;  // of one question
 }  // namespace
 
 bool PeerTier::Impl::seek(const Sought& sought) {
-  if (sought.keys.empty() || sought.shards.empty() || !config_.on_questions) return false;
+  const bool meant = !sought.from.empty();
+  if (sought.keys.empty() || sought.shards.empty() || (!meant && !config_.on_questions)) return false;
   const ShardId first{sought.fingerprint, sought.keys.front(), sought.shards.front().rect};
-  SearchPtr again;
+  SearchPtr ask;
   {
     const std::lock_guard lock(mutex_);
     const std::uint64_t now = now_ms();
-    if (closing_ || peers_.empty() || now < seek_off_until_ms_) return false;
+    if (closing_ || peers_.empty() || (!meant && now < seek_off_until_ms_)) return false;
     if (const auto known = searches_.find(first); known != searches_.end()) {
       const SearchPtr& search = known->second;
       if (now >= search->until_ms) {
@@ -34,35 +35,53 @@ bool PeerTier::Impl::seek(const Sought& sought) {
       }
       if (search->again_ms == 0 || now < search->again_ms) return true;
       search->again_ms = 0;
-      again = search;
-    }
-    if (!again) {
-      const auto quiet = quiet_.find(first);
-      if (quiet != quiet_.end() && now < quiet->second) return false;
-      if (searches_.size() >= config_.questions_max) expire_locked(now);
-      if (searches_.size() >= config_.questions_max) return false;
-      const auto search = std::make_shared<Search>();
-      const std::size_t count =
-          std::min<std::size_t>({sought.keys.size(), kKeysPerQuestionMax, wire::keys_max(sought.shards.size())});
-      search->id = next_question_++;
-      search->shards.assign(sought.shards.begin(), sought.shards.end());
-      search->keys.assign(sought.keys.begin(), sought.keys.begin() + static_cast<std::ptrdiff_t>(count));
-      search->sought = sought;
-      search->sought.shards = search->shards;
-      search->sought.keys = search->keys;
-      search->until_ms = now + config_.locate_ms_max;
-      searches_[first] = search;
-      by_id_[search->id] = search;
-      questions_.push_back({search->id, sought.fingerprint, search->keys});
-      ++peer_stats_.questions;
+      ask = search;
+    } else {
+      const SearchPtr begun = begin_locked(sought, first, now);
+      if (!begun) return false;
+      if (meant) ask = begun;
     }
   }
-  if (again) {
-    ask_next(again);
+  if (ask) {
+    ask_next(ask);
   } else {
     config_.on_questions();
   }
   return true;
+}
+
+// Null where nobody is to be asked now. With a name, the one of that name is the only candidate, and nobody needs to
+// be asked who there is.
+PeerTier::Impl::SearchPtr PeerTier::Impl::begin_locked(const Sought& sought, const ShardId& first, std::uint64_t now) {
+  const auto named = [&](const auto& one) { return one.second.name == sought.from; };
+  const bool meant = !sought.from.empty();
+  const auto peer = meant ? std::find_if(peers_.begin(), peers_.end(), named) : peers_.end();
+  if (meant && peer == peers_.end()) return nullptr;
+  if (const auto quiet = quiet_.find(first); !meant && quiet != quiet_.end() && now < quiet->second) return nullptr;
+  if (searches_.size() >= config_.questions_max) expire_locked(now);
+  if (searches_.size() >= config_.questions_max) return nullptr;
+  const auto search = std::make_shared<Search>();
+  const std::size_t count =
+      std::min<std::size_t>({sought.keys.size(), kKeysPerQuestionMax, wire::keys_max(sought.shards.size())});
+  search->id = next_question_++;
+  search->shards.assign(sought.shards.begin(), sought.shards.end());
+  search->keys.assign(sought.keys.begin(), sought.keys.begin() + static_cast<std::ptrdiff_t>(count));
+  search->sought = sought;
+  search->sought.shards = search->shards;
+  search->sought.keys = search->keys;
+  search->sought.from = {};  // the caller's
+  search->until_ms = now + config_.locate_ms_max;
+  searches_[first] = search;
+  by_id_[search->id] = search;
+  if (meant) {
+    search->meant = true;
+    search->holders = 1;
+    search->candidates.push_back({peer->first, peer->second.epoch, static_cast<std::uint32_t>(count)});
+  } else {
+    questions_.push_back({search->id, sought.fingerprint, search->keys});
+    ++peer_stats_.questions;
+  }
+  return search;
 }
 
 std::vector<Question> PeerTier::Impl::questions(std::size_t max) {
@@ -122,7 +141,7 @@ void PeerTier::Impl::answer(std::uint64_t question, std::vector<Candidate> candi
 bool PeerTier::Impl::worth_locked(const Search& search, const LinkPtr& link) {
   const double rate = link->stats().bytes_per_second;
   const double tokens = search.sought.tokens_per_second;
-  if (!config_.gate || rate <= 0 || tokens <= 0) return true;
+  if (!config_.gate || search.meant || rate <= 0 || tokens <= 0) return true;
   double bytes = 0;
   for (const ShardSpec& shard : search.shards) bytes += static_cast<double>(shard.slot_bytes);
   if (bytes / rate <= static_cast<double>(search.sought.chunk_tokens) / tokens) return true;
@@ -185,7 +204,7 @@ void PeerTier::Impl::located(const SearchPtr& search, const PeerAddress& address
       for (std::size_t s = 0; s < shards; ++s) {
         directory_.found({search->sought.fingerprint, search->keys[chunks], search->shards[s].rect},
                          {link, address.epoch, place(s).generation, place(s).payload_bytes, now + config_.location_ms,
-                          config_.replicas_max != 0 && search->holders >= config_.replicas_max});
+                          !search->meant && config_.replicas_max != 0 && search->holders >= config_.replicas_max});
       }
     }
     if (chunks > 0) {

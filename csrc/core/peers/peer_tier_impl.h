@@ -52,6 +52,7 @@ class PeerTier::Impl {
     std::vector<Candidate> candidates;
     std::size_t holders = 0;  // that the index tells of
     std::size_t next = 0;     // of the candidates
+    bool meant = false;       // one was named: it is asked, however slow
   };
   using SearchPtr = std::shared_ptr<Search>;
 
@@ -76,6 +77,7 @@ class PeerTier::Impl {
   void tell_locked(TierEvent::Kind kind, const ShardMeta& meta);
   void drop_copies(const std::vector<Directory::Copy>& copies);
   // peer_seek.cpp
+  SearchPtr begin_locked(const Sought& sought, const ShardId& first, std::uint64_t now);
   void ask_next(const SearchPtr& search);
   JobPtr locate_job(const SearchPtr& search, const PeerAddress& address, const LinkPtr& link);
   void located(const SearchPtr& search, const PeerAddress& address, const LinkPtr& link,

@@ -227,6 +227,13 @@ std::uint64_t TierManager::write(const Key& fingerprint, std::span<const Key> ke
 Expected TierManager::bring(const Key& fingerprint, std::span<const Key> keys) {
   return impl_->bring(fingerprint, keys);
 }
+Expected TierManager::bring_from(std::string_view peer, const SessionSpec& spec, std::uint64_t tenant,
+                                 std::span<const Key> keys) {
+  return impl_->bring_from(peer, spec, tenant, keys);
+}
+bool TierManager::layout_of(const Key& fingerprint, const Key& key, SessionSpec* spec, std::uint64_t* tenant) {
+  return impl_->layout_of(fingerprint, key, spec, tenant);
+}
 std::uint64_t TierManager::remove(std::size_t tier, const Key& fingerprint, std::span<const Key> keys) {
   return impl_->remove(tier, fingerprint, keys);
 }

@@ -90,6 +90,11 @@ class TierManager {
   // As wanted(), without an engine: `keys` from the first chunk of a chain on; the layout is one that an engine asked
   // for, or what a tier has of the first chunk that is not in memory.
   Expected bring(const Key& fingerprint, std::span<const Key> keys);
+  // The same of what the node of this name has, in the layout that it told (layout_of() there).
+  Expected bring_from(std::string_view peer, const SessionSpec& spec, std::uint64_t tenant, std::span<const Key> keys);
+  // How this node has a chunk, in memory or on a tier: fingerprint, chunk_tokens and shards of *spec; false: it has it
+  // not, or knows no rectangle of its fingerprint.
+  bool layout_of(const Key& fingerprint, const Key& key, SessionSpec* spec, std::uint64_t* tenant);
   // Shards of these keys removed from one tier.
   std::uint64_t remove(std::size_t tier, const Key& fingerprint, std::span<const Key> keys);
   // The first tier that has a shard of this chunk, as far as it is known without its layout; -1: none.

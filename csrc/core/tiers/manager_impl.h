@@ -51,6 +51,8 @@ class TierManager::Impl {
   // manager_move.cpp
   std::uint64_t write(const Key& fingerprint, std::span<const Key> keys);
   Expected bring(const Key& fingerprint, std::span<const Key> keys);
+  Expected bring_from(std::string_view peer, const SessionSpec& spec, std::uint64_t tenant, std::span<const Key> keys);
+  bool layout_of(const Key& fingerprint, const Key& key, SessionSpec* spec, std::uint64_t* tenant);
   std::uint64_t remove(std::size_t tier, const Key& fingerprint, std::span<const Key> keys);
   // manager_wanted.cpp
   Expected wanted(SessionId session, std::uint64_t tenant, std::span<const Key> keys, std::uint32_t hit_chunks);
@@ -145,8 +147,6 @@ class TierManager::Impl {
   [[nodiscard]] std::size_t writes_waiting_locked() const;
   [[nodiscard]] bool fenced_locked() const;  // nothing may be brought in
   void know_rect_locked(const Key& fingerprint, const Rect& rect);
-  // manager_move.cpp
-  bool layout_on_tiers(const Key& fingerprint, const Key& key, SessionSpec* spec, std::uint64_t* tenant);
   // manager_select.cpp
   KeySet with_what_follows(Tier& tier, const Selection& selection);
   std::uint64_t clear_tier(Tier& tier, const Selection& selection, const KeySet* keys);
@@ -168,7 +168,8 @@ class TierManager::Impl {
   struct Asked {
     SessionSpec spec;
     std::uint64_t tenant = 0;
-    bool by_peer = false;  // what is other nodes' is not asked for
+    bool by_peer = false;     // what is other nodes' is not asked for
+    std::string_view from{};  // the only one to be asked, outside of which nothing is sought
   };
   Expected wanted_for(const Asked& asked, std::span<const Key> keys, std::uint32_t hit_chunks);
   std::size_t on_tiers(const Asked& asked, std::span<const Key> keys, std::vector<std::uint8_t>* tier);

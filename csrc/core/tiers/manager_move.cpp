@@ -25,17 +25,37 @@ std::uint64_t TierManager::Impl::write(const Key& fingerprint, std::span<const K
   return shards.size();
 }
 
-// Those of the known rectangles that tiers have of this chunk.
-bool TierManager::Impl::layout_on_tiers(const Key& fingerprint, const Key& key, SessionSpec* spec,
-                                        std::uint64_t* tenant) {
+// Those of the known rectangles that memory or a tier has of this chunk; an engine's own layout, where one that it
+// asked for is there whole.
+bool TierManager::Impl::layout_of(const Key& fingerprint, const Key& key, SessionSpec* spec, std::uint64_t* tenant) {
   spec->fingerprint = fingerprint;
+  const auto add = [&](const Rect& rect, std::uint64_t bytes, std::uint32_t tokens, std::uint64_t of) {
+    spec->shards.push_back({rect, bytes});
+    spec->chunk_tokens = tokens;
+    *tenant = of;
+  };
   for (const Rect& rect : rects_of(fingerprint)) {
+    Borrowed borrowed;
+    if (store_->borrow(fingerprint, key, rect, &borrowed)) {
+      store_->give_back(borrowed);
+      add(rect, borrowed.payload_bytes, borrowed.chunk_tokens, borrowed.tenant);
+      continue;
+    }
     for (const auto& tier : tiers_) {
       ShardMeta meta;
       if (!tier->describe({fingerprint, key, rect}, &meta)) continue;
-      spec->shards.push_back({rect, memory_bytes(meta)});
-      spec->chunk_tokens = meta.chunk_tokens;
-      *tenant = meta.tenant;
+      add(rect, memory_bytes(meta), meta.chunk_tokens, meta.tenant);
+      break;
+    }
+  }
+  const std::lock_guard lock(mutex_);
+  for (const LayoutPtr& layout : layouts_) {
+    const auto there = [&](const ShardSpec& shard) {
+      return std::find(spec->shards.begin(), spec->shards.end(), shard) != spec->shards.end();
+    };
+    const auto& shards = layout->spec.shards;
+    if (layout->spec.fingerprint == fingerprint && std::all_of(shards.begin(), shards.end(), there)) {
+      *spec = layout->spec;
       break;
     }
   }
@@ -47,22 +67,19 @@ Expected TierManager::Impl::bring(const Key& fingerprint, std::span<const Key> k
   if (hit >= keys.size()) return {};
   SessionSpec spec;
   std::uint64_t tenant = 0;
-  if (!layout_on_tiers(fingerprint, keys[hit], &spec, &tenant)) return {};
-  {
-    // An engine's own layout, where one that it asked for is there whole.
-    const std::lock_guard lock(mutex_);
-    for (const LayoutPtr& layout : layouts_) {
-      const auto there = [&](const ShardSpec& shard) {
-        return std::find(spec.shards.begin(), spec.shards.end(), shard) != spec.shards.end();
-      };
-      const auto& shards = layout->spec.shards;
-      if (layout->spec.fingerprint == fingerprint && std::all_of(shards.begin(), shards.end(), there)) {
-        spec = layout->spec;
-        break;
-      }
-    }
-  }
+  if (!layout_of(fingerprint, keys[hit], &spec, &tenant)) return {};
   return wanted_as(spec, tenant, keys, hit);
+}
+
+Expected TierManager::Impl::bring_from(std::string_view peer, const SessionSpec& spec, std::uint64_t tenant,
+                                       std::span<const Key> keys) {
+  const std::uint32_t hit = store_->lookup_any(spec.fingerprint, keys);
+  if (hit >= keys.size() || spec.shards.empty() || peer.empty()) return {};
+  Asked asked;
+  asked.spec = spec;
+  asked.tenant = tenant;
+  asked.from = peer;
+  return wanted_for(asked, keys, hit);
 }
 
 std::uint64_t TierManager::Impl::remove(std::size_t tier, const Key& fingerprint, std::span<const Key> keys) {

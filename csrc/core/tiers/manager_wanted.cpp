@@ -78,8 +78,8 @@ bool TierManager::Impl::touch_some() {
 // What no tier is known to have may be known to be somewhere soon.
 bool TierManager::Impl::seek(const Asked& asked, std::span<const Key> keys) {
   if (asked.by_peer || keys.empty()) return false;
-  Sought sought{asked.spec.fingerprint, asked.spec.chunk_tokens, asked.spec.shards, keys, 0};
-  {
+  Sought sought{asked.spec.fingerprint, asked.spec.chunk_tokens, asked.spec.shards, keys, 0, asked.from};
+  if (asked.from.empty()) {
     const std::lock_guard lock(mutex_);
     sought.tokens_per_second = meter_.tokens_per_second(asked.spec.fingerprint);
   }
