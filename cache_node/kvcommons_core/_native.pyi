@@ -209,7 +209,9 @@ class NodeCore:
         """Has what memory has of these written to the first tier that takes writes; returns the shards in the queue."""
     def bring(self, fingerprint: bytes, keys: bytes) -> int:
         """Has what tiers have of a chain, given from its first chunk on, brought into memory; returns the chunks on their way."""
-    def layout_of(self, fingerprint: bytes, key: bytes) -> tuple[int, int, list[tuple[tuple[int, int, int, int], int]]] | None:
+    def layout_of(
+        self, fingerprint: bytes, key: bytes
+    ) -> tuple[int, int, list[tuple[tuple[int, int, int, int], int]]] | None:
         """How this node has a chunk: (chunk_tokens, tenant, [((layer_begin, layer_end, head_begin, head_end), slot_bytes)]).
         None: it has it not, or nothing is known of its fingerprint."""
     def bring_from(
