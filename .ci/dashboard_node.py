@@ -131,7 +131,7 @@ EVICTION: Final = Row(
         Panel(
             "What each policy would find",
             "percentunit",
-            "Of a sample of the chunks asked for, with this node's size.",
+            "Of a sample of the chunks asked for, with this node's size; of nodes with shadow_chunks_max or `auto`.",
             ((f"{SHADOW_HITS} / ignoring(policy) group_left() {SHADOW_ASKED}", "{{policy}}"),),
         ),
     ),

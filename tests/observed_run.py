@@ -9,8 +9,10 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,25 @@ NAMESPACE = "watched"
 POOL = {"namespace": NAMESPACE, "container": "cache-node"}
 ROUTER = {"namespace": NAMESPACE, "service": "chat"}
 BODY_BYTES_MAX = 1 << 20
+ROUTER_SETTINGS = {
+    "LIMITS__BODY_BYTES_MAX": str(BODY_BYTES_MAX),
+    "QUEUE__ENABLED": "true",
+    "QUEUE__WINDOW_TOKENS": "1",
+    "QUEUE__WINDOW_SECONDS": "0.001",
+}
+"""A queue in the router as soon as two requests meet."""
+SHADOWS = ("--shadow-chunks-max", "1024")
+AT_ONCE = 6
+
+
+class Server(ThreadingHTTPServer):
+    """Says nothing of clients that leave."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]  # as it came
 
 
 class WireEngine:
@@ -35,6 +56,7 @@ class WireEngine:
     def __init__(self, name: str, node: PeerNode) -> None:
         self.name, self.node = name, node
         self.failing = False
+        self.one_by_one = threading.Lock()
         engine = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -61,8 +83,7 @@ class WireEngine:
             def log_message(self, *_arguments: object) -> None:
                 """Nothing."""
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
+        self.server = Server(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     @property
@@ -72,9 +93,10 @@ class WireEngine:
     def serve(self, document: int, request_id: str) -> None:
         """What a connector does: ask the node, load what is there, store the rest, and report at the end."""
         keys = chain(document, CHUNKS)
-        hit = self.node.read(keys)
-        if hit < CHUNKS:
-            self.node.store(keys[hit * 32 :] if hit else keys)
+        with self.one_by_one:  # else two would store the same
+            hit = self.node.read(keys)
+            if not hit:
+                self.node.store(keys)
         self.report(request_id, hit * 256)
 
     def report(self, request_id: str, commons: int) -> None:
@@ -105,9 +127,9 @@ class RouterProcess:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        limit = {"KVCOMMONS_ROUTER__LIMITS__BODY_BYTES_MAX": str(BODY_BYTES_MAX)}
+        given = {f"KVCOMMONS_ROUTER__{name}": value for name, value in ROUTER_SETTINGS.items()}
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self.command, env={**os.environ, **limit}, stdout=log, stderr=log)
+            self.process = subprocess.Popen(self.command, env={**os.environ, **given}, stdout=log, stderr=log)
 
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
@@ -123,6 +145,9 @@ class Run:
     ) -> None:
         self.redis, self.nodes, self.engines, self.router = redis, nodes, engines, router
         self.port = 0
+        self.starts: dict[str, Callable[[], None]] = {}
+        self.extra = ExitStack()
+        """What is started later, to be ended too."""
 
     @property
     def targets(self) -> list[tuple[str, dict[str, str]]]:
@@ -133,7 +158,7 @@ class Run:
     def ask(self, document: int, text: str = "") -> int:
         """A chat about a document through the router; the status."""
         content = text or f"document {document}: {TEXT * 60}"
-        body = {"model": "m", "messages": [{"role": "user", "content": content}], "document": document}
+        body = {"model": "m", "messages": [{"role": "user", "content": content}], "document": document, "stream": True}
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/v1/chat/completions",
             json.dumps(body).encode(),
@@ -145,6 +170,22 @@ class Run:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code
+
+    def work(self, turn: int) -> None:
+        """A little of everything that is counted: known and new documents, several at once, evictions, a tier and a peer that
+        give, an engine that fails once, and a request that is refused."""
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            assert set(pool.map(self.ask, [turn * 100 + number // 2 for number in range(2 * AT_ONCE)])) == {200}
+        one, two = self.nodes
+        for number in range(36):
+            one.store(chain(turn * 100 + 50 + number, CHUNKS))
+        assert one.read(chain(turn * 100 + 50, CHUNKS)) == CHUNKS
+        two.read(chain(turn * 100 + 85, CHUNKS))
+        self.engines[0].failing = True
+        for number in range(4):
+            self.ask(turn * 100 + 20 + number)
+        self.engines[0].failing = False
+        assert self.ask(0, "x" * BODY_BYTES_MAX) == 413
 
     def page(self, address: str) -> str:
         """What a target shows."""
@@ -159,13 +200,25 @@ class Run:
         except OSError:
             return {}
 
+    def mend(self) -> None:
+        """Ends the faults that a test has made: what was killed is started again where it was."""
+        if not self.redis.alive():
+            self.extra.callback(redis_server.start(self.redis.binary, port=self.redis.port).stop)
+        for engine in self.engines:
+            engine.failing = False
+        for node in self.nodes:
+            if node.process.process is not None and node.process.process.poll() is not None:
+                self.starts[node.name]()
+        if self.router.process is None or self.router.process.poll() is not None:
+            self.start_router()
+
     def start_router(self) -> None:
         self.router.start()
         until(lambda: self.health().get("status") == "ok", "the router serves")
         until(lambda: self.health().get("index") == "connected", "the router has Redis")
 
 
-def disk(folder: Path) -> str:
+def disk_in(folder: Path) -> str:
     """A node's setting of a disk of its own."""
     folder.mkdir()
     tier = {"type": "disk", "paths": [str(folder)], "capacity_bytes": 64 << 20, "segment_bytes": 4 << 20}
@@ -179,8 +232,11 @@ def pool_at_work(folder: Path) -> Iterator[Run]:
         redis = stack.enter_context(redis_server.running())
         nodes = stack.enter_context(peer_nodes(folder))
         secret = make_secret(folder)
+        starts: dict[str, Callable[[], None]] = {}
         for node in nodes:
-            node.start(redis.url, secret, "--tiers", disk(folder / f"{node.name}-disk"))
+            disk = disk_in(folder / f"{node.name}-disk")
+            starts[node.name] = partial(node.start, redis.url, secret, "--tiers", disk, *SHADOWS)
+            starts[node.name]()
         know_each_other(nodes)
         engines = [WireEngine(f"engine-{node.name}", node) for node in nodes]
         for engine in engines:
@@ -191,6 +247,7 @@ def pool_at_work(folder: Path) -> Iterator[Run]:
         router = RouterProcess([sys.executable, "-P", "-m", "kvcommons_router", *flags], folder / "router.log")
         stack.callback(router.stop)
         run = Run(redis, nodes, engines, router)
-        run.port = port
+        run.port, run.starts = port, starts
+        stack.callback(run.extra.close)
         run.start_router()
         yield run
