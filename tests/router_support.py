@@ -19,6 +19,7 @@ from kvcommons_router.http_server import ClientConnection
 from kvcommons_router.index_redis import make_index
 from kvcommons_router.metrics import Layout
 from kvcommons_router.settings import InstanceSettings, RouterSection, RouterSettings
+from kvcommons_router.sharing import Posts
 from kvcommons_router.steward import Steward
 from kvcommons_router.workers import authenticator
 
@@ -350,15 +351,17 @@ def settings_for(
 
 
 @asynccontextmanager
-async def running(settings: RouterSettings, *, checks: bool = False) -> AsyncIterator[Router]:
-    """A router until the end of the block; `checks` also runs its health checks."""
+async def running(
+    settings: RouterSettings, *, checks: bool = False, row: int = 0, posts: Posts | None = None
+) -> AsyncIterator[Router]:
+    """A router until the end of the block; `checks` also runs its health checks. With `posts` it is one worker of several."""
     layout = Layout()
-    cells = Cells(1, layout.columns)
+    cells = Cells(settings.router.workers, layout.columns)
     board = Board()
-    steward = Steward(settings.router, layout, cells, board, row=0)
+    steward = Steward(settings.router, layout, cells, board, row=row)
     steward.poll(0.0)
     auth = authenticator(settings.router)
-    app = App(settings, layout=layout, cells=cells, row=0, auth=auth, make_index=make_index, board=board)
+    app = App(settings, layout=layout, cells=cells, row=row, auth=auth, make_index=make_index, board=board, posts=posts)
     loop = asyncio.get_running_loop()
     app.attach(loop)
     tasks = [asyncio.ensure_future(app.tick())]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 from kvcommons_router import picker
-from kvcommons_router.binding import Binder, Binding, Ticket
+from kvcommons_router.binding import RIVALS_MAX, Binder, Binding, Rival, Ticket
 from kvcommons_router.picker import Policy, Shape, Weights
 
+from bench.policy import world
 from bench.policy.world import Job, MakePolicy, Router
 
 
@@ -36,6 +40,9 @@ class OnArrival:
     def freed(self, now: float) -> None:
         """Nothing waits."""
 
+    def hear(self, others: Sequence[world.Policy]) -> None:
+        """Nothing waits there, either."""
+
 
 class Late:
     """Requests wait in the router past a window."""
@@ -46,6 +53,7 @@ class Late:
         self._binder: Binder[Job] = Binder(binding, weights, lambda job: job.hits)
         self._binder.follow(router.candidates, 0.0)
         self._tickets: dict[Job, Ticket[Job]] = {}
+        self._told: dict[Ticket[Job], Rival] = {}
 
     def arrived(self, job: Job, now: float) -> None:
         """Queues it, and sends off whoever can be."""
@@ -71,6 +79,19 @@ class Late:
             del tickets[job]
             index.unwatch(job)
             router.send(job, at, int(picker.uncached_tokens(job.hits[at], job.length, self._weights.credits)), now)
+
+    def told(self) -> list[Rival]:
+        """What waits here, as it is told to others."""
+        before, self._told = self._told, {}
+        for ticket in itertools.islice(self._binder.in_order(), RIVALS_MAX):
+            rival = before.get(ticket) or Rival(ticket.shape, ticket.tenant)
+            rival.order, rival.works, rival.best = ticket.order, ticket.works, ticket.best
+            self._told[ticket] = rival
+        return list(self._told.values())
+
+    def hear(self, others: Sequence[world.Policy]) -> None:
+        """Takes what waits in the other routers."""
+        self._binder.hear([rival for other in others if isinstance(other, Late) for rival in other.told()])
 
 
 def on_arrival(policy: Policy = Policy.COST, weights: Weights | None = None) -> MakePolicy:

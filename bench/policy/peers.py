@@ -13,6 +13,7 @@ from typing import Final
 
 from kvcommons_router.picker import wait_seconds
 
+from bench.policy import world
 from bench.policy.world import BLOCK_TOKENS, Job, MakePolicy, Router
 
 
@@ -173,6 +174,9 @@ class PeerPolicy:
 
     def freed(self, now: float) -> None:
         """Nothing waits."""
+
+    def hear(self, others: Sequence[world.Policy]) -> None:
+        """Nothing waits there, either."""
 
 
 def peer(name: str, settings: Settings, tier: float = 0.0) -> MakePolicy:

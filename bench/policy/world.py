@@ -20,7 +20,7 @@ from typing import Final, NamedTuple, Protocol
 
 from kvcommons_router.load import Utilisation
 from kvcommons_router.picker import NO_HIT, Candidate, Hit, Prefill, wait_seconds
-from kvcommons_router.rates import PrefillLearner
+from kvcommons_router.rates import PrefillLearner, pool
 
 BLOCK_TOKENS: Final = 512
 FIRST_BYTE, LAST_BYTE, HEARD, GOSSIP, LOOK = range(5)
@@ -211,6 +211,9 @@ class Policy(Protocol):
     def freed(self, now: float) -> None:
         """Something has changed: a first byte came, or some time went by."""
 
+    def hear(self, others: Sequence[Policy]) -> None:
+        """Takes what waits in other routers."""
+
 
 @dataclass
 class Counts:
@@ -235,8 +238,10 @@ class Router:
         self.world = world
         self.number = number
         self.learners = [PrefillLearner(Prefill(known=False)) for _ in range(replicas)]
-        self.candidates = [
-            Candidate(b"replica-%d" % at, prefill=learner.prefill) for at, learner in enumerate(self.learners)
+        alone = world.setup.routers == 1
+        self.candidates = [  # several routers choose by what all of them have learnt
+            Candidate(b"replica-%d" % at, prefill=learner.prefill if alone else Prefill(known=False))
+            for at, learner in enumerate(self.learners)
         ]
         self.own = Counts([0] * replicas, [0] * replicas, [0] * replicas, [0] * replicas, [0.0] * replicas)
         self.active = [0] * replicas
@@ -292,8 +297,12 @@ class Router:
         self.active[replica] += len(job.blocks)
         candidate.waiting_tokens -= job.tokens
         candidate.decoding += 1
+        learner = self.learners[replica]
+        if candidate.head_at >= job.sent_at:
+            learner.add_next(job.tokens, now - candidate.head_at)
+        else:
+            learner.add(job.tokens, now - job.sent_at, job.before)
         candidate.head_at = own.heads[replica] = now
-        self.learners[replica].add(job.tokens, now - job.sent_at, job.before)
 
     def last_byte(self, job: Job) -> None:
         """An answer ends."""
@@ -314,6 +323,8 @@ class Router:
             candidate.decoding = own.decoding[at] + sum([other.own.decoding[at] for other in others])
             candidate.requests = own.requests[at] + sum([other.own.requests[at] for other in others])
             self.active[at] = own.active[at] + sum([other.own.active[at] for other in others])
+            pool(candidate.prefill, [router.learners[at].prefill for router in (self, *others)])
+        self.policy.hear([other.policy for other in others])
 
 
 class MakePolicy(Protocol):

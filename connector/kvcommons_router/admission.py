@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Final
 
 import xxhash
@@ -16,13 +18,29 @@ from kvcommons_router.exchange import Exchange
 from kvcommons_router.fleet import Group
 from kvcommons_router.journey import Client, Owner
 from kvcommons_router.known_heads import KnownHeads
+from kvcommons_router.own_paths import is_own
 from kvcommons_router.request import Request
 
 AFFINITY_STEP: Final = 3  # texts that share this many steps and one more, about 8 KiB, meet when there is no index
 SEEDS_MAX: Final = 10_000
-EMBEDDINGS: Final = b"/v1/embeddings"
-RELAYED: Final = frozenset({b"/v1/chat/completions", b"/v1/completions", EMBEDDINGS})
-OWN: Final = frozenset({b"/health", b"/healthz", b"/readyz", b"/metrics", b"/v1/models"})
+TEXTS: Final = frozenset({b"/v1/chat/completions", b"/v1/completions"})  # whose text has keys
+RESPONSES: Final = b"/v1/responses"
+RELAYED: Final = TEXTS | {b"/v1/embeddings", RESPONSES}
+POST_ALONE: Final = {b"POST": "POST"}
+FORWARDED_METHODS: Final = {name.encode(): name for name in ("GET", "POST", "PUT", "PATCH", "DELETE")}
+BEGINNING_BYTES: Final = 8192  # of a body without text keys: those that begin alike meet
+
+
+def forwarded(patterns: Sequence[str]) -> re.Pattern[bytes] | None:
+    """Matches the paths that are forwarded as they are; a `*` at the end stands for any end."""
+    if not patterns:
+        return None
+    parts = [re.escape(one.removesuffix("*")) + (".*" if one.endswith("*") else "") for one in patterns]
+    return re.compile("|".join(parts).encode(), re.DOTALL)
+
+
+def _shown(path: bytes) -> str:
+    return path.decode("latin-1")[:200]
 
 
 class Admission:
@@ -39,6 +57,14 @@ class Admission:
         self._plain = textkeys.PlainReader([*bodies.ROUTER_OWNED, *bodies.NESTED])
         self._seeds: dict[tuple[str, str], int] = {}
         self._transfer_params = context.settings.transfer_params
+        self._forwarded = forwarded(context.settings.forward_paths)
+
+    def relays(self, path: bytes) -> bool:
+        """Whether engines answer what is asked at a path."""
+        if path in RELAYED:
+            return True
+        patterns = self._forwarded
+        return patterns is not None and not is_own(path) and patterns.fullmatch(path) is not None
 
     def engine_keys(self, any_engine: bool) -> None:
         """Takes whether engines ask for keys of their own: the client's is for the router, or would stand beside one."""
@@ -54,18 +80,20 @@ class Admission:
         :raises Refusal: with the reason.
         """
         path = request.path
-        if path in RELAYED:
-            if request.method != b"POST":
-                raise Refusal(405, f"{path.decode('latin-1')} takes POST.", param="POST")
+        if self.relays(path):
+            takes = POST_ALONE if path in RELAYED else FORWARDED_METHODS
+            if request.method not in takes:
+                raise Refusal(
+                    405, f"{_shown(path)} takes {', '.join(takes.values())}.", param=", ".join(takes.values())
+                )
             self.auth.tenant(request.head.authorization)
             if length > self.limits.body_bytes_max:
                 raise self.budgets.too_large()
             return
-        known = path in OWN or path.startswith(b"/v1/models/")
-        if not known:
-            raise Refusal(404, f"There is nothing at {path.decode('latin-1')[:200]}.", code="not_found")
+        if not is_own(path):
+            raise Refusal(404, f"There is nothing at {_shown(path)}.", code="not_found")
         if request.method not in (b"GET", b"HEAD"):
-            raise Refusal(405, f"{path.decode('latin-1')[:200]} takes GET.", param="GET, HEAD")
+            raise Refusal(405, f"{_shown(path)} takes GET.", param="GET, HEAD")
         if path.startswith(b"/v1/"):
             self.auth.tenant(request.head.authorization)
 
@@ -76,31 +104,39 @@ class Admission:
         """
         tenant = self.auth.tenant(request.head.authorization)
         body = request.body
-        plain = self._plain.read(body) if request.path != EMBEDDINGS else None
+        path = request.path
+        plain = self._plain.read(body) if path in TEXTS else None
         fields: bodies.Fields | None = None
         canonical: bytes | None
         if plain is not None:
             model, streaming, canonical = plain
             group = self._group_of(model)
-        else:
+        elif path in RELAYED or body.lstrip()[:1] == b"{":
             fields = bodies.parse(body)
             bodies.check_nested(fields)
             group = self._group(fields)
             streaming = fields.get("stream") is True
-            canonical = textkeys.canonical_text(fields)[0] if request.path != EMBEDDINGS else None
+            canonical = textkeys.canonical_text(fields)[0] if path in TEXTS else None
+        else:  # what an engine was said to know what to do with
+            group, streaming, canonical = self._group({}), False, None
         self.budgets.check(tenant.name)
         exchange = Exchange(self._context, owner, client, request, tenant, group, id_bytes)
         exchange.streaming = streaming
         exchange.session = request.head.session or bodies.user_of(body)
+        additions = b""
         if canonical is not None:
             additions = self._text(exchange, canonical, id_bytes)
         else:
-            additions = bodies.members(id_bytes, tenant.salt, b"", 0, transfer_params=False)
+            if fields is not None:
+                additions = bodies.members(id_bytes, tenant.salt, b"", 0, transfer_params=False)
+            if path == RESPONSES:
+                exchange.affinity = xxhash.xxh3_64_intdigest(body[:BEGINNING_BYTES])
             exchange.text_bytes = len(body)
             exchange.length = group.ratio.tokens(len(body))
-        exchange.forwarded = (
-            bodies.extend(body, additions) if fields is None else bodies.rewrite(body, fields, additions)
-        )
+        if fields is not None:
+            exchange.forwarded = bodies.rewrite(body, fields, additions)
+        else:
+            exchange.forwarded = bodies.extend(body, additions) if plain is not None else (body, b"")
         request.body = b""
         self.budgets.begin(tenant.name)
         return exchange

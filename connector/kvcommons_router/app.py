@@ -9,7 +9,7 @@ from typing import Final
 
 from kvcommons_router import metrics, own_paths
 from kvcommons_router.access_log import AccessLog
-from kvcommons_router.admission import RELAYED, Admission
+from kvcommons_router.admission import RESPONSES, Admission
 from kvcommons_router.auth import Authenticator, KeysError
 from kvcommons_router.board import Board
 from kvcommons_router.body import NOTHING
@@ -27,6 +27,7 @@ from kvcommons_router.metrics import Layout
 from kvcommons_router.picker import Policy
 from kvcommons_router.request import Request
 from kvcommons_router.settings import RouterSettings
+from kvcommons_router.sharing import Posts
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +48,9 @@ class App:
         auth: Authenticator,
         make_index: Callable[[Context], Index],
         board: Board,
+        posts: Posts | None = None,
     ) -> None:
-        self.context = context = Context(every, layout=layout, cells=cells, row=row)
+        self.context = context = Context(every, layout=layout, cells=cells, row=row, posts=posts)
         self.settings = settings = every.router
         self.limits = settings.limits
         self.layout = layout
@@ -106,7 +108,7 @@ class App:
     def serve(self, connection: ClientConnection, request: Request) -> None:
         """Answers a request, or sets it on its way."""
         path = request.path
-        if path not in RELAYED:
+        if not self.admission.relays(path):
             self._serve_own(connection, request, path)
             return
         context = self.context
@@ -123,7 +125,7 @@ class App:
             self.index.locate(exchange)
         else:
             self.recorder.count(self.layout.lookups + 4)
-            exchange.located({})
+            exchange.located(None if path == RESPONSES else {})  # None: those that begin alike meet, by a hash
 
     def _serve_own(self, connection: ClientConnection, request: Request, path: bytes) -> None:
         try:
@@ -150,7 +152,7 @@ class App:
 
     def answered_here(self, request: Request, status: int) -> None:
         """The router answered by itself."""
-        if request.path in RELAYED:
+        if self.admission.relays(request.path):
             self.context.count_request(self.layout.other_model, status)
 
     def exchange_ended(self, exchange: Journey) -> None:
@@ -182,9 +184,13 @@ class App:
             await asyncio.sleep(TICK_SECONDS)
             count += 1
             self.follower.poll()
+            if context.sharing is not None:
+                context.sharing.listen(context.loop_time())
             context.load.refresh()
             context.guesses.take(context.loop_time())
             context.waiting.wake()
+            if context.sharing is not None:
+                context.sharing.tell(context.loop_time())
             self.show()
             if count % TICKS_PER_SWEEP == 0:
                 await self._sweep()

@@ -16,10 +16,11 @@ from kvcommons_router.fleet import Fleet, Instance
 from kvcommons_router.guesses import Guesses
 from kvcommons_router.health import Health
 from kvcommons_router.index import Index
-from kvcommons_router.load import Load, SiblingLoad, Utilisation
+from kvcommons_router.load import Load, Utilisation
 from kvcommons_router.metrics import Layout, Names, Recorder
 from kvcommons_router.picker import Credits, Policy, Weights
 from kvcommons_router.settings import RouterSettings
+from kvcommons_router.sharing import Posts, Sharing
 from kvcommons_router.waiting import Waiting
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,10 @@ class Context:
 
     index: Index  # given by whoever makes this: an index needs a context itself
 
-    def __init__(self, every: RouterSettings, *, layout: Layout, cells: Cells, row: int) -> None:
+    def __init__(
+        self, every: RouterSettings, *, layout: Layout, cells: Cells, row: int, posts: Posts | None = None
+    ) -> None:
+        """:param posts: shared by the workers of a router; not needed by one alone."""
         self.settings = settings = every.router
         self.index_settings = every.index
         self.layout = layout
@@ -47,9 +51,12 @@ class Context:
         self.binds_late = queue.enabled and self.policy is Policy.COST
         self.waiting = Waiting(self, queue.binding(), queue.seconds_max)
         self.recorder = Recorder(layout, cells.row(row))
-        self.fleet = Fleet(settings)
-        sources = [SiblingLoad(layout, cells, row)] if settings.workers > 1 else []
-        self.load = Load(layout, cells.row(row), sources)
+        shares = settings.workers > 1 or bool(every.index.url)
+        self.fleet = Fleet(settings, shares=shares)
+        self.load = Load(layout, cells.row(row), [])
+        self.sharing = Sharing(self, posts or Posts(1), row) if shares else None
+        if self.sharing is not None:
+            self.load.sources.append(self.sharing)
         self.health = Health(layout, cells, row, 0, settings.health)
         self.utilisation = Utilisation()
         self.guesses = Guesses()

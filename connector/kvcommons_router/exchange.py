@@ -163,9 +163,13 @@ class Exchange(Journey):
         assert instance is not None
         self.first_byte_at = now
         context = self.context
+        head_at = instance.candidate.head_at
         self.prefilled()
         if self.streaming and self.status == 200:
-            instance.learner.add(self.tokens, now - self.dispatched_at, self.before)
+            if head_at > self.dispatched_at:
+                instance.learner.add_next(self.tokens, now - head_at)
+            else:
+                instance.learner.add(self.tokens, now - self.dispatched_at, self.before)
         context.recorder.observe_seconds(context.layout.first_byte_seconds, instance.index, now - self.request.received)
 
     def prefilled(self) -> None:

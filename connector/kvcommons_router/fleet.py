@@ -25,7 +25,7 @@ class Instance:
     pool: Pool
     host_lines = b""
 
-    def __init__(self, entry: Entry, router: RouterSection, learner: PrefillLearner) -> None:
+    def __init__(self, entry: Entry, router: RouterSection, learner: PrefillLearner, *, shares: bool = False) -> None:
         self.index = entry.slot
         self.generation = entry.generation
         self.entry = entry
@@ -36,7 +36,8 @@ class Instance:
         self._limits = router.limits
         self.learner = learner
         self._adapters: dict[str, None] = {}
-        self.candidate = Candidate(self.name.encode(), prefill=learner.prefill, adapters=self._adapters.keys())
+        believed = dataclasses.replace(learner.prefill) if shares else learner.prefill
+        self.candidate = Candidate(self.name.encode(), prefill=believed, adapters=self._adapters.keys())
         self._take(entry.settings)
 
     def uses(self, adapter: str) -> None:
@@ -119,8 +120,10 @@ class FleetChanges:
 class Fleet:
     """All instances, in the order of their slots, and by model."""
 
-    def __init__(self, settings: RouterSection) -> None:
+    def __init__(self, settings: RouterSection, *, shares: bool = False) -> None:
+        """:param shares: whether others learn of the same replicas: then the picker believes what all have learnt."""
         self._settings = settings
+        self._shares = shares
         self._by_slot: dict[int, Instance] = {}
         self._learnt: dict[str, PrefillLearner] = {}  # of those that are gone: they may come again
         self.instances: list[Instance] = []
@@ -150,7 +153,7 @@ class Fleet:
                     changes.moved.append(instance)
         for slot, entry in wanted.items():
             if slot not in self._by_slot:
-                instance = Instance(entry, self._settings, self._learner(entry.settings))
+                instance = Instance(entry, self._settings, self._learner(entry.settings), shares=self._shares)
                 self._by_slot[slot] = instance
                 changes.added.append(instance)
         self.instances[:] = [self._by_slot[slot] for slot in sorted(self._by_slot)]

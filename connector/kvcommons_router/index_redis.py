@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 from typing import Final
@@ -32,6 +33,9 @@ from kvcommons_router.stream_link import StreamConnection
 from kvcommons_router.usage import usage_of
 
 CORRECTIONS_AT_ONCE_MAX: Final = 16
+TELL_SECONDS_MAX: Final = 1.0
+TELL_AGAIN_SECONDS: Final = 5.0
+"""After Redis did not take, or refused, what was said to other routers."""
 MIRROR, REDIS, LATE, AWAY = range(4)  # columns of the metric
 SOURCES: Final = {
     LookupStatus.MIRROR: MIRROR,
@@ -98,7 +102,13 @@ class RedisIndex:
         self._places = Places(self._instances, schema.age_units_max(settings.holder_age_seconds_max))
         self._links = Links(settings) if Links.can_serve(settings) else None
         self.expectations = Expectations(context, self)
-        self._listener = FeedbackListener(settings, self.expectations.take)
+        sharing = context.sharing
+        self._listener = FeedbackListener(settings, self.expectations.take, sharing.take if sharing else None)
+        if sharing is not None:
+            sharing.send = self._tell
+        self._routers = schema.Names(settings.prefix).routers
+        self._telling = False
+        self._tell_after = 0.0
         self._tasks: list[asyncio.Task[None]] = []
         self._members = Members(self.recorder)
         self.corrections = 0  # under way
@@ -126,6 +136,28 @@ class RedisIndex:
         await self._listener.close()
         await self.recorder.stop()
         await self.reader.stop()
+
+    def _tell(self, text: bytes) -> None:
+        """Says something to all routers; what can't be said at once is not said, since the next is said soon."""
+        link = self._stream_connection.links.link if self._stream_connection.links is not None else None
+        if self._context.loop_time() < self._tell_after:
+            return
+        if link is not None and link.up:
+            link.ask_all([("PUBLISH", self._routers, text)], self._told, TELL_SECONDS_MAX)
+        elif self.reader.view.reachable and not self._telling:
+            self._telling = True
+            self._context.spawn(self._tell_slowly(text))
+
+    def _told(self, values: Values | None) -> None:
+        if values is None:
+            self._tell_after = self._context.loop_time() + TELL_AGAIN_SECONDS
+
+    async def _tell_slowly(self, text: bytes) -> None:
+        try:
+            with contextlib.suppress(IndexUnavailableError):
+                await self._stream_connection.run([("PUBLISH", self._routers, text)])
+        finally:
+            self._telling = False
 
     def subscribed(self) -> bool:
         """Whether reports of the connectors are heard."""

@@ -1,6 +1,6 @@
 """How busy each instance is: what this worker sent there, plus what others did.
 
-`LoadSource` is what other workers, and later other routers, are read through; the picker sees one sum.
+`LoadSource` is what other workers and routers are read through; the picker sees one sum.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
-from kvcommons_router.cells import Cells
 from kvcommons_router.metrics import Layout
 from kvcommons_router.picker import Candidate
 
@@ -24,6 +23,8 @@ class InstanceLoad(NamedTuple):
     waiting_tokens: int
     decoding: int
     requests: int
+    head_at: float = 0.0
+    """When the prefill under way there began, as far as they know."""
 
 
 NOTHING: Final = InstanceLoad(0, 0, 0)
@@ -37,26 +38,6 @@ class LoadSource(Protocol):
         """What is under way now at the first so many instances, by index."""
 
 
-class SiblingLoad:
-    """The load of the other workers of this router, from the shared cells."""
-
-    def __init__(self, layout: Layout, cells: Cells, own_row: int) -> None:
-        self._layout = layout
-        self._cells = cells
-        self._rows = [index for index in range(cells.rows) if index != own_row]
-
-    def read(self, count: int) -> Sequence[InstanceLoad]:
-        """Sums the other rows."""
-        layout = self._layout
-        sums = [[0, 0, 0] for _ in range(count)]
-        for index in self._rows:
-            row = self._cells.row(index)
-            for at, first in enumerate((layout.waiting_tokens, layout.decoding, layout.dispatched)):
-                for instance, value in enumerate(row[first : first + count].tolist()):
-                    sums[instance][at] += value
-        return [InstanceLoad(*values) for values in sums]
-
-
 class Load:
     """This worker's counters and everybody's sum, kept up to date in the picker's candidates."""
 
@@ -64,7 +45,7 @@ class Load:
         count = layout.instances_max
         self._candidates = [NOBODY] * count
         self._present: list[int] = []
-        self._sources = sources
+        self.sources = list(sources)
         self._row = row
         self._tokens_column = layout.waiting_tokens
         self._decoding_column = layout.decoding
@@ -113,21 +94,29 @@ class Load:
             row[self._tokens_column + index] -= tokens
             candidate.waiting_tokens -= tokens
 
+    def own(self) -> Sequence[tuple[int, int, int]]:
+        """What this worker has under way at each instance, by index: tokens, decoding, requests."""
+        count = self._present[-1] + 1 if self._present else 0
+        columns = (self._tokens_column, self._decoding_column, self._requests_column)
+        return list(zip(*[self._row[first : first + count].tolist() for first in columns], strict=True))
+
     def refresh(self) -> None:
         """Reads the others' load again; called every few ten milliseconds."""
-        if not self._sources or not self._present:
+        if not self.sources or not self._present:
             return
-        read = [source.read(self._present[-1] + 1) for source in self._sources]
+        read = [source.read(self._present[-1] + 1) for source in self.sources]
         for index in self._present:
             candidate = self._candidates[index]
             loads = [source[index] for source in read]
             tokens = sum([load.waiting_tokens for load in loads])
             decoding = sum([load.decoding for load in loads])
             requests = sum([load.requests for load in loads])
+            heads = [load.head_at for load in loads]
             before = self._others[index]
             candidate.waiting_tokens += tokens - before.waiting_tokens
             candidate.decoding += decoding - before.decoding
             candidate.requests += requests - before.requests
+            candidate.head_at = max(candidate.head_at, *heads)
             self._others[index] = InstanceLoad(tokens, decoding, requests)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import orjson
 
@@ -11,7 +11,13 @@ from kvcommons_router.errors import not_served
 from kvcommons_router.exposition import render
 from kvcommons_router.roster import Presence
 
+OWN: Final = frozenset({b"/health", b"/healthz", b"/readyz", b"/metrics", b"/v1/models"})
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+
+
+def is_own(path: bytes) -> bool:
+    """Whether the router answers by itself what is asked at a path."""
+    return path in OWN or path.startswith(b"/v1/models/")
 
 
 class Answer(NamedTuple):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from kvcommons_router.picker import Prefill
 
-FORGET: Final = 0.98  # weight of the past at each sample: about the last fifty count
+FORGET: Final = 0.99  # weight of the past at each sample: about the last hundred count
 SAMPLES_MIN: Final = 4
 SHARE_MIN: Final = 0.1  # of the time that is put down to the tokens, where samples say nothing
 DOUBTED: Final = 2.0  # how many times as long as expected is too long
 CORRECTED: Final = 0.1  # how much of what was found then is added
+CHAIN_SECONDS: Final = 0.05  # of prefills one after the other that make a sample
 TOKEN_SECONDS_MIN: Final = 1e-7
 TOKEN_SECONDS_MAX: Final = 1.0
 BASE_SECONDS_MAX: Final = 10.0
@@ -21,15 +23,19 @@ BYTES_PER_TOKEN_MAX: Final = 64.0
 class PrefillLearner:
     """A line through (uncached tokens, seconds), the past fading; it writes into the `Prefill` that the picker reads.
 
-    What waited behind nothing tells most, and the line is drawn through that alone. A request behind others takes as long as they and it
-    together: where that is far more than the line says, the line is too flat, and is made steeper. Else a replica that was once
-    judged too quick would get everything, and never be alone again.
+    A request that waited behind nothing tells how long it took itself; so does one that was there already when the one before it
+    was done, from then on. Engines prefill short prompts together, so those are taken as one sample until some time has gone by. Of what
+    waited behind others, and nobody saw when they were done, only this is taken: where it took far longer than the line says, the
+    line is too flat, and is made steeper. Else a replica that was once judged too quick would get everything.
     """
 
     __slots__ = (
         "_behind",
         "_behind_seconds",
         "_behind_tokens",
+        "_chained",
+        "_chained_seconds",
+        "_chained_tokens",
         "_count",
         "_sx",
         "_sxx",
@@ -44,6 +50,8 @@ class PrefillLearner:
         self._weight = self._sx = self._sy = self._sxx = self._sxy = 0.0
         self._count = self._behind = 0
         self._behind_tokens = self._behind_seconds = 0.0
+        self._chained = 0
+        self._chained_tokens = self._chained_seconds = 0.0
 
     @property
     def taught(self) -> bool:
@@ -68,6 +76,19 @@ class PrefillLearner:
         self._count += 1
         if self._count >= SAMPLES_MIN:
             self._fit()
+
+    def add_next(self, uncached: float, seconds: float) -> None:
+        """Takes one that was at the replica when the one before it was done.
+
+        :param seconds: since then.
+        """
+        self._chained += 1
+        self._chained_tokens += uncached
+        self._chained_seconds += seconds
+        if self._chained_seconds >= CHAIN_SECONDS:
+            count, self._chained = self._chained, 0
+            self.add(self._chained_tokens / count, self._chained_seconds / count)
+            self._chained_tokens = self._chained_seconds = 0.0
 
     def _doubt(self, tokens: float, seconds: float) -> None:
         prefill = self.prefill
@@ -99,6 +120,15 @@ class PrefillLearner:
         self.prefill.known = True
         self.prefill.token_seconds = slope
         self.prefill.base_seconds = min(max(mean_y - slope * mean_x, 0.0), BASE_SECONDS_MAX)
+
+
+def pool(into: Prefill, learnt: Sequence[Prefill]) -> None:
+    """Takes what several routers have learnt of one replica: the mean of those that know anything."""
+    known = [one for one in learnt if one.known]
+    if known:
+        into.token_seconds = sum([one.token_seconds for one in known]) / len(known)
+        into.base_seconds = sum([one.base_seconds for one in known]) / len(known)
+        into.known = True
 
 
 class TokenRatio:

@@ -93,8 +93,8 @@ class CostSettings(Section):
 class QueueSettings(Section):
     """How requests wait in the router while every replica that they should go to has enough to prefill."""
 
-    enabled: bool = False
-    """Whether they do; else each is sent on at once. Only the policy `cost` knows how to, and several routers do not share a queue yet."""
+    enabled: bool = True
+    """Whether they do; else each is sent on at once. Only the policy `cost` knows how to."""
     window_seconds: float = Field(default=0.1, gt=0)
     """A replica with less than this to prefill gets another request."""
     window_tokens: int = Field(default=2048, ge=1)
@@ -139,6 +139,8 @@ class RouterSection(Section):
     state_directory: Path = Path("~/.local/state/kvcommons/router")
     transfer_params: bool = True
     """Whether requests carry their text keys for the connector."""
+    forward_paths: Annotated[tuple[str, ...], Field(max_length=64)] = ()
+    """Paths that only engines know and that clients may ask for, such as /v1/rerank; a `*` at the end stands for any end."""
     access_log: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     drain_delay_seconds: float = Field(default=0.0, ge=0)
@@ -156,6 +158,14 @@ class RouterSection(Section):
         host, colon, port = value.rpartition(":")
         if not colon or not host or not port.isdigit() or int(port) > 65535:
             raise ValueError("give HOST:PORT; a port is 0 (any that is free) to 65535")
+        return value
+
+    @field_validator("forward_paths")
+    @classmethod
+    def _forward_paths(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for path in value:
+            if not path.startswith("/") or "*" in path[:-1] or not path.isascii():
+                raise ValueError(f"{path!r} is no path: begin it with /, with a * at most as its last character")
         return value
 
     @property

@@ -21,6 +21,7 @@ from kvcommons_router.cells import Cells
 from kvcommons_router.listed import ListedFile
 from kvcommons_router.metrics import Layout
 from kvcommons_router.settings import RouterSettings
+from kvcommons_router.sharing import Posts
 from kvcommons_router.steward import Steward
 from kvcommons_router.workers import Worker, announce, bind
 
@@ -57,6 +58,7 @@ class Supervisor:
         self._own = self._cells.row(self._row)
         self._gauges = layout.gauge_columns()
         self._board = Board()
+        self._posts = Posts(workers)
         self._found = Board() if self._settings.kubernetes is not None else None
         self._steward = Steward(
             self._settings, layout, self._cells, self._board, row=self._row, file=file, found=self._found
@@ -128,7 +130,7 @@ class Supervisor:
     def _serve(self, row: int) -> None:
         listener = bind(self._settings, share=True)
         self._holder.close()
-        worker = Worker(self._every, self._layout, self._cells, row, self._auth, self._board)
+        worker = Worker(self._every, self._layout, self._cells, row, self._auth, self._board, self._posts)
         uvloop.run(worker.run(listener))
 
     def _discover(self, row: int) -> None:
@@ -155,6 +157,8 @@ class Supervisor:
         cells = self._cells.row(row)
         for column in self._gauges:
             cells[column] = 0
+        if row < self._row:  # what it had under way holds up nobody
+            self._posts.boards[row].write(b"")
         if self._stopping:
             return
         if time.monotonic() - self._started[row] > HEALTHY_SECONDS:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, ItemsView, Sequence
 from typing import TYPE_CHECKING, Final
 
-from kvcommons_router.binding import Binder, Binding, Ticket
+from kvcommons_router.binding import Binder, Binding, Rival, Ticket
 from kvcommons_router.errors import Refusal, unserved
 from kvcommons_router.fleet import Group, Instance
 from kvcommons_router.picker import NO_HIT, Hit, Shape, wait_seconds
@@ -19,6 +19,8 @@ LOOKUPS_MAX: Final = 4
 """Requests that are looked up again at one time, of those whose turn is next."""
 LOOKUP_SECONDS: Final = 0.25
 """How old what the index said may be by then."""
+SOON_SECONDS: Final = 0.03
+"""After which it is asked again for those whose text somebody has just been sent."""
 RETRY_SECONDS_MAX: Final = 60
 
 
@@ -42,6 +44,10 @@ class Waiting:
         """How many wait."""
         return sum([len(binder) for binder in self._binders.values()])
 
+    def binders(self) -> ItemsView[Group, Binder[Exchange]]:
+        """The queues in which somebody waits, here or elsewhere."""
+        return self._binders.items()
+
     def has_room(self, group: Group, instance: Instance, now: float) -> bool:
         """Whether an instance may get a request at once: nobody waits, and it has little to prefill, or nobody knows how quick it is."""
         if group in self._binders:
@@ -54,10 +60,7 @@ class Waiting:
     def enter(self, exchange: Exchange, shape: Shape, now: float) -> None:
         """Takes a request in. It is sent off soon or late, or refused; perhaps another one is."""
         group, tenant = exchange.group, exchange.tenant
-        binder = self._binders.get(group)
-        if binder is None:
-            binder = self._binders[group] = Binder(self._binding, self._context.weights, _hits_of)
-            binder.follow(group.candidates, now)
+        binder = self._binder(group, now)
         ticket = Ticket(exchange, shape, now, tenant.name, exchange.request.head.priority)
         exchange.ticket = ticket
         exchange.located_at = now
@@ -71,6 +74,13 @@ class Waiting:
         if refused is not ticket:
             self.wake()
         refused.what.refuse(_too_many("Too many requests wait for a replica.", seconds))
+
+    def _binder(self, group: Group, now: float) -> Binder[Exchange]:
+        binder = self._binders.get(group)
+        if binder is None:
+            binder = self._binders[group] = Binder(self._binding, self._context.weights, _hits_of)
+            binder.follow(group.candidates, now)
+        return binder
 
     def leave(self, exchange: Exchange) -> None:
         """Lets go of a request whose client left."""
@@ -97,16 +107,25 @@ class Waiting:
             binder.follow(exchange.group.candidates, now)
             binder.refresh(exchange.ticket, now)
 
+    def hear(self, group: Group, rivals: Sequence[Rival], now: float) -> None:
+        """Takes who waits for a model in other workers and routers; their works are for those that are usable now."""
+        if not rivals and group not in self._binders:
+            return
+        binder = self._binder(group, now)
+        binder.follow(group.candidates, now)
+        binder.hear(rivals)
+        self._drop_empty(group, binder)
+
     def sent(self, exchange: Exchange) -> None:
         """Somebody will hold a text from now on: those that begin alike are to be looked up again."""
         binder = self._binders.get(exchange.group)
         if binder is None or not exchange.keys8:
             return
-        first = exchange.keys8[0]
+        first, old = exchange.keys8[0], exchange.dispatched_at - LOOKUP_SECONDS + SOON_SECONDS
         for ticket in binder.in_order():
             keys = ticket.what.keys8
             if keys and keys[0] == first:
-                ticket.what.located_at = -math.inf
+                ticket.what.located_at = min(ticket.what.located_at, old)
 
     def wake(self) -> None:
         """Looks soon at who can go: something has become free, or somebody came."""
@@ -147,14 +166,16 @@ class Waiting:
                     return
 
     def _refuse_all(self, group: Group, binder: Binder[Exchange]) -> None:
-        for ticket in list(binder.in_order()):
-            binder.withdraw(ticket)
-            ticket.what.ticket = None
-            ticket.what.refuse(unserved(group.model))
+        binder.hear(())
+        while len(binder):
+            for ticket in list(binder.in_order()):
+                binder.withdraw(ticket)
+                ticket.what.ticket = None
+                ticket.what.refuse(unserved(group.model))
         self._drop_empty(group, binder)
 
     def _drop_empty(self, group: Group, binder: Binder[Exchange]) -> None:
-        if not len(binder) and self._binders.get(group) is binder:
+        if not binder.anybody and self._binders.get(group) is binder:
             del self._binders[group]
 
 

@@ -22,6 +22,7 @@ from kvcommons_router.http_server import ClientConnection
 from kvcommons_router.index_redis import make_index
 from kvcommons_router.metrics import Layout
 from kvcommons_router.settings import RouterSection, RouterSettings, secret_path
+from kvcommons_router.sharing import Posts
 from kvcommons_router.steward import Steward
 
 logger = logging.getLogger(__name__)
@@ -74,10 +75,19 @@ class Worker:
     """One serving process."""
 
     def __init__(
-        self, settings: RouterSettings, layout: Layout, cells: Cells, row: int, auth: Authenticator, board: Board
+        self,
+        settings: RouterSettings,
+        layout: Layout,
+        cells: Cells,
+        row: int,
+        auth: Authenticator,
+        board: Board,
+        posts: Posts | None = None,
     ) -> None:
         self._settings = settings.router
-        self.app = App(settings, layout=layout, cells=cells, row=row, auth=auth, make_index=make_index, board=board)
+        self.app = App(
+            settings, layout=layout, cells=cells, row=row, auth=auth, make_index=make_index, board=board, posts=posts
+        )
 
     async def run(self, listener: socket.socket, *, alone: Steward | None = None) -> None:
         """Serves until SIGTERM or SIGINT, then drains.

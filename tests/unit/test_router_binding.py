@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kvcommons_router.binding import Binder, Binding, Ticket
+from kvcommons_router.binding import Binder, Binding, Rival, Ticket
 from kvcommons_router.picker import NO_HIT, Candidate, Hit, Prefill, Shape, Weights
 
 TOKENS_A_SECOND = 10_000
@@ -260,12 +260,53 @@ def test_who_leaves_is_forgotten() -> None:
     assert fleet.bind(20.0) == []
 
 
-def test_a_share_of_the_window_leaves_room_for_other_routers() -> None:
-    """Several routers use a part of each window; none of it is nothing."""
-    fleet = Fleet(2)
-    fleet.ask("one", 1.0)
-    assert fleet.binder.bind(0.0, 0.0, [0.0, 0.0]) == []
-    assert len(fleet.binder.bind(0.0, 0.0, [0.25, 0.25])) == 1
+def rival(order: float, *works: float, tenant: str = "") -> Rival:
+    """A request that waits in another router."""
+    return Rival(Shape(0, 7), tenant, order, works)
+
+
+def test_what_waits_elsewhere_has_its_turn() -> None:
+    """A free replica is left to a request that another router is about to send there, and only as long as that waits."""
+    fleet = Fleet(2, Binding(window_tokens=1))
+    fleet.busy(0.0, 1.0)
+    fleet.binder.hear([rival(-5.0, 0.2, 0.2)])
+    fleet.ask("ours", 0.5, at=0.0)
+    assert fleet.bind(0.01) == []
+    fleet.binder.hear([])
+    assert fleet.bind(0.02) == [("ours", 0)]
+    assert not fleet.binder.anybody
+
+
+def test_ours_goes_before_what_comes_after_it_elsewhere() -> None:
+    """The order is one for all routers: shortest and oldest first, wherever it waits."""
+    fleet = Fleet(2, Binding(window_tokens=1))
+    fleet.busy(0.0, 1.0)
+    fleet.binder.hear([rival(9.0, 0.8, 0.8)])
+    fleet.ask("ours", 0.5, at=0.0)
+    assert fleet.bind(0.01) == [("ours", 0)]
+
+
+def test_nobody_waits_for_long_for_what_another_router_does_not_send() -> None:
+    """Routers may see the fleet differently: a replica that has idled is taken by whoever has something for it."""
+    fleet = Fleet(1, Binding(window_tokens=1))
+    fleet.busy(0.0)
+    fleet.binder.hear([rival(-5.0, 0.2)])
+    fleet.ask("ours", 0.5, at=0.0)
+    assert fleet.bind(0.01) == []
+    assert [(one.what.name, at) for one, at in fleet.binder.bind(0.0, 1.5)] == [("ours", 0)]
+
+
+def test_what_another_router_has_sent_counts_for_its_tenant() -> None:
+    """Tenants share all routers: who is served by another one gives way here."""
+    fleet = Fleet(1, Binding(window_tokens=1))
+    fleet.busy(1.0)
+    fleet.ask("a0", 0.5, at=0.0, tenant="a")
+    fleet.ask("b0", 0.5, at=1.0, tenant="b")
+    assert fleet.order() == ["a0", "b0"]
+    elsewhere = rival(0.0, 2.0, tenant="a")
+    fleet.binder.hear([elsewhere])
+    fleet.binder.hear([])
+    assert fleet.order() == ["b0", "a0"]
 
 
 def test_bad_settings_name_what_they_must_be() -> None:
@@ -301,4 +342,4 @@ def test_everybody_goes_once(asked: list[tuple[float, float, int, float, str]]) 
             break
     assert sorted(went, key=int) == [str(number) for number in range(len(asked))]
     assert len(fleet.binder) == 0
-    assert fleet.binder._lines == {}
+    assert not fleet.binder.anybody

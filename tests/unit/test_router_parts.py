@@ -15,7 +15,7 @@ from kvcommons_router.fleet import Fleet
 from kvcommons_router.health import Active, Health
 from kvcommons_router.index import Depth
 from kvcommons_router.index_memory import depths_of_masks
-from kvcommons_router.load import InstanceLoad, Load, SiblingLoad, Utilisation
+from kvcommons_router.load import InstanceLoad, Load, Utilisation
 from kvcommons_router.metrics import Layout, Names, Recorder
 from kvcommons_router.picker import Candidate, Prefill
 from kvcommons_router.rates import PrefillLearner, TokenRatio
@@ -74,25 +74,26 @@ def test_a_dead_workers_gauges_can_be_cleared() -> None:
     assert not {LAYOUT.requests, LAYOUT.retries, LAYOUT.prefill_work} & gauges
 
 
-def test_load_is_ours_and_the_others() -> None:
-    """What siblings have under way shows in the candidates, and vanishes with them."""
+def test_load_is_what_this_worker_sent() -> None:
+    """Counts follow each request to its end, in the candidates and in the cells that metrics are read from."""
     cells = Cells(2, LAYOUT.columns)
     candidates = [Candidate(b"a"), Candidate(b"b")]
-    one = Load(LAYOUT, cells.row(0), [SiblingLoad(LAYOUT, cells, 0)])
-    one.follow(dict(enumerate(candidates)))
-    other = Load(LAYOUT, cells.row(1), [])
-    other.follow({0: Candidate(b"a"), 1: Candidate(b"b")})
-    one.dispatched(0, 100, 0.5, 1.0)
-    other.dispatched(0, 1000, 0.5, 1.0)
-    other.dispatched(1, 7, 0.5, 1.0)
-    other.prefilled(1, 7, 2.0)
-    one.refresh()
-    assert [(c.waiting_tokens, c.decoding, c.requests) for c in candidates] == [(1100, 0, 2), (0, 1, 1)]
-    one.prefilled(0, 100, 2.0)
-    one.finished(0, 100, was_decoding=True)
-    other.finished(0, 1000, was_decoding=False)
-    other.finished(1, 7, was_decoding=True)
-    one.refresh()
+    load = Load(LAYOUT, cells.row(0), [])
+    load.follow(dict(enumerate(candidates)))
+    load.dispatched(0, 100, 0.5, 1.0)
+    load.dispatched(0, 50, 0.5, 1.5)
+    load.dispatched(1, 7, 0.5, 1.0)
+    load.prefilled(1, 7, 2.0)
+    assert load.own() == [(150, 0, 2), (0, 1, 1)]
+    assert [(c.waiting_tokens, c.decoding, c.requests, c.head_at) for c in candidates] == [
+        (150, 0, 2, 1.0),
+        (0, 1, 1, 2.0),
+    ]
+    load.prefilled(0, 100, 2.0)
+    load.finished(0, 100, was_decoding=True)
+    load.finished(0, 50, was_decoding=False)
+    load.finished(1, 7, was_decoding=True)
+    assert load.own() == [(0, 0, 0), (0, 0, 0)]
     assert [(c.waiting_tokens, c.decoding, c.requests) for c in candidates] == [(0, 0, 0), (0, 0, 0)]
     assert cells.total(LAYOUT.prefill_work) == 1_500_000
 
@@ -102,7 +103,7 @@ def test_load_reads_any_source() -> None:
 
     class Elsewhere:
         def read(self, count: int) -> list[InstanceLoad]:
-            return [InstanceLoad(5, 6, 7), InstanceLoad(0, 0, 0)]
+            return [InstanceLoad(5, 6, 7, 3.0), InstanceLoad(0, 0, 0)]
 
     candidates = [Candidate(b"a"), Candidate(b"b")]
     found = Load(LAYOUT, Cells(1, LAYOUT.columns).row(0), [Elsewhere(), Elsewhere()])
@@ -110,6 +111,7 @@ def test_load_reads_any_source() -> None:
     found.refresh()
     found.refresh()
     assert (candidates[0].waiting_tokens, candidates[0].decoding, candidates[0].requests) == (10, 12, 14)
+    assert candidates[0].head_at == 3.0
 
 
 def test_utilisation_is_the_last_minutes_share() -> None:

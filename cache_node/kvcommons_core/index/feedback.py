@@ -1,4 +1,5 @@
-"""What requests really reused, as the nodes tell it to all routers. A message that nobody hears is lost, and that is no harm."""
+"""What is told to all routers: by nodes, what requests really reused; by routers, their load. A message that nobody hears is lost, and that
+is no harm."""
 
 from __future__ import annotations
 
@@ -18,15 +19,26 @@ POLL_SECONDS: Final = 1.0
 
 
 class FeedbackListener:
-    """Hands every message of the pool's channel to `handle`, which must not wait. `run` until cancelled."""
+    """Hands every message of the pool's channel to `handle`, which must not wait. `run` until cancelled.
 
-    def __init__(self, settings: IndexSettings, handle: Callable[[bytes], None]) -> None:
+    :param heard: gets what other routers say, where that is asked for; it must not wait, either.
+    """
+
+    def __init__(
+        self,
+        settings: IndexSettings,
+        handle: Callable[[bytes], None],
+        heard: Callable[[bytes], None] | None = None,
+    ) -> None:
         self.received = 0
         self.oversized = 0
         self.subscribed = asyncio.Event()
         self._connection = IndexConnection(settings)
-        self._channel = Names(settings.prefix).feedback
+        names = Names(settings.prefix)
+        self._channel = names.feedback
+        self._routers = names.routers
         self._handle = handle
+        self._heard = heard
 
     async def run(self) -> None:
         while True:
@@ -44,7 +56,7 @@ class FeedbackListener:
     async def _listen(self) -> None:
         subscriber = await self._connection.pubsub()
         try:
-            await subscriber.subscribe(self._channel)
+            await subscriber.subscribe(*[self._channel] if self._heard is None else (self._channel, self._routers))
             while True:
                 message = await subscriber.get_message(timeout=POLL_SECONDS)
                 reraise_swallowed_cancellation()
@@ -52,8 +64,10 @@ class FeedbackListener:
                     continue
                 if message["type"] == "subscribe":
                     self.subscribed.set()
-                elif message["type"] == "message":
+                elif message["type"] == "message" and message["channel"] == self._channel:
                     self._take(message["data"])
+                elif message["type"] == "message" and self._heard is not None:
+                    self._heard(message["data"])
         finally:
             await subscriber.aclose()
 

@@ -55,6 +55,7 @@ class Names:
         self.prefix = prefix
         self.members = raw + b"m"
         self.feedback = raw + b"fb"
+        self.routers = raw + b"rt"
         self._holders = raw + b"h"
         self._lease = raw + b"l"
 
