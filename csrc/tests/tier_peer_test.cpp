@@ -143,6 +143,28 @@ TEST(what_enough_peers_have_is_brought_as_what_may_leave_first) {
   }
 }
 
+TEST(what_was_sent_is_let_go_of_before_the_next_request) {
+  PeerWorld world;
+  world.server_config.send_ms_max = 120'000;  // whoever waited for the rest of a frame would hold it so long
+  world.start();
+  std::vector<Sample> samples;
+  for (std::uint64_t i = 0; i < 4; ++i) samples.emplace_back(i, 200'000);
+  for (const Sample& one : samples) world.source.add(one);
+  CHECK_EQ(world.seek({&samples[0], &samples[1], &samples[2], &samples[3]}), 4u);
+  const Aligned a(200'000), b(200'000), c(200'000), d(200'000);
+  (void)tier_get(*world.tier, {{samples[0].meta.id, a.data(), a.bytes()},
+                               {samples[1].meta.id, b.data(), b.bytes()},
+                               {samples[2].meta.id, c.data(), c.bytes()},
+                               {samples[3].meta.id, d.data(), d.bytes()}});
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+  for (const Sample& one : samples) {
+    while (world.source.bytes_of(one.meta.id).use_count() > 2) {  // the source's, and this one
+      CHECK(std::chrono::steady_clock::now() < deadline);
+      std::this_thread::yield();
+    }
+  }
+}
+
 TEST(what_the_owner_evicts_while_it_is_sent_arrives_whole) {
   PeerWorld world;
   world.start();

@@ -1,5 +1,6 @@
 #include "peers/peer_connection.h"
 
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/socket.h>
@@ -81,9 +82,20 @@ bool PeerServer::Connection::greet() {
 
 void PeerServer::Connection::serve() {
   Received got;
-  while (!interrupted_.load() && stream_->readable(in_ms(config().idle_ms_max)) && !interrupted_.load()) {
-    zero_copy_->reap();
+  while (!interrupted_.load() && await_frame() && !interrupted_.load()) {
     if (!receive(*stream_, send_deadline(), &got) || !handle(got)) return;
+  }
+}
+
+// The kernel's notices wake a wait, too: what they let go of is let go of at once, and no frame comes with them.
+bool PeerServer::Connection::await_frame() {
+  const Deadline deadline = in_ms(config().idle_ms_max);
+  for (;;) {
+    zero_copy_->reap();
+    if (!stream_->readable(deadline)) return false;
+    if (zero_copy_->held_bytes() == 0) return true;
+    pollfd one{stream_->fd(), POLLIN, 0};
+    if (::poll(&one, 1, 0) > 0 && (one.revents & (POLLIN | POLLHUP)) != 0) return true;
   }
 }
 

@@ -21,6 +21,7 @@ class PeerServer::Connection {
  private:
   [[nodiscard]] bool greet();
   void serve();
+  [[nodiscard]] bool await_frame();
   [[nodiscard]] bool handle(const Received& got);
   [[nodiscard]] bool locate(const Received& got);
   [[nodiscard]] bool fetch(const Received& got);
