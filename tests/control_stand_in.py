@@ -31,6 +31,9 @@ class ControlStandIn:
     asked: list[Asked] = field(default_factory=list)
     held: bool = False
     answers: bool = True
+    arena_bytes: int = 1 << 30
+    refuses: str = ""
+    """Why it takes no other size."""
 
     def start(self) -> ControlStandIn:
         node = self
@@ -41,6 +44,9 @@ class ControlStandIn:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if self.path == "/v1/resize":
+                    self._answer(body, node.resize(body["arena_bytes"]))
+                    return
                 node.held = not body.get("release") and (node.held or bool(body.get("hold")))
                 self._answer(body, {"fenced": body.get("members", []), "unknown": [], "held": node.held})
 
@@ -48,7 +54,7 @@ class ControlStandIn:
                 token = self.headers.get("Authorization", "").removeprefix("Bearer ")
                 node.asked.append(Asked(self.path, token, body, time.monotonic()))
                 raw = json.dumps(answer).encode()
-                self.send_response(200 if node.answers else 503)
+                self.send_response(409 if "error" in answer else 200 if node.answers else 503)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(raw)))
                 self.end_headers()
@@ -69,7 +75,15 @@ class ControlStandIn:
 
     def stats(self) -> dict[str, Any]:
         index = {"state": "disconnected" if self.held else "connected", "held": self.held, "pending": 0}
-        return {"node_id": self.member, "index": index, "core": {"chunks": 1, "arena_bytes": 1 << 30}}
+        return {"node_id": self.member, "index": index, "core": {"chunks": 1, "arena_bytes": self.arena_bytes}}
+
+    def resize(self, arena_bytes: int) -> dict[str, Any]:
+        """Begins anew with another size: not held any more."""
+        if self.refuses:
+            return {"error": {"message": self.refuses}}
+        before, self.arena_bytes = self.arena_bytes, arena_bytes
+        self.held = self.held and before == arena_bytes
+        return {"before_bytes": before, "arena_bytes": arena_bytes, "restarts": before != arena_bytes}
 
     def fences(self) -> list[Asked]:
         return [one for one in list(self.asked) if one.path == "/v1/fence"]

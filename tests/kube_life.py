@@ -14,6 +14,7 @@ from typing import Any
 
 import kube_rights
 import yaml
+from control_stand_in import ControlStandIn
 from kube_apiserver import ApiServer
 from kube_binaries import Binaries
 from kube_chart import CHART, NAMESPACE, RELEASE, Helm
@@ -49,7 +50,8 @@ GATEWAY = {"httpRoute": {"parentRefs": [{"name": "gate"}], "hostnames": ["llm.ex
 MONITORED = {"serviceMonitor": True, "prometheusRule": True}
 GUESTS_BY_LABEL = {"from": "Selector", "selector": {"matchLabels": {"kubernetes.io/metadata.name": TEAMS[1]}}}
 GUESTS_BY_NAME = {"from": "Names", "names": [TEAMS[1]]}
-RUNNING = {
+NODE_ADDRESS = "127.94.73.1"
+RUNNING: dict[str, Any] = {
     "phase": "Running",
     "podIP": "127.0.0.1",
     "conditions": [{"type": "Ready", "status": "True"}],
@@ -203,6 +205,30 @@ class Life:
         for name in ("chat-a", "chat-b"):
             self.home.until("pods", name, lambda it: cost in it["metadata"].get("annotations", {}), "is ranked")
 
+    def a_node_that_lives_is_given_another_size(self) -> None:
+        """Of which the kubelet is asked for more memory; none is here to give it."""
+        template = self.home.have(DAEMON_SETS, "pool-node")["spec"]["template"]
+        outdated = {**template["metadata"]["annotations"], "kvcommons.io/template-hash": "another"}
+        made = pod("pool-node-small", template["metadata"]["labels"], outdated)
+        memory = {"requests": {"memory": "1Gi"}, "limits": {"memory": "1Gi"}}
+        container = {"name": "cache-node", "image": "none", "resources": memory}
+        self.home.apply({**made, "spec": {**made["spec"], "containers": [container]}})
+        state = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
+        told = {**RUNNING["containerStatuses"][0], "name": "cache-node", "state": state, "resources": memory}
+        node = ControlStandIn(NODE_ADDRESS, "pool-node-small").start()
+        try:
+            running = {**RUNNING, "podIP": NODE_ADDRESS, "containerStatuses": [told]}
+            self.home.merge("pods", "pool-node-small", {"status": running}, "status")
+            self.home.until(
+                "pods",
+                "pool-node-small",
+                lambda it: it["spec"]["containers"][0]["resources"] != memory,
+                "asks for more",
+            )
+        finally:
+            node.stop()
+        self.home.delete("pods", "pool-node-small")
+
     def a_pod_that_hangs_is_explained(self) -> None:
         """By its Events, which are read for such pods alone."""
         labels = self.home.have(DEPLOYMENTS, "chat-engine")["spec"]["template"]["metadata"]["labels"]
@@ -264,6 +290,7 @@ def judge(server: ApiServer, manifests: list[dict[str, Any]], guests: dict[str, 
     try:
         life.everything_is_made(guests)
         life.pods_are_replaced_and_marked()
+        life.a_node_that_lives_is_given_another_size()
         life.a_pod_that_hangs_is_explained()
         operator.stop()
         operator.start().ready()

@@ -18,7 +18,6 @@ from kvcommons_operator.kube.events import Recorder
 from kvcommons_operator.kube.kinds import OWN_API, OWN_KINDS
 from kvcommons_operator.metrics import OperatorMetrics
 from kvcommons_operator.observed import Install, NodeState, Pod
-from kvcommons_operator.outcome import ActionKind, PodAction
 from kvcommons_operator.reconcile.act import Executor
 from kvcommons_operator.reconcile.asked import is_node, is_pool, is_router, node_followed
 from kvcommons_operator.reconcile.controller import Controller
@@ -31,6 +30,7 @@ from kvcommons_operator.reconcile.ownership import other_operator
 from kvcommons_operator.reconcile.poller import Poller, Target, node_settled, node_shape
 from kvcommons_operator.reconcile.queue import WorkQueue
 from kvcommons_operator.reconcile.resources import Id, Resources
+from kvcommons_operator.reconcile.steps import Steps
 from kvcommons_operator.reconcile.warnings import Warnings
 from kvcommons_operator.reconcile.world import World
 from kvcommons_operator.settings import OperatorSection
@@ -87,6 +87,7 @@ class Leader:
             settings.node_polls_per_second_max,
         )
         self._warnings = Warnings(client, self._queue.add, after_seconds=settings.events_after_seconds)
+        steps = Steps(client, self._node_client, self._fencer, cache_nodes=self._cache_nodes, urge=self._nodes.urge)
         observer = Observer(
             client,
             install,
@@ -96,6 +97,7 @@ class Leader:
             self._nodes.state,
             self._routers.state,
             self._warnings.of,
+            steps.refusal,
         )
         recorder = Recorder(client, identity)
         executor = Executor(
@@ -105,7 +107,7 @@ class Leader:
             self._resources,
             recorder,
             metrics,
-            self._fence_step,
+            steps.take,
             identity=install.identity,
         )
         self._controller = Controller(
@@ -277,21 +279,10 @@ class Leader:
     async def _ask_router(self, target: Target) -> int | None:
         return await self._node_client.routable(target.address)
 
-    async def _fence_step(self, key: Id, action: PodAction) -> None:
-        """A step of a roll: the node itself stops publishing and is void at once; if it does not answer, another one fences it."""
+    def _cache_nodes(self, key: Id) -> tuple[Sequence[Pod], str] | None:
+        """Of a pool, or of the pool that a deployment uses."""
         pool = key if key.kind == names.POOL_KIND else self._resources.pool_of(self._resources.get(key))
         token = self._token(pool) if pool is not None else None
         if pool is None or token is None:
-            return
-        pods = self._inventory.pods(owner_of(*pool))
-        own = [Address(pod.ip, token) for pod in pods if pod.uid == action.uid and pod.ip]
-        if action.kind is ActionKind.UNFENCE:
-            for address in own:
-                await self._node_client.unfence(address, action.reason)
-            self._nodes.urge(action.uid)
-            return
-        members = [action.member] if action.member else []
-        if not (own and await self._fencer.ask(own, members, action.reason, hold=True)):
-            others = addresses([pod for pod in pods if pod.uid != action.uid], token)[:3]
-            await self._fencer.ask(others, members, action.reason)
-        self._nodes.urge(action.uid)
+            return None
+        return self._inventory.pods(owner_of(*pool)), token

@@ -50,6 +50,11 @@ SENTINEL: Final = "sentinel"
 # Annotations.
 TEMPLATE_HASH: Final = f"{GROUP}/template-hash"
 """On a pod template and its pods: which wish they were made from. A cache node whose hash differs is outdated."""
+SHAPE_HASH: Final = f"{GROUP}/template-hash-but-size"
+"""The same of all but what a living pod can take: the arena's size and the memory for it. A cache node that is outdated by the first and
+not by this one is given another size where it is."""
+RESIZING: Final = f"{GROUP}/resizing"
+"""On a cache node's pod that is being given another size: how far that is (sizing.py). Its memory may differ from its template's for now."""
 ENGINE_HASH: Final = f"{GROUP}/requested-hash"
 """On an engine's workload: what the user asked for, without what the operator's version decides."""
 PINNED: Final = f"{GROUP}/pinned"
@@ -60,6 +65,8 @@ REPLICAS_FROM: Final = f"{GROUP}/replicas-from-spec"
 OPERATOR: Final = f"{GROUP}/operator"
 """On a resource: which operator looks after it (its namespace and Lease). Another one leaves it alone."""
 DELETION_COST: Final = "controller.kubernetes.io/pod-deletion-cost"
+
+CACHE_NODE_CONTAINER: Final = "cache-node"
 
 CONTROL_PORT: Final = 9470
 ROUTER_PORT: Final = 8000

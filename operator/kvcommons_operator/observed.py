@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from kvcommons_operator import names
+from kvcommons_operator.pod_memory import NO_MEMORY, PodMemory, Refusal
+
 Manifest = dict[str, Any]
 
 
@@ -79,6 +82,8 @@ class Pod:
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
     containers: tuple[Container, ...] = ()
+    memory: PodMemory = NO_MEMORY
+    """Of a DaemonSet's cache node: what it asks for and has."""
     warnings: tuple[str, ...] = ()
     """The pod's latest Warning events as "Reason: note", the newest first, where somebody read them."""
 
@@ -89,6 +94,8 @@ class Pod:
         conditions = {c["type"]: c for c in status.get("conditions") or ()}
         scheduled = conditions.get("PodScheduled", {})
         unschedulable = scheduled.get("message", "") if scheduled.get("status") == "False" else ""
+        labels = metadata.get("labels") or {}
+        is_node = labels.get(names.COMPONENT) == names.CACHE_NODE
         return cls(
             namespace=metadata["namespace"],
             name=metadata["name"],
@@ -100,12 +107,13 @@ class Pod:
             deleting="deletionTimestamp" in metadata,
             deleting_since=metadata.get("deletionTimestamp", ""),
             unschedulable=unschedulable,
-            labels=metadata.get("labels") or {},
+            labels=labels,
             annotations=metadata.get("annotations") or {},
             containers=(
                 *(_container(s, init=True) for s in status.get("initContainerStatuses") or ()),
                 *(_container(s, init=False) for s in status.get("containerStatuses") or ()),
             ),
+            memory=PodMemory.parse(manifest, names.CACHE_NODE_CONTAINER) if is_node else NO_MEMORY,
             warnings=tuple(warnings),
         )
 
@@ -240,6 +248,8 @@ class PoolObserved:
     """Of the optional APIs, those that are served here."""
     index_reachable: bool | None = None
     """What the nodes say of Redis; None where no node has answered."""
+    unresizable: Mapping[str, Refusal] = field(default_factory=dict)
+    """By uid of a cache node's pod that could not be given another size where it is: why."""
     warnings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By uid of a workload that lacks pods: its latest Warning events as "Reason: note", the newest first."""
 

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from kvcommons_operator.observed import Manifest, Ref
+from kvcommons_operator.pod_memory import Memory
 from kvcommons_operator.troubles import Puzzle
 
 
@@ -31,6 +32,11 @@ class ActionKind(StrEnum):
     """Let the member back into the index, whose hold has no reason any more."""
     DELETE_POD = "delete-pod"
     """Delete the pod if its uid is still this one (a precondition); its controller makes the next."""
+    RESIZE_POD = "resize-pod"
+    """Have the kubelet give the cache node's container `memory` while it runs, and merge `annotations`."""
+    RESIZE_ARENA = "resize-arena"
+    """Have the cache node take `arena_bytes` and keep what fits: POST /v1/resize. Its pod is marked
+    with that size before, and `annotations` are merged once the node will do it."""
     ANNOTATE_POD = "annotate-pod"
     """Merge `annotations` into the pod's."""
 
@@ -46,7 +52,10 @@ class PodAction:
     member: str = ""
     """The member's name in the index, for FENCE and FLUSH."""
     reason: str = ""
-    annotations: tuple[tuple[str, str], ...] = ()
+    annotations: tuple[tuple[str, str | None], ...] = ()
+    """None: away with it."""
+    memory: Memory | None = None
+    arena_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any, Final
 from kvcommons_operator import conditions, names, pool_status, pool_view, rollout
 from kvcommons_operator.api import InvalidResourceError, KVCachePool, Unbuilt, parse_pool, refused, unbuilt
 from kvcommons_operator.api.pool import UpdateType
-from kvcommons_operator.build import monitoring, node, policies, redis, secrets, services
+from kvcommons_operator.build import monitoring, node, policies, redis, secrets, services, size
 from kvcommons_operator.build.meta import Owner
 from kvcommons_operator.build.pool import Pool
 from kvcommons_operator.naming import Naming
@@ -87,6 +87,8 @@ def _plan_wanted(resource: Manifest, parsed: KVCachePool, observed: PoolObserved
     )
     found = pool_status.judge(view)
     events = [*conditions.events(found, resource), *(missing_api(api) for api in wanted.missing)]
+    if roll is not None and roll.losing:
+        events.append(Event(type="Warning", reason="ContentLost", message=roll.losing))
     return Plan(
         apply=wanted.manifests,
         delete=unwanted(observed.children, wanted.whole),
@@ -122,6 +124,8 @@ def _roll(pool: Pool, daemon_set: Manifest | None, observed: PoolObserved, namin
         flush_seconds_max=float(strategy.drain_seconds),
         now=observed.now,
         naming=naming,
+        size=size.size_of(template),
+        unresizable=observed.unresizable,
     )
     return rollout.roll_nodes(pods, wanted, observed.nodes, rules)
 

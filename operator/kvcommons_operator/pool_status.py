@@ -8,9 +8,9 @@ from typing import Any, Final
 from kvcommons_operator import conditions, names, tier_status
 from kvcommons_operator.build import redis
 from kvcommons_operator.conditions import Condition, no, unknown, yes
+from kvcommons_operator.node_steps import member
 from kvcommons_operator.observed import Manifest, NodeState, PoolObserved
 from kvcommons_operator.pool_view import View
-from kvcommons_operator.rollout import member
 
 REFERENCES_MAX: Final = 16
 UNHEALTHY_MAX: Final = 16

@@ -2,27 +2,26 @@
 
 A node goes: fence (nothing it published is believed any more, and it publishes nothing new), flush (what it has in memory alone
 is written down, for as long as that may take), delete its pod, wait until the new one is ready and a member again; then the next. What does
-not come back stops the roll, but for a machine that is gone with its pod. A node that is held and need not go any more is let back in."""
+not come back stops the roll, but for a machine that is gone with its pod. A node that is held and need not go any more is let back in.
+One of which only the size is to change keeps its pod (sizing.py)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
-from kvcommons_operator import names
+from kvcommons_operator import names, sizing
 from kvcommons_operator.naming import NO_NAMING, Naming
+from kvcommons_operator.node_steps import FLUSH_SECONDS_MAX, action, given_up, member, replace_step
 from kvcommons_operator.observed import NodeState, Pod
 from kvcommons_operator.outcome import ActionKind, PodAction
+from kvcommons_operator.pod_memory import Refusal
+from kvcommons_operator.sizing import Size
 from kvcommons_operator.troubles import trouble
 
 WAIT_SECONDS: Final = 2.0
-FLUSH_SECONDS_MAX: Final = 30.0
-"""How long a fenced node may take to write down what it has in memory alone, where the pool does not say."""
-UNANSWERED_MIN: Final = 3
-UNANSWERED_SECONDS_MIN: Final = 10.0
-"""A node that the kubelet calls ready is given up after so many questions without an answer, over so long."""
 RELEASE_SECONDS_MAX: Final = 30.0
 """One that is held, need not be and can't be let back in (an older version) is replaced after so long."""
 LOST_SECONDS: Final = 30.0
@@ -42,6 +41,8 @@ class Roll:
     """What must come back before the next node goes."""
     stuck: str = ""
     """Why it does not come back by itself."""
+    losing: str = ""
+    """What the next step costs that another size could have kept, and why."""
     lost: tuple[str, ...] = ()
     """Cache nodes on machines that are gone: nobody waits for them."""
     requeue_seconds: float | None = None
@@ -67,6 +68,10 @@ class Rules:
     """RFC 3339; empty where time plays no part."""
     naming: Naming = NO_NAMING
     """Fields that name what the nodes' pods need."""
+    size: Size | None = None
+    """What nodes that live can be given; None: a node is replaced whatever has changed."""
+    unresizable: Mapping[str, Refusal] = field(default_factory=dict)
+    """By pod uid: why it could not be given another size."""
 
 
 def roll_nodes(pods: Sequence[Pod], template_hash: str, nodes: Mapping[str, NodeState], rules: Rules) -> Roll:
@@ -75,10 +80,11 @@ def roll_nodes(pods: Sequence[Pod], template_hash: str, nodes: Mapping[str, Node
     :param nodes: by pod uid. A pod that did not answer counts as away; nothing is begun before all that are ready were asked."""
     lost = [pod for pod in pods if is_lost(pod, rules.now)]
     alive = [pod for pod in pods if pod not in lost]
-    old = [pod for pod in alive if not pod.deleting and pod.annotations.get(names.TEMPLATE_HASH) != template_hash]
-    new = [pod for pod in alive if not pod.deleting and pod not in old]
+    staying = [pod for pod in alive if not pod.deleting]
+    old = [pod for pod in staying if _is_outdated(pod, template_hash, rules.size)]
+    new = [pod for pod in staying if pod not in old]
     roll = Roll(outdated=len(old), updated=len(new), lost=tuple(sorted(member(pod) for pod in lost)))
-    held = _held([*new, *old] if rules.release_outdated else new, nodes)
+    held = _held([*new, *old] if rules.release_outdated else new, nodes, rules)
     if held is not None:
         waiting = f"cache node {member(held)}, which is fenced"
         return replace(roll, actions=(_release(held, nodes),), waiting_for=waiting, requeue_seconds=WAIT_SECONDS)
@@ -86,21 +92,44 @@ def roll_nodes(pods: Sequence[Pod], template_hash: str, nodes: Mapping[str, Node
     if away is not None:
         what, why = away
         return replace(roll, waiting_for=what, stuck=why, requeue_seconds=WAIT_SECONDS)
-    if not old or not rules.rolling:
+    resizing = any(names.RESIZING in pod.annotations for pod in new)
+    if not (old and rules.rolling) and not resizing:
         return roll
     apart = _apart(alive, new, nodes)
     if apart is not None:
         what, why = apart
         return replace(roll, waiting_for=what, stuck=why, requeue_seconds=WAIT_SECONDS)
+    step = sizing.given_up_size(new, nodes, rules.size) or sizing.left_over(new, rules.size)
+    if step is not None:
+        waiting = f"cache node {step.member}, whose memory is settled"
+        return replace(roll, actions=(step,), waiting_for=waiting, requeue_seconds=WAIT_SECONDS)
+    return _next(roll, old, nodes, rules) if old and rules.rolling else roll
+
+
+def _is_outdated(pod: Pod, template_hash: str, size: Size | None) -> bool:
+    return pod.annotations.get(names.TEMPLATE_HASH) != template_hash or sizing.is_told_otherwise(pod, size)
+
+
+def _next(roll: Roll, old: Sequence[Pod], nodes: Mapping[str, NodeState], rules: Rules) -> Roll:
+    """The next step of one of those that are outdated."""
     begun = [pod for pod in old if (state := nodes.get(pod.uid)) is not None and state.fenced]
     broken = [pod for pod in old if not pod.ready]
     # One that was begun first, then one that serves nobody anyway, then by name: the order is the same in every look.
     chosen = min(begun or broken or old, key=lambda pod: pod.name)
-    step = next_step(chosen, nodes.get(chosen.uid), rules.flush_seconds_max)
-    doubt = ", which does not answer" if step is None else ""
-    actions = (step,) if step is not None else ()
+    state = nodes.get(chosen.uid)
+    if rules.size is not None and sizing.differs_in_size(chosen, rules.size):
+        told = sizing.next_step(chosen, state, rules.size, rules.flush_seconds_max, rules.unresizable)
+    else:
+        step = replace_step(chosen, state, rules.flush_seconds_max)
+        doubt = ", which does not answer" if step is None else ""
+        told = sizing.Step(step, f"cache node {member(chosen)}{doubt}")
     return replace(
-        roll, actions=actions, waiting_for=f"cache node {member(chosen)}{doubt}", requeue_seconds=WAIT_SECONDS
+        roll,
+        actions=(told.action,) if told.action is not None else (),
+        waiting_for=told.waiting_for,
+        stuck=told.stuck,
+        losing=told.losing,
+        requeue_seconds=WAIT_SECONDS,
     )
 
 
@@ -111,15 +140,18 @@ def is_lost(pod: Pod, now: str) -> bool:
     return (datetime.fromisoformat(now) - datetime.fromisoformat(pod.deleting_since)).total_seconds() > LOST_SECONDS
 
 
-def _held(pods: Sequence[Pod], nodes: Mapping[str, NodeState]) -> Pod | None:
-    """One that is held though nothing is to become of it: its change was taken back."""
-    held = [pod for pod in pods if (state := nodes.get(pod.uid)) is not None and state.reachable and state.fenced]
+def _held(pods: Sequence[Pod], nodes: Mapping[str, NodeState], rules: Rules) -> Pod | None:
+    """One that is held though nothing is to become of it: its change was taken back. Not what was known of one before it began anew."""
+    known = [(pod, state) for pod in pods if (state := nodes.get(pod.uid)) is not None]
+    held = [
+        pod for pod, state in known if state.reachable and state.fenced and not sizing.under_way(pod, state, rules.size)
+    ]
     return min(held, key=lambda pod: pod.name, default=None)
 
 
 def _release(pod: Pod, nodes: Mapping[str, NodeState]) -> PodAction:
     late = nodes[pod.uid].fenced_seconds > RELEASE_SECONDS_MAX
-    return _action(ActionKind.DELETE_POD if late else ActionKind.UNFENCE, pod, "it need not be replaced any more")
+    return action(ActionKind.DELETE_POD if late else ActionKind.UNFENCE, pod, "it need not be replaced any more")
 
 
 def _away(pods: Sequence[Pod], new: Sequence[Pod], desired: int, naming: Naming) -> tuple[str, str] | None:
@@ -146,29 +178,10 @@ def _apart(pods: Sequence[Pod], new: Sequence[Pod], nodes: Mapping[str, NodeStat
         state = nodes[pod.uid]
         if not state.reachable:
             why = f"it does not answer the operator on port {names.CONTROL_PORT}: see its logs and the NetworkPolicies"
-            return f"cache node {member(pod)}, which does not answer", why if _given_up(state) else ""
+            return f"cache node {member(pod)}, which does not answer", why if given_up(state) else ""
         if not state.joined:
             return f"cache node {member(pod)}, which is no member of the index yet", ""
     return None
-
-
-def _given_up(state: NodeState) -> bool:
-    return state.unanswered >= UNANSWERED_MIN and state.unanswered_seconds >= UNANSWERED_SECONDS_MIN
-
-
-def next_step(pod: Pod, state: NodeState | None, flush_seconds_max: float = FLUSH_SECONDS_MAX) -> PodAction | None:
-    """Fence, then flush, then delete. One that the kubelet does not call ready serves nobody; one that it does must have been asked in
-    vain for a while: a lost answer is no proof that it is dead. None: wait."""
-    reason = "its pod is to be replaced"
-    if not pod.ready:
-        return _action(ActionKind.DELETE_POD, pod, reason)
-    if state is None or not state.reachable:
-        return _action(ActionKind.DELETE_POD, pod, reason) if state is not None and _given_up(state) else None
-    if not state.fenced:
-        return _action(ActionKind.FENCE, pod, reason)
-    if not state.flushed and state.fenced_seconds < flush_seconds_max:
-        return _action(ActionKind.FLUSH, pod, reason)
-    return _action(ActionKind.DELETE_POD, pod, reason)
 
 
 def followed(before: NodeState | None, state: NodeState, seconds: float) -> NodeState:
@@ -183,15 +196,6 @@ def followed(before: NodeState | None, state: NodeState, seconds: float) -> Node
     if state.fenced and known.fenced:
         return replace(state, fenced_seconds=known.fenced_seconds + seconds)
     return state
-
-
-def member(pod: Pod) -> str:
-    """The node's name in the index."""
-    return pod.node or pod.name
-
-
-def _action(kind: ActionKind, pod: Pod, reason: str) -> PodAction:
-    return PodAction(kind=kind, namespace=pod.namespace, pod=pod.name, uid=pod.uid, member=member(pod), reason=reason)
 
 
 # Scaling down ---------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from operator_process import DAEMON_SETS, DEPLOYMENTS, POOLS, SECONDS_MAX, Opera
 FENCE_SECONDS_MAX = 2.0
 MANAGED = {"app.kubernetes.io/managed-by": "kvcommons-operator"}
 TEMPLATE_HASH = "kvcommons.io/template-hash"
-SETTLE_SECONDS = 8
+RESIZING = "kvcommons.io/resizing"
 
 
 @pytest.fixture
@@ -146,6 +146,79 @@ def test_nodes_roll_one_at_a_time_fenced_before_they_go(
     assert len(second) == 1
     assert [node.member for node in nodes if node.held] == second
     assert place.get(POOLS, "pool") is not None
+
+
+def write_cache_node(place: Place, node: ControlStandIn, template: dict[str, Any]) -> str:
+    """A cache node's pod, made from its DaemonSet's template. Returns its uid."""
+    container = next(one for one in template["spec"]["containers"] if one["name"] == "cache-node")
+    parts = {"name": "cache-node", "image": "none", "resources": container["resources"]}
+    metadata = {
+        "name": f"pool-{node.member}",
+        "labels": template["metadata"]["labels"],
+        "annotations": template["metadata"]["annotations"],
+    }
+    spec = {"nodeName": node.member, "containers": [parts], "automountServiceAccountToken": False}
+    return str(place.create("pods", {"metadata": metadata, "spec": spec})["metadata"]["uid"])
+
+
+def grant(place: Place, node: ControlStandIn) -> dict[str, Any]:
+    """Gives the pod's container what its specification asks for, as a kubelet would. Returns the pod."""
+    pod = place.have("pods", f"pool-{node.member}")
+    resources = pod["spec"]["containers"][0]["resources"]
+    told = pod.get("status", {}).get("containerStatuses") or [{}]
+    if told[0].get("resources") == resources:
+        return pod
+    container = {
+        "name": "cache-node", "image": "none", "imageID": "none", "ready": True, "restartCount": 0,
+        "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}, "resources": resources,
+    }  # fmt: skip
+    status = {
+        "phase": "Running", "podIP": node.address, "podIPs": [{"ip": node.address}],
+        "conditions": [{"type": "Ready", "status": "True"}], "containerStatuses": [container],
+    }  # fmt: skip
+    return place.merge("pods", pod["metadata"]["name"], {"status": status}, "status")
+
+
+@pytest.mark.parametrize("capacity", ["2Gi", "512Mi"])
+def test_another_capacity_is_given_to_nodes_that_live(
+    operators: Operators, place: Place, nodes: list[ControlStandIn], capacity: str
+) -> None:
+    """Memory through pods/resize and the arena through the node's own API, one node after the other, fenced: no pod is deleted, and in the
+    end each asks for what the new template says."""
+    operators.start().ready()
+    place.apply(pool())
+    template = place.have(DAEMON_SETS, "pool-node")["spec"]["template"]
+    uids = [write_cache_node(place, node, template) for node in nodes]
+    for node in nodes:
+        grant(place, node)
+    place.merge(DAEMON_SETS, "pool-node", {"status": {
+        "desiredNumberScheduled": 2, "currentNumberScheduled": 2, "numberMisscheduled": 0, "numberReady": 2,
+        "observedGeneration": 1,
+    }}, "status")  # fmt: skip
+    place.merge(POOLS, "pool", {"spec": {"tiers": {"memory": {"capacity": capacity}}}})
+    wanted = place.until(
+        DAEMON_SETS, "pool-node", lambda it: marks(it["spec"]["template"]) != marks(template), "has the capacity"
+    )["spec"]["template"]
+    container = next(one for one in wanted["spec"]["containers"] if one["name"] == "cache-node")
+
+    def settled() -> list[dict[str, Any]] | None:
+        pods = [grant(place, node) for node in nodes]
+        assert sum(node.held for node in nodes) <= 1
+        done = all(marks(pod) == marks(wanted) and RESIZING not in pod["metadata"]["annotations"] for pod in pods)
+        return pods if done else None
+
+    pods = wait_for(settled, "both nodes have the new size", SECONDS_MAX)
+    assert [pod["metadata"]["uid"] for pod in pods] == uids
+    assert [pod["spec"]["containers"][0]["resources"] for pod in pods] == [container["resources"]] * 2
+    variables = {one["name"]: one.get("value") for one in container["env"]}
+    assert {str(node.arena_bytes) for node in nodes} == {variables["KVCOMMONS_NODE__ARENA_BYTES"]}
+    assert all(node.fences()[0].body["hold"] for node in nodes)
+    place.reason(POOLS, "pool", "Progressing", "Complete")
+
+
+def marks(of: dict[str, Any]) -> str:
+    """Of a template or a pod: which wish it is made from."""
+    return str(of["metadata"]["annotations"][TEMPLATE_HASH])
 
 
 def deleting(place: Place, name: str) -> bool:

@@ -389,7 +389,8 @@ def test_the_coldest_engine_is_marked_to_go_first() -> None:
     found = plan(ifd, **running(ifd), nodes=nodes)
     costs = {action.pod: dict(action.annotations) for action in found.actions}
     assert {action.kind for action in found.actions} == {ActionKind.ANNOTATE_POD}
-    assert int(costs["chat-engine-0"][names.DELETION_COST]) > int(costs["chat-engine-1"][names.DELETION_COST])
+    warm, cold = (int(costs[f"chat-engine-{number}"][names.DELETION_COST] or "") for number in range(2))
+    assert warm > cold
 
 
 # Changes --------------------------------------------------------------------------------------------------------------

@@ -244,7 +244,9 @@ def test_whatever_is_late_never_two_nodes_are_away_and_all_are_rolled(size: int,
 
 def costs_of(pods: list[Pod], warmth: dict[str, Warmth]) -> dict[str, int]:
     """What is written on pods, by name."""
-    return {action.pod: int(dict(action.annotations)[names.DELETION_COST]) for action in deletion_costs(pods, warmth)}
+    return {
+        action.pod: int(dict(action.annotations)[names.DELETION_COST] or "") for action in deletion_costs(pods, warmth)
+    }
 
 
 def test_the_coldest_engine_is_the_first_to_go() -> None:

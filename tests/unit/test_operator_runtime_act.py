@@ -78,10 +78,10 @@ def written(api: FakeApi) -> int:
 
 
 def executor_of(client: KubeClient, resources: Resources, clock: list[float]) -> Executor:
-    async def fence(key: Id, action: PodAction) -> None:
-        raise AssertionError("nothing is fenced here")
+    async def take(key: Id, action: PodAction) -> None:
+        raise AssertionError("no pod is touched here")
 
     inventory = Inventory(lambda owner: None, lambda old, new: None)
     world = World(client, (), inventory, lambda: None)
     recorder, metrics = Recorder(client, "test"), OperatorMetrics()
-    return Executor(client, world, inventory, resources, recorder, metrics, fence, clock=lambda: clock[0])
+    return Executor(client, world, inventory, resources, recorder, metrics, take, clock=lambda: clock[0])

@@ -10,6 +10,10 @@ that no request of a whole life cycle needs. Alphabetical by group.
 - apiGroups: [""]
   resources: [pods]
   verbs: [delete, get, list, patch, watch]
+# A pool's capacity reaches cache nodes that run.
+- apiGroups: [""]
+  resources: [pods/resize]
+  verbs: [patch]
 # It writes what it makes up, again and again, without reading it; Secrets of users are mounted by pods alone.
 - apiGroups: [""]
   resources: [secrets]

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from kvcommons_operator import names
 from kvcommons_operator.api.common import FailureMode, quantity_bytes
-from kvcommons_operator.build import disks, pods, secrets
+from kvcommons_operator.build import disks, pods, secrets, size
 from kvcommons_operator.build.merge import merged
 from kvcommons_operator.build.pool import Pool, index_wiring
 from kvcommons_operator.observed import Manifest
@@ -23,7 +23,7 @@ SOCKET_VOLUME: Final = "kvcommons-socket"
 HOLDER_VOLUME: Final = "kvcommons-holder"
 STATE_VOLUME: Final = "kvcommons-state"
 KEYS_VOLUME: Final = "kvcommons-keys"
-NODE_CONTAINER: Final = "cache-node"
+NODE_CONTAINER: Final = names.CACHE_NODE_CONTAINER
 HOLDER_CONTAINER: Final = "arena-holder"
 PREPARE_CONTAINER: Final = "prepare"
 
@@ -180,19 +180,17 @@ def daemon_set(pool: Pool) -> Manifest:
     template_spec |= pods.pull_secrets(pool.install, [ref.name for ref in own.image_pull_secrets])
     template_spec |= pods.overrides(own)
     template_spec["securityContext"] = merged(template_spec["securityContext"], pods.said(own.security_context))
-    template = pods.stamped(
-        {
-            "metadata": {
-                "labels": {**own.metadata.labels, **pool.owner.labels(names.CACHE_NODE)},
-                "annotations": dict(own.metadata.annotations),
-            },
-            "spec": template_spec,
-        }
-    )
+    template = {
+        "metadata": {
+            "labels": {**own.metadata.labels, **pool.owner.labels(names.CACHE_NODE)},
+            "annotations": dict(own.metadata.annotations),
+        },
+        "spec": template_spec,
+    }
     body = {
         "updateStrategy": {"type": "OnDelete"},
         "selector": {"matchLabels": pool.owner.selector(names.CACHE_NODE)},
-        "template": template,
+        "template": pods.stamped(size.shaped(template)),
     }
     return pool.child(names.CACHE_NODE, "node").manifest("apps/v1", "DaemonSet", {"spec": body})
 

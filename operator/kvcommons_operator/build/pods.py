@@ -123,6 +123,11 @@ def digest(value: object) -> str:
 
 def stamped(template: Manifest) -> Manifest:
     """A pod template with the hash of itself among its annotations: pods of an older one are told by it."""
+    return annotated(template, names.TEMPLATE_HASH, digest(template))
+
+
+def annotated(template: Manifest, name: str, value: str) -> Manifest:
+    """A pod template with one annotation more."""
     metadata = dict(template["metadata"])
-    metadata["annotations"] = {**metadata.get("annotations", {}), names.TEMPLATE_HASH: digest(template)}
+    metadata["annotations"] = {**metadata.get("annotations", {}), name: value}
     return {**template, "metadata": metadata}

@@ -21,7 +21,7 @@ import yarl
 from kubernetes.aio.client import ApiClient
 
 from kvcommons_operator.kube.errors import ConflictError, KubeError, UnavailableError, of_status
-from kvcommons_operator.kube.kinds import LEASE, Kind, kind_of
+from kvcommons_operator.kube.kinds import LEASE, POD, Kind, kind_of
 
 FIELD_MANAGER: Final = "kvcommons-operator"
 REQUEST_SECONDS_MAX: Final = 30.0
@@ -35,6 +35,8 @@ REQUESTS_AT_ONCE_MAX: Final = 32
 
 APPLY: Final = "application/apply-patch+yaml"
 MERGE: Final = "application/merge-patch+json"
+STRATEGIC: Final = "application/strategic-merge-patch+json"
+"""A merge that knows what names the entries of Kubernetes' own lists."""
 JSON: Final = "application/json"
 VERSION_OF_NONE: Final = "1"
 """No object has it: the first write of all, which nobody's object is, has the second. An apply that names a version changes an object of that
@@ -112,6 +114,15 @@ class KubeClient:
         return await self.request(
             "PATCH", kind.path(namespace, name), kind=kind, query=query, body=change, content_type=MERGE
         )
+
+    async def resize(
+        self, namespace: str, name: str, uid: str, container: str, resources: Mapping[str, Any]
+    ) -> Document:
+        """Has the kubelet change what a running container has. :raises NotFoundError: if there is no such pod, or if servers of this version
+        can't do it. :raises RejectedError: if it is not possible for this pod."""
+        change = {"metadata": {"uid": uid}, "spec": {"containers": [{"name": container, "resources": resources}]}}
+        query, path = {"fieldManager": FIELD_MANAGER}, POD.path(namespace, name, "resize")
+        return await self.request("PATCH", path, kind=POD, query=query, body=change, content_type=STRATEGIC)
 
     async def metadata(self, kind: Kind, namespace: str | None, name: str) -> Document:
         """An object's metadata by the right to patch it: an empty patch that is only tried, answered without the object's content.

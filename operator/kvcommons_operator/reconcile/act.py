@@ -15,10 +15,10 @@ from kvcommons_operator import names
 from kvcommons_operator.kube.client import Document, KubeClient
 from kvcommons_operator.kube.errors import ConflictError, ForbiddenError, KubeError, NotFoundError, RejectedError
 from kvcommons_operator.kube.events import Recorder
-from kvcommons_operator.kube.kinds import BY_KEY, OWN_KINDS, POD, Kind, kind_of
+from kvcommons_operator.kube.kinds import BY_KEY, OWN_KINDS, Kind, kind_of
 from kvcommons_operator.metrics import OperatorMetrics
 from kvcommons_operator.observed import Manifest, Ref
-from kvcommons_operator.outcome import ActionKind, Finalizer, Plan, PodAction
+from kvcommons_operator.outcome import Finalizer, Plan, PodAction
 from kvcommons_operator.reconcile.inventory import Child, Inventory, wish_digest
 from kvcommons_operator.reconcile.marks import Marks
 from kvcommons_operator.reconcile.ownership import NameTakenError, is_ours, taken
@@ -39,7 +39,7 @@ CHILD_REFUSED: Final = "ChildRefused"
 """What a field of ours asks for is not possible in this cluster."""
 OWN: Final = {kind.name: kind for kind in OWN_KINDS}
 
-FenceStep = Callable[[Id, PodAction], Awaitable[None]]
+Step = Callable[[Id, PodAction], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +88,13 @@ class Executor:
         resources: Resources,
         recorder: Recorder,
         metrics: OperatorMetrics,
-        fence: FenceStep,
+        take: Step,
         *,
         identity: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """:param identity: of this operator among others; empty for the only one."""
+        """:param take: does one step on a pod.
+        :param identity: of this operator among others; empty for the only one."""
         self.marks = Marks(client, resources, identity)
         self._client = client
         self._world = world
@@ -101,7 +102,7 @@ class Executor:
         self._resources = resources
         self._recorder = recorder
         self._metrics = metrics
-        self._fence = fence
+        self._take = take
         self._clock = clock
         self._applied: dict[Id, dict[Ref, Applied]] = {}
         self._told: dict[Id, tuple[bytes, bytes]] = {}
@@ -126,7 +127,7 @@ class Executor:
         for wave in waves(plan.apply):
             refused += await self._apply_all(key, uid, memory, wave)
         for action in plan.actions:
-            await self._step(key, action)
+            await self._take(key, action)
         for ref in plan.delete:
             await self._delete(memory, ref)
         return refused
@@ -259,24 +260,6 @@ class Executor:
             await self._client.delete(kind, ref.namespace, ref.name, uid=child.uid if child is not None else "")
         except (NotFoundError, ConflictError):
             return  # gone, or another object by now: the next look decides anew
-
-    # steps on pods ----------------------------------------------------------------------------------------------------
-
-    async def _step(self, key: Id, action: PodAction) -> None:
-        match action.kind:
-            case ActionKind.FENCE | ActionKind.FLUSH | ActionKind.UNFENCE:
-                await self._fence(key, action)
-            case ActionKind.DELETE_POD:
-                try:
-                    await self._client.delete(POD, action.namespace, action.pod, uid=action.uid)
-                except (NotFoundError, ConflictError):
-                    return
-            case ActionKind.ANNOTATE_POD:
-                change = {"metadata": {"uid": action.uid, "annotations": dict(action.annotations)}}
-                try:
-                    await self._client.merge(POD, action.namespace, action.pod, change)
-                except (NotFoundError, ConflictError):
-                    return
 
 
 def verdicts(status: Mapping[str, Any]) -> tuple[object, ...]:

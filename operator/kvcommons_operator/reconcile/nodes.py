@@ -53,6 +53,15 @@ class Answer:
         """The node did what it was asked."""
         return self.status == 200
 
+    @property
+    def refused(self) -> str:
+        """Why it will not do it, in its words; empty where asking again may help."""
+        if not 400 <= self.status < 500 or self.status in (401, 408, 429):
+            return ""
+        error = self.body.get("error")
+        told = str(error.get("message") or "") if isinstance(error, Mapping) else ""
+        return told or f"it answers {self.status}"
+
 
 class NodeClient:
     """One session for all nodes; never more than a bounded number of calls at once."""
@@ -95,6 +104,10 @@ class NodeClient:
     async def unfence(self, address: Address, reason: str) -> Answer:
         """Lets the node back into the index, after a hold that has no reason any more."""
         return await self._call("POST", address, "/v1/fence", {"members": [], "reason": reason[:200], "release": True})
+
+    async def resize(self, address: Address, arena_bytes: int, reason: str) -> Answer:
+        """Has the node take an arena of another size and keep what fits: it begins anew, unless it has that size."""
+        return await self._call("POST", address, "/v1/resize", {"arena_bytes": arena_bytes, "reason": reason[:200]})
 
     async def _call(self, method: str, address: Address, path: str, body: Mapping[str, Any] | None) -> Answer:
         if self._session is None:

@@ -13,6 +13,7 @@ from kvcommons_operator.kube.client import KubeClient
 from kvcommons_operator.kube.errors import ForbiddenError, KubeError
 from kvcommons_operator.kube.kinds import NAMESPACE
 from kvcommons_operator.observed import DeploymentObserved, Install, Manifest, NodeState, Pod, PoolObserved
+from kvcommons_operator.pod_memory import Refusal
 from kvcommons_operator.reconcile.inventory import Inventory
 from kvcommons_operator.reconcile.nodes import index_reachable
 from kvcommons_operator.reconcile.owners import Owner, owner_of
@@ -37,6 +38,7 @@ class Observer:
         state_of: Callable[[str], NodeState | None],
         routable_of: Callable[[str], int | None],
         warnings_of: Callable[[str], tuple[str, ...]] = lambda uid: (),
+        unresizable: Callable[[str], Refusal | None] = lambda uid: None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -48,6 +50,7 @@ class Observer:
         self._state_of = state_of
         self._routable_of = routable_of
         self._warnings_of = warnings_of
+        self._unresizable = unresizable
         self._clock = clock
         self._labels: dict[str, tuple[float, Mapping[str, str]]] = {}
 
@@ -63,6 +66,7 @@ class Observer:
             children=children,
             pods=pods,
             nodes=nodes,
+            unresizable={pod.uid: why for pod in pods if (why := self._unresizable(pod.uid))},
             warnings={uid: said for uid in uids if (said := self._warnings_of(uid))},
             users=self._resources.users_of(key),
             apis=self._world.apis,
