@@ -166,7 +166,7 @@ class Life:
         """Every kind of child, in two namespaces, with everything that is optional."""
         self.home.apply(pool(monitoring=MONITORED, tenancy={"allowedNamespaces": guests}))
         self.home.apply(deployment(autoscaling=CPU, gateway=GATEWAY, monitoring=MONITORED))
-        self.home.apply(pool("small"))
+        self.home.apply(pool("small", security={"tls": {"certManager": {"issuerRef": {"name": "ca"}}}}))
         self.home.apply(deployment("queue", autoscaling=KEDA))
         self.home.apply(pool("beside", placement="sidecar"), deployment("sided", "beside", monitoring=MONITORED))
         spread = {"image": "vllm:0.32.0", "tensorParallelSize": 4, "nodesPerReplica": 2}
@@ -188,6 +188,7 @@ class Life:
             ("scaledobjects", "keda.sh/v1alpha1"),
             ("httproutes", "gateway.networking.k8s.io/v1"),
             ("leaderworkersets", "leaderworkerset.x-k8s.io/v1"),
+            ("certificates", "cert-manager.io/v1"),
         ):
             self.until(partial(self.home.list, f"{group}/{plural}"), f"some {plural}")
         self.team.have(DEPLOYMENTS, "guest-engine")
@@ -253,9 +254,10 @@ class Life:
         self.home.merge(DEPLOYMENTS_OWN, "queue", {"spec": {"autoscaling": None}})
         self.home.merge(DEPLOYMENTS_OWN, "sided", {"spec": {"monitoring": None}})
         self.home.merge(DEPLOYMENTS_OWN, "wide", {"spec": {"engine": {"nodesPerReplica": 1}}})
-        self.home.merge(POOLS, "small", {"spec": {"index": {"managed": {"replicas": 3}}}})
+        self.home.merge(POOLS, "small", {"spec": {"index": {"managed": {"replicas": 3}}, "security": {"tls": None}}})
         self.home.gone("autoscaling/v2/horizontalpodautoscalers", "chat-engine")
         self.home.gone(STATEFUL_SETS, "small-index")
+        self.home.gone("cert-manager.io/v1/certificates", "small-node-tls")
         monitors = ("monitoring.coreos.com/v1/podmonitors", "monitoring.coreos.com/v1/prometheusrules")
         for kind in (*monitors, "keda.sh/v1alpha1/scaledobjects"):
             self.until(partial(self.has_none_of_deployments, kind), f"no {kind}")

@@ -9,7 +9,7 @@ from typing import Any, Final
 from kvcommons_operator import conditions, names, pool_status, pool_view, rollout
 from kvcommons_operator.api import InvalidResourceError, KVCachePool, Unbuilt, parse_pool, refused, unbuilt
 from kvcommons_operator.api.pool import UpdateType
-from kvcommons_operator.build import monitoring, node, policies, redis, secrets, services, size
+from kvcommons_operator.build import certificates, monitoring, node, policies, redis, secrets, services, size
 from kvcommons_operator.build.meta import Owner
 from kvcommons_operator.build.pool import Pool
 from kvcommons_operator.naming import Naming
@@ -64,7 +64,7 @@ def children(pool: Pool, apis: frozenset[Api]) -> Wanted:
     found += [*policies.index(pool), *policies.nodes(pool), *policies.index_budget(pool)]
     if pool.per_node:
         found += [services.nodes(pool), node.daemon_set(pool)]
-    optional = monitoring.pool_monitors(pool)
+    optional = [*certificates.certificate(pool), *monitoring.pool_monitors(pool)]
     missing = dict.fromkeys(api for one in optional if (api := Api(one["apiVersion"], one["kind"])) not in apis)
     whole = (*found, *optional)
     found += [one for one in optional if Api(one["apiVersion"], one["kind"]) in apis]

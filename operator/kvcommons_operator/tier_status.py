@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from kvcommons_operator import conditions
+from kvcommons_operator.api.tiers import SecondaryTier, TierType
 from kvcommons_operator.conditions import Condition, no, unknown, yes
 from kvcommons_operator.observed import NodeState, TierState
 from kvcommons_operator.pool_view import View
@@ -20,8 +21,14 @@ def _answers(view: View) -> list[NodeState]:
 
 
 def _wanted(view: View) -> list[str]:
-    """Names of the tiers that the pool asks for, nearest first."""
-    return list(dict.fromkeys(tier.type.value for tier in view.pool.spec.tiers.secondary))
+    """Names of the tiers that the pool asks for, nearest first, as cache nodes call them."""
+    return list(dict.fromkeys(map(_name, view.pool.spec.tiers.secondary)))
+
+
+def _name(tier: SecondaryTier) -> str:
+    if tier.type == TierType.DISK:
+        return tier.type.value
+    return "redis" if tier.redis is not None else "s3"
 
 
 def judge(view: View) -> list[Condition]:

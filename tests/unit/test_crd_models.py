@@ -162,10 +162,13 @@ def test_counts_and_shares_are_as_kubernetes_wants_them() -> None:
     assert (count_or_share("1"), count_or_share("25%")) == (1, "25%")
 
 
+BUCKET: Spec = {"type": "remote", "capacity": "1Gi", "s3": {"bucket": "abc"}}
 UNBUILT: tuple[tuple[str, Spec], ...] = (
+    ("spec.tiers.secondary", {"tiers": {"secondary": [BUCKET, {"type": "disk", "capacity": "1Gi", "emptyDir": {}}]}}),
+    ("spec.tiers.secondary", {"tiers": {"secondary": [BUCKET, BUCKET]}}),
     (
-        "spec.tiers.secondary[].type",
-        {"tiers": {"secondary": [{"type": "remote", "capacity": "1Gi", "s3": {"bucket": "abc"}}]}},
+        "spec.tiers.secondary[].s3.prefix",
+        {"tiers": {"secondary": [{**BUCKET, "s3": {"bucket": "abc", "prefix": "a//b"}}]}},
     ),
     (
         "spec.tiers.secondary[].capacity",
@@ -176,10 +179,9 @@ UNBUILT: tuple[tuple[str, Spec], ...] = (
         {"tiers": {"secondary": [{"type": "disk", "capacity": "1Gi", "emptyDir": {}, "medium": "hdd"}]}},
     ),
     ("spec.tiers.memory.hugePages", {"tiers": {"memory": {"hugePages": "1Gi"}}}),
-    ("spec.compression.codec", {"compression": {"codec": "fp8"}}),
+    ("spec.compression", {"compression": {"codec": "fp8"}}),
     ("spec.transport.type", {"transport": {"type": "nixl"}}),
     ("spec.tenancy.quotas", {"tenancy": {"quotas": [{"tenant": "a", "memoryPercent": 10}]}}),
-    ("spec.security.tls", {"security": {"tls": {"secretRef": {"name": "s"}}}}),
     ("spec.engine.type", {"engine": {"type": "sglang"}}),
     (
         "spec.engine.nodesPerReplica",

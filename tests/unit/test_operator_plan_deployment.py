@@ -306,7 +306,7 @@ def test_a_guest_does_not_choose_how_the_world_reaches_the_pool_s_namespace(
 
 def test_a_pool_that_is_not_accepted_is_not_used() -> None:
     """A deployment waits for a pool that asks for what is not built."""
-    pool = examples.pool(security={"tls": {"secretRef": {"name": "certs"}}})
+    pool = examples.pool(transport={"type": "nixl"})
     assert statuses(plan(examples.deployment(), pool=pool))["ResolvedRefs"] == ("False", "PoolNotAccepted")
 
 

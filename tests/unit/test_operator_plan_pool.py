@@ -196,13 +196,13 @@ def test_a_missing_secret_is_learnt_from_the_pods() -> None:
 
 def test_an_unbuilt_field_is_refused_and_nothing_is_touched() -> None:
     """What is not built yet is Accepted=False with the field's path; children that are there stay as they are."""
-    pool = examples.pool(security={"tls": {"secretRef": {"name": "certs"}}})
+    pool = examples.pool(transport={"type": "nixl"})
     live = examples.live(plan(examples.pool()).apply)
     found = plan(pool, children=live)
     assert (found.apply, found.delete, found.actions) == ((), (), ())
     accepted = examples.condition(found.status, "Accepted")
     assert (accepted["status"], accepted["reason"]) == ("False", "NotBuiltYet")
-    assert "spec.security.tls" in accepted["message"]
+    assert "spec.transport.type" in accepted["message"]
     assert statuses(found.status)["Ready"][0] == "False"
 
 

@@ -26,7 +26,7 @@ that no request of a whole life cycle needs. Alphabetical by group.
   verbs: [create, delete, list, patch, watch]
 - apiGroups: [cert-manager.io]
   resources: [certificates]
-  verbs: [list, watch]
+  verbs: [create, delete, list, patch, watch]
 # `list`: of single pods and workloads that do not come forward, for what is in their way.
 - apiGroups: [events.k8s.io]
   resources: [events]

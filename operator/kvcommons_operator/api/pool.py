@@ -80,8 +80,8 @@ class Compression(Model):
     """How blocks are made smaller, and where."""
 
     codec: Codec = Codec.NONE
-    """none keeps every bit, lossless too but smaller; the others lose precision, and what they kept answers only those who
-    allow it."""
+    """none keeps every bit, lossless too but smaller; the others lose precision: to choose one is the pool's consent to answers from
+    what they kept, which an engine refuses by `exact: true` in its kv_connector_extra_config."""
     tiers: Annotated[tuple[CompressedTier, ...], Field(max_length=3), ListType("set")] = (
         CompressedTier.DISK,
         CompressedTier.REMOTE,

@@ -100,7 +100,7 @@ class RemoteS3(Model):
     region: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9-]+$")] | None = None
     """Region of the bucket."""
     prefix: Annotated[str, Field(max_length=256, pattern=r"^[A-Za-z0-9._/-]*$")] = ""
-    """All objects' names begin with it."""
+    """All objects' names begin with it: folders. NAMESPACE.POOL/ when left out."""
     credentials_secret_ref: LocalRef | None = None
     """A Secret with the keys accessKeyId and secretAccessKey; the pod's own identity when left out."""
 
@@ -110,12 +110,12 @@ def _places(tier: SecondaryTier) -> int:
 
 
 class SecondaryTier(Model):
-    """A tier behind memory. Blocks that memory evicts go to the first one, from there to the next."""
+    """A tier behind memory. What engines store is written to it too, and read from the nearest one that has it."""
 
     type: TierType
     """disk is local to each cache node; remote is one store for the whole pool."""
     capacity: Annotated[str, Size("1Gi", "16Pi")]
-    """How much it holds at most: of each cache node for disk, of all together for remote."""
+    """How much it holds at most, of each cache node: for remote, what one node puts there before its oldest goes."""
     medium: DiskMedium | None = None
     """What kind of disk it is, for the number of operations that are kept under way."""
     path: AbsolutePath | None = None

@@ -6,7 +6,8 @@ things slower or less exact. The operator shows the first as Accepted=False, the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
@@ -14,6 +15,7 @@ from typing import Any, Final, NamedTuple
 from kvcommons_operator.api.common import quantity_bytes
 from kvcommons_operator.api.deployment import InferenceDeploymentSpec
 from kvcommons_operator.api.pool import KVCachePoolSpec
+from kvcommons_operator.api.tiers import SecondaryTier
 
 REASON: Final = "NotBuiltYet"
 
@@ -46,11 +48,43 @@ class Gap:
     verdict: Verdict = Verdict.REFUSED
 
 
+_FOLDERS: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/)*([A-Za-z0-9][A-Za-z0-9._-]*)?")
+
+
+def _has_redis(tier: SecondaryTier) -> bool:
+    return tier.redis is not None
+
+
+def _has_s3(tier: SecondaryTier) -> bool:
+    return tier.s3 is not None
+
+
+def _disks_behind_stores(tiers: Sequence[SecondaryTier]) -> bool:
+    types = [tier.type for tier in tiers]
+    return types != sorted(types, key=lambda kind: kind != "disk")
+
+
+def _kept_as_is(spec: KVCachePoolSpec) -> bool:
+    """Something is to be made smaller that is not: where there is no such tier at all, nothing is."""
+    there = {"memory", *(tier.type.value for tier in spec.tiers.secondary)}
+    return {where.value for where in spec.compression.tiers} & there != {"disk"}
+
+
 POOL_GAPS: Final = (
     Gap(
-        "spec.tiers.secondary[].type",
-        lambda spec: any(tier.type == "remote" for tier in spec.tiers.secondary),
-        "remote tiers are not built yet; take disks, or give memory the capacity",
+        "spec.tiers.secondary",
+        lambda spec: _disks_behind_stores(spec.tiers.secondary),
+        "a disk behind a store that nodes share is not built; put the disks first: they are nearer",
+    ),
+    Gap(
+        "spec.tiers.secondary",
+        lambda spec: any(sum(map(has, spec.tiers.secondary)) > 1 for has in (_has_redis, _has_s3)),
+        "several stores of one kind are not built yet; give one Redis and one bucket at most",
+    ),
+    Gap(
+        "spec.tiers.secondary[].s3.prefix",
+        lambda spec: any(_has_s3(tier) and not _FOLDERS.fullmatch(tier.s3.prefix) for tier in spec.tiers.secondary),
+        "a prefix must be folders such as team-a/kv, each of which begins with a letter or a digit",
     ),
     Gap(
         "spec.tiers.secondary[].capacity",
@@ -69,9 +103,9 @@ POOL_GAPS: Final = (
         "huge pages of 1Gi are not built yet; use 2Mi",
     ),
     Gap(
-        "spec.compression.codec",
-        lambda spec: spec.compression.codec != "none",
-        "compression is not built yet; blocks are kept as they are",
+        "spec.compression",
+        lambda spec: spec.compression.codec != "none" and _kept_as_is(spec),
+        "blocks are made smaller on disks alone; in memory and in stores that nodes share they are kept as they are",
         Verdict.IGNORED,
     ),
     Gap(
@@ -83,11 +117,6 @@ POOL_GAPS: Final = (
         "spec.tenancy.quotas",
         lambda spec: bool(spec.tenancy.quotas),
         "shares of single tenants are not built yet; give one for all of them (spec.tenancy.tenantPercentMax), or each tenant a pool",
-    ),
-    Gap(
-        "spec.security.tls",
-        lambda spec: spec.security.tls is not None,
-        "certificates do not reach cache nodes yet; leave it out: the pool's NetworkPolicy and secret keep others out",
     ),
 )
 

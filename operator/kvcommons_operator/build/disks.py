@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from kvcommons_operator.api.common import quantity_bytes
+from kvcommons_operator.api.pool import Codec, CompressedTier
 from kvcommons_operator.api.tiers import SecondaryTier, TierType
 from kvcommons_operator.build import pods
 from kvcommons_operator.build.pool import Pool
@@ -21,6 +22,8 @@ NODE_VARIABLE: Final = "KVCOMMONS_NODE__KUBERNETES_NODE"
 NODE_NAME: Final = pods.env_field(NODE_VARIABLE, "spec.nodeName")
 MEMORY_PART: Final = 4_096
 """The node remembers where each shard is: 130 to 200 bytes, of shards of 1 MiB and more."""
+CODEC_NAMES: Final = {Codec.FP8: "fp8-e4m3"}
+"""Where the node's word for a codec is another."""
 SIZE_LIMIT_BYTES_BESIDE: Final = 64 << 20
 
 
@@ -28,7 +31,8 @@ SIZE_LIMIT_BYTES_BESIDE: Final = 64 << 20
 class Disks:
     """What the disks add to a cache node's pod; nothing where there are none."""
 
-    env: list[dict[str, Any]] = field(default_factory=list)
+    told: list[dict[str, Any]] = field(default_factory=list)
+    """What the node is told of them: an entry of `node.tiers`."""
     mounts: list[dict[str, Any]] = field(default_factory=list)
     """Of the daemon: the node's own folders alone."""
     whole: list[dict[str, Any]] = field(default_factory=list)
@@ -71,9 +75,17 @@ def parts(pool: Pool) -> Disks:
         paths.append(place)
     if paths:
         bytes_each = quantity_bytes(disks(pool)[0][1].capacity)
-        told = [{"type": "disk", "paths": paths, "capacity_bytes": bytes_each}]
-        found.env.append(pods.env("KVCOMMONS_NODE__TIERS", told))
+        found.told.append({"type": "disk", "paths": paths, "capacity_bytes": bytes_each, **_codec(pool)})
     return found
+
+
+def _codec(pool: Pool) -> dict[str, str]:
+    """How the disks' content is made smaller. Whoever chooses a codec with loss for a pool allows its answers."""
+    asked = pool.spec.compression
+    if asked.codec == Codec.NONE or CompressedTier.DISK not in asked.tiers:
+        return {}
+    name = CODEC_NAMES.get(asked.codec, asked.codec.value)
+    return {"codec": name} | ({"lossy": "allow"} if asked.codec != Codec.LOSSLESS else {})
 
 
 def _is_shared(tier: SecondaryTier) -> bool:

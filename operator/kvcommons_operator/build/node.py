@@ -3,13 +3,13 @@ the daemon's container restarts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from kvcommons_operator import names
 from kvcommons_operator.api.common import FailureMode, quantity_bytes
-from kvcommons_operator.build import disks, pods, secrets, size
+from kvcommons_operator.build import certificates, disks, pods, secrets, size, stores
 from kvcommons_operator.build.merge import merged
 from kvcommons_operator.build.pool import Pool, index_wiring
 from kvcommons_operator.observed import Manifest
@@ -83,7 +83,7 @@ def identity(pool: Pool) -> tuple[int, int]:
 
 def memory_beside_bytes(pool: Pool) -> int:
     """What a cache node asks for beside its arena, where the pool does not say."""
-    part = pool.arena_bytes // OVERHEAD_ARENA_PART + disks.memory_bytes(pool)
+    part = pool.arena_bytes // OVERHEAD_ARENA_PART + disks.memory_bytes(pool) + stores.memory_bytes(pool)
     return OVERHEAD_BYTES + -(-part // MIB) * MIB
 
 
@@ -111,12 +111,15 @@ def parts(pool: Pool, *, engine_users: Iterable[int] = ()) -> NodeParts:
     private = f"{HOLDER_PATH}/private"
     directory = SOCKET_PATH if pool.per_node else f"{SOCKET_PATH}/node"
     socket, holder_socket = f"{directory}/node.sock", f"{private}/holder.sock"
-    behind = disks.parts(pool)
+    behind, shared = disks.parts(pool), stores.parts(pool)
+    tls, certified = certificates.wiring(pool)
+    tiers = [*behind.told, *shared.told]
+    told_tiers = [pods.env("KVCOMMONS_NODE__TIERS", tiers)] if tiers else []
     holder_mount = pods.mount(HOLDER_VOLUME, HOLDER_PATH)
     socket_mount = pods.mount(SOCKET_VOLUME, SOCKET_PATH)
     daemon = {
         **_container(pool, NODE_CONTAINER, ["kvcommons", "node"]),
-        "env": [*_env(pool, socket, holder_socket, engine_users), *behind.env, *wiring.env],
+        "env": [*_env(pool, socket, holder_socket, engine_users, tls), *told_tiers, *wiring.env],
         "ports": [pods.port("control", names.CONTROL_PORT), pods.port("transport", pool.spec.transport.port)],
         "resources": resources(pool),
         "livenessProbe": {"initialDelaySeconds": 10, **pods.http_probe("/healthz", "control", failures=6, timeout=5)},
@@ -126,6 +129,8 @@ def parts(pool: Pool, *, engine_users: Iterable[int] = ()) -> NodeParts:
             pods.mount(STATE_VOLUME, STATE_PATH),
             pods.mount(KEYS_VOLUME, KEYS_PATH, read_only=True),
             *behind.mounts,
+            *shared.mounts,
+            *certified.mounts,
             *wiring.mounts,
         ],
     }
@@ -145,6 +150,8 @@ def parts(pool: Pool, *, engine_users: Iterable[int] = ()) -> NodeParts:
             pods.empty_dir(STATE_VOLUME),
             pods.secret_volume(KEYS_VOLUME, pool.keys_name),
             *behind.volumes,
+            *shared.volumes,
+            *certified.volumes,
             *wiring.volumes,
         ],
         socket=socket,
@@ -206,7 +213,9 @@ def _container(pool: Pool, name: str, command: list[str]) -> dict[str, Any]:
     }
 
 
-def _env(pool: Pool, socket: str, holder_socket: str, engine_users: Iterable[int]) -> list[dict[str, Any]]:
+def _env(
+    pool: Pool, socket: str, holder_socket: str, engine_users: Iterable[int], tls: Mapping[str, str]
+) -> list[dict[str, Any]]:
     spec = pool.spec
     users = sorted({ROOT, names.USER, *engine_users})
     transport = spec.transport
@@ -216,6 +225,7 @@ def _env(pool: Pool, socket: str, holder_socket: str, engine_users: Iterable[int
             "advertise": f"$(KVCOMMONS_POD_IP):{transport.port}",
             "sockets_per_peer": transport.sockets_per_peer,
             "replicas_max": transport.replicas_max,
+            **tls,
         },
         "ADDRESS": f"$(KVCOMMONS_POD_IP):{names.CONTROL_PORT}",
         "SOCKET_PATH": socket,
