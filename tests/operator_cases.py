@@ -36,6 +36,11 @@ def pools() -> dict[str, Manifest]:
             "keyPrefix": "kvc:mine:",
         },
     }
+    bucket = {"bucket": "kv-cache", "endpoint": "https://s3.example:9000", "credentialsSecretRef": {"name": "bucket"}}
+    stores = [
+        {"type": "remote", "capacity": "64Gi", "redis": {"urlSecretRef": {"name": "store", "key": "url"}}},
+        {"type": "remote", "capacity": "2Ti", "s3": bucket},
+    ]
     by_secret = {"managed": None, "external": {"urlSecretRef": {"name": "redis", "key": "url"}}}
     return {
         "per node": examples.pool(),
@@ -62,6 +67,14 @@ def pools() -> dict[str, Manifest]:
                     {"type": "disk", "capacity": "10Gi", "pvc": {"size": "11Gi", "storageClassName": "fast"}},
                 ]
             },
+        ),
+        "stores": examples.pool(
+            tiers={"secondary": [{"type": "disk", "capacity": "100Gi", "path": "/mnt/nvme0"}, *stores]},
+            compression={"codec": "int8"},
+            security={"tls": {"certManager": {"issuerRef": {"name": "ca"}}}},
+        ),
+        "sidecar with stores": examples.pool(
+            placement="sidecar", tiers={"secondary": stores}, security={"tls": {"secretRef": {"name": "certificates"}}}
         ),
         "everything": examples.pool(
             tiers={

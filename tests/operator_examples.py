@@ -36,6 +36,7 @@ OPTIONAL = (
     Api("keda.sh/v1alpha1", "ScaledObject"),
     Api("gateway.networking.k8s.io/v1", "HTTPRoute"),
     Api("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet"),
+    Api("cert-manager.io/v1", "Certificate"),
 )
 
 
