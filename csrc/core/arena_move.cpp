@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "key_hash.h"
 #include "memory.h"
 #include "records_file.h"
 #include "slabs.h"
@@ -40,7 +41,8 @@ struct Piece {
 };
 
 struct Chunk {
-  Key parent;
+  std::uint64_t parent = 0;  // key_hash() of its key, as records have it
+  bool first = false;        // of its chain
   std::vector<Piece> pieces;
   std::uint64_t sealed_ms = 0;
   bool pinned = false;
@@ -96,9 +98,11 @@ class Mover {
   void take_what_is_there() {
     to_slabs_.adopt([&](std::uint32_t slot, std::uint64_t) {
       SlotRecord& record = to_.slot(slot);
-      const bool whole = record.state() == SlotState::Sealed && record.crc == record.compute_crc(record.generation());
+      const bool whole =
+          record.state() == SlotState::Sealed && record.crc == to_.compute_crc(slot, record.generation());
       if (whole) {
         there_[record.get_key()].push_back(record.rect);
+        there_by_hash_.insert(internal::key_hash(record.get_key()));
       } else {
         record.set(SlotState::Free, record.generation());
       }
@@ -112,14 +116,15 @@ class Mover {
       const SlotState state = record.state();
       const std::uint64_t stride = Slabs::stride_of(record.payload_bytes);
       Piece piece{slot, offset, stride, {}, record.readers.load(std::memory_order_acquire) != 0};
-      const bool sealed = state == SlotState::Sealed && record.crc == record.compute_crc(record.generation()) &&
+      const bool sealed = state == SlotState::Sealed && record.crc == from_.compute_crc(slot, record.generation()) &&
                           stride != 0 && stride <= from_.geometry().arena_bytes - offset &&
                           record.fingerprint < to_.geometry().fingerprint_rows &&
                           record.fingerprint < from_.geometry().fingerprint_rows;
       if (sealed) {
         Chunk& chunk = chunks_[record.get_key()];
         chunk.parent = record.parent;
-        chunk.sealed_ms = std::max(chunk.sealed_ms, record.sealed_ms);
+        chunk.first = record.first != 0;
+        chunk.sealed_ms = std::max(chunk.sealed_ms, record.sealed_ms());
         chunk.pinned = chunk.pinned || record.pinned.load(std::memory_order_relaxed) != 0;
         chunk.pieces.push_back(piece);
       } else if (piece.read) {
@@ -128,6 +133,12 @@ class Mover {
       // A place that is read stays taken, or its slab would be forgotten with who reads it.
       return state != SlotState::Free || piece.read;
     });
+    for (auto& [key, chunk] : chunks_) by_hash_[internal::key_hash(key)] = &chunk;
+  }
+
+  [[nodiscard]] Chunk* parent_of(const Chunk& chunk) const {
+    const auto found = chunk.first ? by_hash_.end() : by_hash_.find(chunk.parent);
+    return found == by_hash_.end() ? nullptr : found->second;
   }
 
   void copy_fingerprints() {
@@ -157,14 +168,14 @@ class Mover {
       for (Chunk* chunk = &item->second; chunk->state == Chunk::State::Waiting;) {
         chunk->state = Chunk::State::Ordered;  // also what ends a walk in a circle, which only a forger makes
         path.push_back(chunk);
-        if (chunk->parent.zero()) break;
-        const auto parent = chunks_.find(chunk->parent);
+        if (chunk->first) break;
+        Chunk* parent = parent_of(*chunk);
         // What a move before this one brought over is in the new arena alone.
-        if (parent == chunks_.end()) {
-          reached = there_.contains(chunk->parent);
+        if (parent == nullptr) {
+          reached = there_by_hash_.contains(chunk->parent);
           break;
         }
-        chunk = &parent->second;
+        chunk = parent;
         reached = chunk->state != Chunk::State::Unreachable;
       }
       for (auto chunk = path.rbegin(); chunk != path.rend(); ++chunk) {
@@ -186,8 +197,8 @@ class Mover {
 
   void place() {
     for (Chunk* chunk : ordered_) {
-      const auto parent = chunk->parent.zero() ? chunks_.end() : chunks_.find(chunk->parent);
-      if (parent != chunks_.end() && parent->second.state != Chunk::State::Placed) continue;
+      const Chunk* parent = parent_of(*chunk);
+      if (parent != nullptr && parent->state != Chunk::State::Placed) continue;
       if (place_one(*chunk)) chunk->state = Chunk::State::Placed;
     }
   }
@@ -295,21 +306,23 @@ class Mover {
   void write_record(const Piece& piece) {
     const SlotRecord& old = from_.slot(piece.slot);
     SlotRecord& record = to_.slot(piece.place.slot);
-    record.owner = 0;
     record.tenant = old.tenant;
     record.set_key(old.get_key());
     record.parent = old.parent;
+    record.first = old.first;
     record.payload_bytes = old.payload_bytes;
     record.rect = old.rect;
     record.checksum = old.checksum;
-    record.sealed_ms = old.sealed_ms;
+    record.set_sealed_ms(old.sealed_ms());
     record.fingerprint = old.fingerprint;
     record.text_keys = old.text_keys;
-    std::copy_n(old.text, internal::kTextKeysPerSlotMax, record.text);
+    for (std::uint32_t i = 0; i < std::min<std::uint32_t>(old.text_keys, internal::kTextKeysPerSlotMax); ++i) {
+      to_.text(piece.place.slot, i) = from_.text(piece.slot, i);
+    }
     record.completes = old.completes;
     record.readers.store(0, std::memory_order_relaxed);
     record.pinned.store(old.pinned.load(std::memory_order_relaxed), std::memory_order_relaxed);
-    record.crc = record.compute_crc(piece.place.generation);
+    record.crc = to_.compute_crc(piece.place.slot, piece.place.generation);
     record.set(SlotState::Sealed, piece.place.generation);
   }
 
@@ -323,7 +336,9 @@ class Mover {
   Records from_, to_;
   Slabs from_slabs_, to_slabs_;
   std::unordered_map<Key, std::vector<Rect>, KeyHash> there_;
+  std::unordered_set<std::uint64_t> there_by_hash_;
   std::unordered_map<Key, Chunk, KeyHash> chunks_;
+  std::unordered_map<std::uint64_t, Chunk*> by_hash_;
   std::vector<Chunk*> ordered_;
   std::vector<Piece> todo_, read_elsewhere_;
   std::set<std::pair<std::uint32_t, std::uint64_t>> full_;  // fingerprints and strides that no room is left for

@@ -8,74 +8,58 @@ constexpr int kCandidatesSeenMax = 32;  // of other strides, before the search f
 constexpr int kRankedAnewMax = 256;     // a search, after a change of policy: one must not wait for all
 }  // namespace
 
-void Parts::push_back(const Part& part) {
-  if (size_ == 0 && many_.empty()) {
-    one_ = part;
-  } else {
-    if (many_.empty()) {
-      many_.push_back(one_);
-    }
-    many_.push_back(part);
+Index::Index(const Records* records, eviction::Policy* policy, const std::atomic<std::uint64_t>* now_s,
+             bool by_tenant) {
+  for (std::uint32_t i = 0; i < kShards; ++i) {
+    shards_[i].records = records;
+    shards_[i].policy = policy;
+    shards_[i].now_s = now_s;
+    shards_[i].by_tenant = by_tenant;
+    shards_[i].number = i;
   }
-  ++size_;
 }
 
-void Parts::erase(const Part* part) {
-  if (!many_.empty()) {
-    many_.erase(many_.begin() + (part - many_.data()));
-  }
-  --size_;
+void Index::link(Entry& parent, Entry& child) noexcept {
+  child.previous = kNowhere;
+  child.next = parent.first_child;
+  if (child.next != kNowhere) entry(child.next).previous = child.where;
+  parent.first_child = child.where;
 }
 
-void Children::add(const Key& key) {
-  if (!many_ && few_.size() < kFewMax) {
-    few_.push_back(key);
-    return;
-  }
-  if (!many_) {
-    many_ = std::make_unique<std::unordered_multiset<Key, KeyHash>>(few_.begin(), few_.end());
-    few_ = {};
-  }
-  many_->insert(key);
+void Index::unlink(Entry& parent, std::uint32_t child) noexcept {
+  const Entry& gone = entry(child);
+  if (gone.next != kNowhere) entry(gone.next).previous = gone.previous;
+  (gone.previous != kNowhere ? entry(gone.previous).next : parent.first_child) = gone.next;
 }
 
-bool Children::remove(const Key& key) {
-  if (many_) {
-    const auto it = many_->find(key);
-    if (it == many_->end()) {
-      return false;
-    }
-    many_->erase(it);
-    return true;
+std::vector<EntryId> Index::children(const Entry& parent) const {
+  std::vector<EntryId> out;
+  for (std::uint32_t where = parent.first_child; where != kNowhere; where = entry(where).next) {
+    out.push_back(IndexShard::id_of(entry(where)));
   }
-  const auto it = std::find(few_.begin(), few_.end(), key);
-  if (it == few_.end()) {
-    return false;
-  }
-  *it = few_.back();
-  few_.pop_back();
-  return true;
+  return out;
 }
 
-std::vector<Key> Children::list() const { return many_ ? std::vector<Key>(many_->begin(), many_->end()) : few_; }
+EntryId Index::any_child(const Entry& parent) const noexcept {
+  return parent.first_child == kNowhere ? 0 : IndexShard::id_of(entry(parent.first_child));
+}
 
-bool Entry::evictable() const noexcept {
-  return children.empty() && holds == 0 && !pinned && !parts.empty() &&
-         std::all_of(parts.begin(), parts.end(), [](const Part& p) { return p.sealed; });
+bool Index::several_children(const Entry& parent) const noexcept {
+  return parent.first_child != kNowhere && entry(parent.first_child).next != kNowhere;
 }
 
 template <typename Visit>
 void IndexShard::each_group(const Entry& e, Visit visit) {
   visit(Group{e.fingerprint, false, 0});
   if (by_tenant) {
-    visit(Group{e.fingerprint, true, e.tenant});
+    visit(Group{e.fingerprint, true, tenant_of(e)});
   }
 }
 
 void IndexShard::came(Entry& e, std::uint32_t pages, std::uint32_t position, std::uint64_t tick) {
   e.use.pages = pages;
-  e.use.position = static_cast<std::uint16_t>(std::min(position, eviction::kPositionMax));
-  policy->came(e.use, e.key->prefix64(), tick);
+  e.use.set_position(position);
+  policy->came(e.use, key_of(e).prefix64(), tick);
 }
 
 void IndexShard::went(Entry& e) {
@@ -100,10 +84,10 @@ void IndexShard::forget(Entry& e) {
 }
 
 void IndexShard::refresh(Entry& e) {
-  const bool wanted = e.evictable();
+  const bool wanted = evictable(e);
   if (wanted && e.candidate == Entry::kNoCandidate) {
     const eviction::Kind kind = policy->kind();
-    e.candidate = static_cast<std::uint8_t>(kind);
+    e.candidate = static_cast<std::uint32_t>(kind) & Entry::kNoCandidate;
     const auto rank = eviction::Policy::rank(e.use, kind);
     each_group(e, [&](const Group& group) { candidates[group][e.candidate].insert({rank, &e}); });
   } else if (!wanted) {
@@ -195,8 +179,7 @@ Entry* IndexShard::victim(const Group& group, std::uint32_t stride_pages) {
   const auto first_of = [&](const Ranked& ranked, const eviction::Rank& from) -> Entry* {
     for (auto at = ranked.lower_bound({from, nullptr}); at != ranked.end() && seen < kCandidatesSeenMax; ++at, ++seen) {
       Entry* e = at->second;
-      if (std::any_of(e->parts.begin(), e->parts.end(),
-                      [&](const Part& p) { return p.stride_pages == stride_pages; })) {
+      if (any_part(*e, [&](const Part& p) { return p.stride_pages == stride_pages; })) {
         return e;
       }
     }

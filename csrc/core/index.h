@@ -1,5 +1,9 @@
 // Chunks by key, in shards with a mutex each. No two shards are ever locked at once: a link between a chunk and its
-// parent is made and cut one end at a time, and every end names the other by key and id, so that a stale link is seen.
+// parent is made and cut one end at a time, and every end names the other by its id, so that a stale link is seen.
+//
+// Life of an entry: make() takes a place for it; link() hangs it on its parent, which then stays; place() makes it to
+// be found. remove() takes it out of all but its parent's children; unlink() takes it from there; drop() gives the
+// place back. What is linked and not placed, or removed and still linked, is found by nobody.
 #pragma once
 
 #include <array>
@@ -8,93 +12,19 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <unordered_map>
-#include <unordered_set>
 #include <utility>
 #include <vector>
 
 #include "eviction/policy.h"
+#include "index_entry.h"
+#include "key_hash.h"
 #include "records.h"
 #include "types.h"
 
 namespace kvcommons::internal {
-
-// One shard of one chunk. Without a slot: its writer is still looking for room.
-struct Part {
-  std::uint64_t offset_bytes = 0;
-  std::uint32_t slot = kNoSlot;
-  std::uint32_t generation = 0;
-  std::uint32_t stride_pages = 0;
-  std::uint16_t rect = 0;  // index within the fingerprint
-  bool sealed = false;
-};
-
-// Nearly always one: kept in the entry, for each further place in memory costs a lookup a miss of the cache.
-class Parts {
- public:
-  [[nodiscard]] Part* begin() noexcept { return many_.empty() ? &one_ : many_.data(); }
-  [[nodiscard]] Part* end() noexcept { return begin() + size_; }
-  [[nodiscard]] const Part* begin() const noexcept { return many_.empty() ? &one_ : many_.data(); }
-  [[nodiscard]] const Part* end() const noexcept { return begin() + size_; }
-  [[nodiscard]] bool empty() const noexcept { return size_ == 0; }
-  void push_back(const Part& part);
-  void erase(const Part* part);
-
- private:
-  Part one_;
-  std::uint32_t size_ = 0;
-  std::vector<Part> many_;  // all of them once there were two
-};
-
-// Keys of the chunks that follow. A key counts once for each link made, so that making and cutting commute.
-class Children {
- public:
-  void add(const Key& key);
-  bool remove(const Key& key);  // false: there was no such link
-  [[nodiscard]] bool empty() const noexcept { return few_.empty() && (!many_ || many_->empty()); }
-  [[nodiscard]] std::size_t size() const noexcept { return many_ ? many_->size() : few_.size(); }
-  [[nodiscard]] std::vector<Key> list() const;
-  [[nodiscard]] const Key& any() const noexcept { return many_ ? *many_->begin() : few_.front(); }
-
- private:
-  static constexpr std::size_t kFewMax = 16;
-  std::vector<Key> few_;
-  std::unique_ptr<std::unordered_multiset<Key, KeyHash>> many_;
-};
-
-struct Entry {
-  static constexpr std::uint8_t kNoCandidate = 0xff;
-  // What a lookup reads comes first, beside the key.
-  std::uint64_t id = 0;         // never used twice
-  std::uint64_t parent_id = 0;  // 0 = first chunk of a chain
-  std::uint32_t fingerprint = 0;
-  std::uint32_t holds = 0;  // leases whose deepest chunk this is, and slots that a former life still reads
-  bool pinned = false;
-  bool announced = false;                 // complete for some layout: a Committed event was sent
-  bool expires = false;                   // in the shard's `due`
-  std::uint8_t candidate = kNoCandidate;  // in the shard's candidates, ranked by this policy
-  Parts parts;
-  eviction::Chunk use;  // what policies know of it
-  Children children;
-  std::uint64_t commit_ms = 0;
-  std::uint64_t tenant = 0;
-  Key parent;
-  const Key* key = nullptr;  // the map's own
-
-  [[nodiscard]] const Part* find(std::uint16_t rect) const noexcept {
-    for (const Part& p : parts) {
-      if (p.rect == rect) {
-        return &p;
-      }
-    }
-    return nullptr;
-  }
-  [[nodiscard]] Part* find(std::uint16_t rect) noexcept {
-    return const_cast<Part*>(static_cast<const Entry*>(this)->find(rect));
-  }
-  [[nodiscard]] bool evictable() const noexcept;
-};
 
 // Whose candidates: all of a fingerprint, or those of one tenant in it.
 struct Group {
@@ -125,7 +55,9 @@ struct alignas(64) IndexShard {
     std::uint16_t ttl_s = 0;
   };
   mutable std::mutex mutex;
-  std::unordered_map<Key, Entry, KeyHash> entries;
+  EntryPool pool;
+  EntryTable table;
+  std::unordered_map<const Entry*, Aside> aside;
   std::unordered_map<Group, Candidates, GroupHash> candidates;
   std::set<std::pair<std::uint64_t, Entry*>> due;  // when each was not used for its time
   std::unordered_map<Entry*, Due> due_of;
@@ -133,15 +65,56 @@ struct alignas(64) IndexShard {
   const std::atomic<std::uint64_t>* now_s = nullptr;  // of the timer: coarse
   bool by_tenant = false;                             // candidates are kept for each tenant, too
 
-  Entry* find(const Key& key) noexcept {
-    const auto it = entries.find(key);
-    return it == entries.end() ? nullptr : &it->second;
-  }
+  const Records* records = nullptr;
+  std::uint32_t number = 0;
+
+  // Entries.
+  Entry* find(const Key& key) noexcept { return find(key, key_hash(key)); }
+  Entry* find(const Key& key, std::uint64_t hash) noexcept;
   [[nodiscard]] const Entry* find(const Key& key) const noexcept { return const_cast<IndexShard*>(this)->find(key); }
-  Entry* find(const Key& key, std::uint64_t id) noexcept {
-    Entry* e = find(key);
-    return e != nullptr && e->id == id ? e : nullptr;
+  Entry* find(EntryId id) noexcept {
+    if (id == 0) return nullptr;
+    Entry& e = pool.at(where_of(id) >> kShardBits);
+    return e.placed && e.life.load(std::memory_order_relaxed) == life_of(id) ? &e : nullptr;
   }
+  // By the hash alone, for who has no more: adoption.
+  Entry* find_hash(std::uint64_t hash) noexcept;
+  static EntryId id_of(const Entry& e) noexcept { return entry_id(e.where, e.life.load(std::memory_order_relaxed)); }
+  Entry* make() { return pool.take(number); }  // null: full
+  void place(Entry& e, const Key& key, std::uint64_t tenant);
+  void remove(Entry& e);  // after went(); its ids are stale from now on
+  void drop(Entry& e) { pool.give(e); }
+  template <typename Visit>
+  void each(Visit visit) const {
+    table.each([&](std::uint32_t where) { visit(pool.at(where >> kShardBits)); });
+  }
+
+  // What a plain entry has in its record. index_parts.cpp.
+  [[nodiscard]] Key key_of(const Entry& e) const;
+  [[nodiscard]] std::uint64_t tenant_of(const Entry& e) const;
+  [[nodiscard]] std::optional<Part> part_of(const Entry& e, std::uint16_t rect) const {
+    if (!e.aside) return e.rect == rect ? std::optional(plain_part(e)) : std::nullopt;
+    return aside_part(e, rect);
+  }
+  template <typename Visit>
+  void each_part(const Entry& e, Visit visit) const {
+    if (!e.aside) return visit(plain_part(e));
+    for (const Part& part : aside.at(&e).parts) visit(part);
+  }
+  template <typename Holds>
+  [[nodiscard]] bool any_part(const Entry& e, Holds holds) const {
+    bool any = false;
+    each_part(e, [&](const Part& part) { any = any || holds(part); });
+    return any;
+  }
+  void add_part(Entry& e, const Part& part);
+  void set_slot(Entry& e, std::uint16_t rect, std::uint32_t slot);  // whose record names the entry's key and tenant
+  void set_sealed(Entry& e, std::uint16_t rect);
+  void drop_part(Entry& e, std::uint16_t rect);
+  [[nodiscard]] bool no_parts(const Entry& e) const { return e.aside && aside.at(&e).parts.empty(); }
+  [[nodiscard]] bool evictable(const Entry& e) const;
+
+  // Eviction. index.cpp.
   void came(Entry& e, std::uint32_t pages, std::uint32_t position, std::uint64_t tick);
   void went(Entry& e);  // before erasing, for whatever reason
   void access(Entry& e, std::uint64_t tick);
@@ -155,6 +128,11 @@ struct alignas(64) IndexShard {
   [[nodiscard]] Turn turn(const Entry& e) const noexcept;
 
  private:
+  static Part plain_part(const Entry& e) noexcept { return {e.slot, e.use.pages, e.rect, e.sealed != 0}; }
+  [[nodiscard]] std::optional<Part> aside_part(const Entry& e, std::uint16_t rect) const;
+  [[nodiscard]] bool is_key(const Entry& e, const Key& key) const noexcept;
+  Aside& unfold(Entry& e);
+  void fold(Entry& e);
   template <typename Visit>
   void each_group(const Entry& e, Visit visit);
   void rank_anew(Candidates& ranked, eviction::Kind kind);
@@ -162,25 +140,30 @@ struct alignas(64) IndexShard {
 
 class Index {
  public:
-  static constexpr std::uint32_t kShards = 16;
-  static_assert((kShards & (kShards - 1)) == 0, "a shard is chosen by bits of the key");
+  static constexpr std::uint32_t kShards = 1u << kShardBits;
 
-  Index(eviction::Policy* policy, const std::atomic<std::uint64_t>* now_s, bool by_tenant) {
-    for (IndexShard& shard : shards_) {
-      shard.policy = policy;
-      shard.now_s = now_s;
-      shard.by_tenant = by_tenant;
-    }
+  Index(const Records* records, eviction::Policy* policy, const std::atomic<std::uint64_t>* now_s, bool by_tenant);
+
+  static std::uint32_t shard_of(std::uint64_t hash) noexcept {
+    return static_cast<std::uint32_t>(hash >> (64 - kShardBits));
   }
-
-  // Not the bytes that hash within a shard.
-  static std::uint32_t shard_of(const Key& key) noexcept { return key.bytes[kKeyBytes - 1] & (kShards - 1); }
-  IndexShard& of(const Key& key) noexcept { return shards_[shard_of(key)]; }
-  const IndexShard& of(const Key& key) const noexcept { return shards_[shard_of(key)]; }
+  IndexShard& of(const Key& key) noexcept { return shards_[shard_of(key_hash(key))]; }
+  const IndexShard& of(const Key& key) const noexcept { return shards_[shard_of(key_hash(key))]; }
+  IndexShard& of(EntryId id) noexcept { return shards_[where_of(id) & (kShards - 1)]; }
   IndexShard& at(std::uint32_t i) noexcept { return shards_[i]; }
   const IndexShard& at(std::uint32_t i) const noexcept { return shards_[i]; }
 
+  // Of a parent whose shard is locked. A child may be one that nobody finds (any more).
+  void link(Entry& parent, Entry& child) noexcept;
+  void unlink(Entry& parent, std::uint32_t child) noexcept;
+  [[nodiscard]] std::vector<EntryId> children(const Entry& parent) const;
+  [[nodiscard]] EntryId any_child(const Entry& parent) const noexcept;  // 0: none
+  [[nodiscard]] bool several_children(const Entry& parent) const noexcept;
+
  private:
+  [[nodiscard]] Entry& entry(std::uint32_t where) const noexcept {
+    return shards_[where & (kShards - 1)].pool.at(where >> kShardBits);
+  }
   std::array<IndexShard, kShards> shards_;
 };
 

@@ -36,8 +36,7 @@ struct Lease {
   std::uint32_t fingerprint = 0;
   std::uint64_t created_ms = 0;
   std::uint32_t chunks = 0;
-  Key held;  // deepest chunk: holding it keeps all before it, for a parent is never evicted
-  std::uint64_t held_id = 0;
+  std::uint64_t held_id = 0;      // deepest chunk: holding it keeps all before it, for a parent is never evicted
   std::vector<LeasedSlot> slots;  // chunk by chunk, within it as parts
   std::vector<LeasePart> parts;   // guarded by the table
   std::list<LeaseId>::iterator place;

@@ -49,7 +49,10 @@ void lay_out(Geometry* g) {
   g->slabs_offset = g->fingerprints_offset + round_up(g->fingerprint_rows * sizeof(FingerprintRecord), kPageBytes);
   g->slots_offset = g->slabs_offset + round_up(g->slabs * sizeof(SlabRecord), kPageBytes);
   const std::uint64_t slots = std::uint64_t{g->slabs} * g->slots_per_slab;
-  g->total_bytes = g->slots_offset + round_up(slots * sizeof(SlotRecord), kPageBytes);
+  g->text_offset = g->slots_offset + round_up(slots * sizeof(SlotRecord), kPageBytes);
+  g->more_text_offset = g->text_offset + round_up(slots * sizeof(std::uint64_t), kPageBytes);
+  const std::uint64_t more_bytes = slots * (kTextKeysPerSlotMax - 1) * sizeof(std::uint64_t);
+  g->total_bytes = g->more_text_offset + round_up(more_bytes, kPageBytes);
 }
 
 std::uint32_t header_crc(const RecordsHeader& header) {
@@ -158,19 +161,29 @@ Key SlotRecord::get_key() const noexcept {
   return k;
 }
 
-std::uint32_t SlotRecord::compute_crc(std::uint32_t gen) const noexcept {
-  std::uint32_t sum = crc_of(gen, 0);
-  sum = crc_of(get_key(), sum);
-  sum = crc_of(parent, sum);
-  sum = crc_of(tenant, sum);
-  sum = crc_of(payload_bytes, sum);
-  sum = crc_of(rect, sum);
-  sum = crc_of(checksum, sum);
-  sum = crc_of(sealed_ms, sum);
-  sum = crc_of(fingerprint, sum);
-  sum = crc_of(text_keys, sum);
-  sum = crc_of(completes, sum);
-  return crc32c(std::as_bytes(std::span(text, std::min<std::size_t>(text_keys, kTextKeysPerSlotMax))), sum);
+std::uint64_t& Records::text(std::uint32_t id, std::uint32_t i) const noexcept {
+  if (i == 0) return at<std::uint64_t>(geometry_.text_offset, id);
+  return at<std::uint64_t>(geometry_.more_text_offset, std::uint64_t{id} * (kTextKeysPerSlotMax - 1) + i - 1);
+}
+
+std::uint32_t Records::compute_crc(std::uint32_t id, std::uint32_t generation) const noexcept {
+  const SlotRecord& record = slot(id);
+  std::uint32_t sum = crc_of(generation, 0);
+  sum = crc_of(record.get_key(), sum);
+  sum = crc_of(record.completes, sum);
+  sum = crc_of(record.text_keys, sum);
+  sum = crc_of(record.first, sum);
+  sum = crc_of(record.parent, sum);
+  sum = crc_of(record.tenant, sum);
+  sum = crc_of(record.checksum, sum);
+  sum = crc_of(record.rect, sum);
+  sum = crc_of(record.payload_bytes, sum);
+  sum = crc_of(record.sealed_ms(), sum);
+  sum = crc_of(record.fingerprint, sum);
+  for (std::uint32_t i = 0; i < std::min<std::uint32_t>(record.text_keys, kTextKeysPerSlotMax); ++i) {
+    sum = crc_of(text(id, i), sum);
+  }
+  return sum;
 }
 
 Records::Records(const Geometry& geometry, int fd) : geometry_(geometry) {

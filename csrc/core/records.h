@@ -19,7 +19,7 @@
 namespace kvcommons::internal {
 
 inline constexpr std::uint64_t kRecordsMagic = 0x3130'4443'4552'564bULL;  // "KVRECD01"
-inline constexpr std::uint32_t kRecordsVersion = 1;
+inline constexpr std::uint32_t kRecordsVersion = 2;
 inline constexpr std::uint32_t kTextKeysPerSlotMax = 14;  // what a slot's record holds; more are dropped and counted
 inline constexpr std::uint32_t kNoSlot = 0xffff'ffff;
 inline constexpr std::uint32_t kSlabsMin = 8;  // a small arena is cut into at least so many
@@ -32,7 +32,11 @@ struct Geometry {
   std::uint32_t slots_per_slab = 0;  // at the smallest slot
   std::uint32_t session_rows = 0;
   std::uint32_t fingerprint_rows = 0;
-  std::uint64_t sessions_offset = 0, fingerprints_offset = 0, slabs_offset = 0, slots_offset = 0, total_bytes = 0;
+  std::uint64_t sessions_offset = 0, fingerprints_offset = 0, slabs_offset = 0, slots_offset = 0, text_offset = 0,
+                more_text_offset = 0, total_bytes = 0;
+  [[nodiscard]] std::uint64_t offset_of(std::uint32_t slot, std::uint64_t stride_bytes) const noexcept {
+    return slot / slots_per_slab * slab_bytes + slot % slots_per_slab * stride_bytes;
+  }
 
   // Throws std::invalid_argument with the field, the value and the remedy.
   static Geometry of(const StoreConfig& config);
@@ -80,24 +84,22 @@ struct SlabRecord {
 static_assert(sizeof(SlabRecord) == 32);
 
 struct SlotRecord {
-  std::atomic<std::uint64_t> word;  // generation << 8 | SlotState
-  std::atomic<std::uint32_t> readers;
-  std::atomic<std::uint32_t> pinned;
   std::atomic<std::uint64_t> key[4];  // read without a lock when a slab is examined; valid if word did not change
-  Key parent;
-  std::uint64_t owner;  // session it was granted to
-  std::uint64_t tenant;
-  std::uint64_t payload_bytes;
-  Rect rect;
-  std::uint64_t checksum;
-  std::uint64_t sealed_ms;
-  std::uint32_t fingerprint;
-  std::uint16_t text_keys;
+  std::atomic<std::uint64_t> word;    // generation << 8 | SlotState
+  std::atomic<std::uint32_t> readers;
+  std::atomic<std::uint8_t> pinned;
   std::uint8_t completes;  // the chunk was complete for a layout when this slot was sealed
-  std::uint8_t reserved0;
+  std::uint8_t text_keys;  // how many of them there are: Records::text
+  std::uint8_t first;      // of its chain: no parent
+  std::uint64_t parent;    // key_hash() of the parent's key: a key names all before it, so this only finds it again
+  std::uint64_t tenant;
+  std::uint64_t checksum;  // before it is sealed: the session that the slot was granted to
+  Rect rect;
+  std::uint32_t payload_bytes;
+  std::uint32_t sealed_ms_low;
+  std::uint16_t sealed_ms_high;
+  std::uint16_t fingerprint;
   std::uint32_t crc;  // over generation and all that a reader relies on
-  std::uint32_t reserved1;
-  std::uint64_t text[kTextKeysPerSlotMax];
 
   [[nodiscard]] SlotState state() const noexcept { return state_of(word.load(std::memory_order_acquire)); }
   [[nodiscard]] std::uint32_t generation() const noexcept {
@@ -106,7 +108,15 @@ struct SlotRecord {
   void set(SlotState state, std::uint32_t gen) noexcept { word.store(pack(state, gen), std::memory_order_release); }
   void set_key(const Key& k) noexcept;
   [[nodiscard]] Key get_key() const noexcept;
-  [[nodiscard]] std::uint32_t compute_crc(std::uint32_t gen) const noexcept;
+  [[nodiscard]] bool is_key(const Key& k) const noexcept { return get_key() == k; }
+  // The session that it was granted to, as long as it is not sealed: whoever seals it has written all, and is not
+  // asked.
+  [[nodiscard]] SessionId owner() const noexcept { return checksum; }
+  [[nodiscard]] std::uint64_t sealed_ms() const noexcept { return std::uint64_t{sealed_ms_high} << 32 | sealed_ms_low; }
+  void set_sealed_ms(std::uint64_t ms) noexcept {
+    sealed_ms_low = static_cast<std::uint32_t>(ms);
+    sealed_ms_high = static_cast<std::uint16_t>(ms >> 32);
+  }
 
   static constexpr std::uint64_t pack(SlotState state, std::uint32_t gen) noexcept {
     return (std::uint64_t{gen} << 8) | static_cast<std::uint64_t>(state);
@@ -116,8 +126,9 @@ struct SlotRecord {
     return static_cast<std::uint32_t>(word >> 8);
   }
 };
-static_assert(sizeof(SlotRecord) == 256, "64 KiB slots pay 0.4 % for their records");
-static_assert(std::atomic<std::uint64_t>::is_always_lock_free && std::atomic<std::uint32_t>::is_always_lock_free,
+static_assert(sizeof(SlotRecord) == 96, "what each slot pays beside its entry in the index");
+static_assert(std::atomic<std::uint64_t>::is_always_lock_free && std::atomic<std::uint32_t>::is_always_lock_free &&
+                  std::atomic<std::uint8_t>::is_always_lock_free,
               "a lock inside shared memory would die with the daemon");
 
 std::uint32_t crc32c(std::span<const std::byte> data, std::uint32_t crc = 0) noexcept;
@@ -137,6 +148,9 @@ class Records {
   [[nodiscard]] FingerprintRecord& fingerprint(std::uint32_t row) const noexcept;
   [[nodiscard]] SlabRecord& slab(std::uint32_t index) const noexcept;
   [[nodiscard]] SlotRecord& slot(std::uint32_t id) const noexcept;
+  // Most chunks have one text key at most: the others lie apart, in pages that cost nothing until then.
+  [[nodiscard]] std::uint64_t& text(std::uint32_t id, std::uint32_t i) const noexcept;
+  [[nodiscard]] std::uint32_t compute_crc(std::uint32_t id, std::uint32_t generation) const noexcept;
 
  private:
   void format(int fd, bool dirty);

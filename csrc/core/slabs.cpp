@@ -145,7 +145,7 @@ std::optional<SlotGrant> Slabs::try_alloc(std::uint32_t fingerprint, std::uint64
     generation += generation == 0 ? 1 : 0;
     record.generation.store(generation, std::memory_order_release);
     return SlotGrant{head * records_.geometry().slots_per_slab + index, generation,
-                     head * slab_bytes_ + index * stride};
+                     records_.geometry().offset_of(head * records_.geometry().slots_per_slab + index, stride)};
   }
 }
 

@@ -34,6 +34,8 @@ class Slabs {
  public:
   explicit Slabs(Records& records);
 
+  // A span of several slabs is cut into fewer slots than one slab has at the smallest stride: only then is a slot's
+  // place known from its number and its stride (Geometry::offset_of).
   static std::uint64_t stride_of(std::uint64_t payload_bytes) noexcept {
     return (payload_bytes + kSlotAlignBytes - 1) / kSlotAlignBytes * kSlotAlignBytes;
   }

@@ -91,7 +91,8 @@ void Slabs::adopt(const std::function<bool(std::uint32_t, std::uint64_t)>& visit
     const std::uint64_t stride = record.stride_bytes;
     const std::uint32_t count = record.span_slabs;
     const bool sane = record.assigned.load(std::memory_order_acquire) == 1 && count != 0 && count <= total - head &&
-                      stride != 0 && stride % kSlotAlignBytes == 0 && stride <= count * slab_bytes_;
+                      stride != 0 && stride % kSlotAlignBytes == 0 && stride <= count * slab_bytes_ &&
+                      (count == 1 || count * slab_bytes_ / stride <= records_.geometry().slots_per_slab);
     if (!sane) {
       record.assigned.store(0, std::memory_order_relaxed);
       ++head;

@@ -68,7 +68,7 @@ Store::Impl::Impl(const StoreConfig& config, int arena_fd, int records_fd)
       slabs_(records_),
       policy_(first_policy(config), history_of(config)),
       tenants_(config.arena_bytes, config.tenant_percent_max),
-      index_(&policy_, &now_s_, tenants_.counts()),
+      index_(&records_, &policy_, &now_s_, tenants_.counts()),
       fingerprints_(records_),
       leases_(config.leases_max),
       events_(config.events_max) {
@@ -185,6 +185,9 @@ std::vector<std::uint8_t> Store::sealed_shards(SessionId session, std::span<cons
 }
 bool Store::borrow(const Key& fingerprint, const Key& key, const Rect& rect, Borrowed* out) {
   return impl_->borrow(fingerprint, key, rect, out);
+}
+std::vector<SealedShard> Store::sealed(std::uint64_t* cursor, std::size_t max) const {
+  return impl_->sealed(cursor, max);
 }
 void Store::give_back(const Borrowed& borrowed) { impl_->give_back(borrowed); }
 Status Store::open_internal(const SessionSpec& spec, SessionId* out) { return impl_->open_session(spec, true, out); }

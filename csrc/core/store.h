@@ -207,6 +207,8 @@ class Store {
   std::vector<std::uint8_t> sealed_shards(SessionId session, std::span<const Key> keys) const;
   bool borrow(const Key& fingerprint, const Key& key, const Rect& rect, Borrowed* out);
   void give_back(const Borrowed& borrowed);  // exactly once
+  // Every shard that is sealed, by place in the arena; pages as inventory() does.
+  std::vector<SealedShard> sealed(std::uint64_t* cursor, std::size_t max) const;
   // A session of the node's own: no process, no event. It must hold nothing when it is closed.
   Status open_internal(const SessionSpec& spec, SessionId* out);
   void close_internal(SessionId session);

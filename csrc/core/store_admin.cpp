@@ -6,8 +6,6 @@
 
 namespace kvcommons {
 
-using internal::kNoSlot;
-
 // Who calls owns the transition: it holds the slot's shard, or the session's claim on it.
 void Store::Impl::set_state(std::uint32_t slot, SlotState to) {
   SlotRecord& record = records_.slot(slot);
@@ -25,86 +23,97 @@ void Store::Impl::set_state(std::uint32_t slot, SlotState to) {
   record.set(to, record.generation());
 }
 
-std::vector<std::uint64_t> Store::Impl::text_keys(const Entry& e) const {
+std::vector<std::uint64_t> Store::Impl::text_keys(const IndexShard& shard, const Entry& e) const {
   std::vector<std::uint64_t> keys;
-  for (const Part& part : e.parts) {
-    if (part.sealed) {
-      const SlotRecord& record = records_.slot(part.slot);
-      keys.insert(keys.end(), record.text, record.text + record.text_keys);
+  shard.each_part(e, [&](const Part& part) {
+    const std::uint32_t count = part.sealed ? records_.slot(part.slot).text_keys : 0;
+    for (std::uint32_t i = 0; i < count; ++i) {
+      keys.push_back(records_.text(part.slot, i));
     }
-  }
+  });
   std::sort(keys.begin(), keys.end());
   keys.erase(std::unique(keys.begin(), keys.end()), keys.end());
   return keys;
 }
 
+// Of the shard that was sealed last.
+std::uint64_t Store::Impl::sealed_ms(const IndexShard& shard, const Entry& e) const {
+  std::uint64_t last = 0;
+  shard.each_part(e, [&](const Part& part) {
+    if (part.sealed) last = std::max(last, records_.slot(part.slot).sealed_ms());
+  });
+  return last;
+}
+
 // Slots that are copied from become DRAINING, those being filled stay their writer's, the others are free at once.
 Store::Impl::Removed Store::Impl::remove_locked(IndexShard& shard, Entry& e) {
-  Removed removed{*e.key, e.parent, e.id, e.parent_id, {}, false};
+  Removed removed{e.parent_id, &e, {}, false};
   if (e.announced) {
     Event event;
     event.kind = Event::Kind::Freed;
-    event.key = removed.key;
+    event.key = shard.key_of(e);
     event.fingerprint = fingerprints_.key(e.fingerprint);
-    event.text_keys = text_keys(e);
+    event.text_keys = text_keys(shard, e);
     const std::uint64_t now = now_ms();
-    event.age_ms = now > e.commit_ms ? now - e.commit_ms : 0;
+    const std::uint64_t then = sealed_ms(shard, e);
+    event.age_ms = now > then ? now - then : 0;
     events_.push(std::move(event));
     counters_.chunks.fetch_sub(1, std::memory_order_relaxed);
     fingerprints_.chunk_went(e.fingerprint);
   }
   counters_.pinned_chunks.fetch_sub(e.pinned ? 1 : 0, std::memory_order_relaxed);
-  for (const Part& part : e.parts) {
-    if (!part.sealed) {
-      continue;
-    }
-    removed.had_content = true;
-    if (records_.slot(part.slot).readers.load(std::memory_order_acquire) == 0) {
-      set_state(part.slot, SlotState::Free);
-      removed.freed.push_back(part.slot);
+  std::vector<std::uint32_t> sealed;
+  shard.each_part(e, [&](const Part& part) {
+    if (part.sealed) sealed.push_back(part.slot);
+  });
+  shard.went(e);
+  shard.remove(e);  // before its slots are anybody else's: their records have its key
+  removed.had_content = !sealed.empty();
+  for (const std::uint32_t slot : sealed) {
+    if (records_.slot(slot).readers.load(std::memory_order_acquire) == 0) {
+      set_state(slot, SlotState::Free);
+      removed.freed.push_back(slot);
     } else {
-      set_state(part.slot, SlotState::Draining);
+      set_state(slot, SlotState::Draining);
     }
   }
-  shard.went(e);
-  shard.entries.erase(removed.key);
   return removed;
 }
 
 void Store::Impl::after_removal(const Removed& removed) {
   slabs_.free(removed.freed);
-  if (removed.parent_id != 0) {
-    unlink(removed.parent, removed.parent_id, removed.key);
-  }
+  unlink(removed.parent_id, removed.entry);
 }
 
 // A chunk without a slot stays only as long as something hangs on it.
 void Store::Impl::drop_if_empty_locked(IndexShard& shard, Entry& e, std::optional<Removed>* removed) {
-  if (e.parts.empty() && e.children.empty()) {
+  if (shard.no_parts(e) && e.first_child == internal::kNowhere) {
     *removed = remove_locked(shard, e);
   } else {
     shard.refresh(e);
   }
 }
 
-void Store::Impl::unlink(Key parent, std::uint64_t parent_id, Key child) {
-  while (parent_id != 0) {
+// Takes what nobody finds (any more) from its parent, if that is still there, and gives its place back. A parent that
+// was only there for it goes too.
+void Store::Impl::unlink(EntryId parent_id, Entry* child) {
+  while (child != nullptr) {
     std::optional<Removed> removed;
-    {
-      IndexShard& shard = index_.of(parent);
+    if (parent_id != 0) {
+      IndexShard& shard = index_.of(parent_id);
       const std::lock_guard lock(shard.mutex);
-      Entry* p = shard.find(parent, parent_id);
-      if (p == nullptr || !p->children.remove(child)) {
-        return;  // the parent was removed by force, and its links with it
+      if (Entry* p = shard.find(parent_id)) {
+        index_.unlink(*p, child->where);
+        drop_if_empty_locked(shard, *p, &removed);
       }
-      drop_if_empty_locked(shard, *p, &removed);
     }
-    if (!removed) {
-      return;
+    {
+      IndexShard& shard = index_.of(internal::entry_id(child->where, 0));
+      const std::lock_guard lock(shard.mutex);
+      shard.drop(*child);
     }
-    child = removed->key;
-    parent = removed->parent;
-    parent_id = removed->parent_id;
+    child = removed ? removed->entry : nullptr;
+    parent_id = removed ? removed->parent_id : 0;
   }
 }
 
@@ -112,30 +121,27 @@ void Store::Impl::unlink(Key parent, std::uint64_t parent_id, Key child) {
 // and without it they could never be hit. Returns how many had content; each key is added to *gone.
 std::uint64_t Store::Impl::remove_tree(const Key& root, std::vector<Key>* gone) {
   std::uint64_t count = 0;
-  struct Step {
-    Key key;
-    std::uint64_t parent_id;  // 0 for the root: whatever its parent is
-  };
-  std::vector<Step> todo{{root, 0}};
+  std::vector<EntryId> todo{find_id(root)};
   while (!todo.empty()) {
-    const Step step = todo.back();
+    const EntryId id = todo.back();
     todo.pop_back();
+    Key key;
     Removed removed;
     {
-      IndexShard& shard = index_.of(step.key);
+      IndexShard& shard = index_.of(id);
       const std::lock_guard lock(shard.mutex);
-      Entry* e = shard.find(step.key);
-      if (e == nullptr || (step.parent_id != 0 && e->parent_id != step.parent_id)) {
+      Entry* e = shard.find(id);
+      if (e == nullptr) {
         continue;
       }
+      key = shard.key_of(*e);
       fingerprints_.fence(e->fingerprint);  // a child that is being placed under it right now is refused
-      for (const Key& child : e->children.list()) {
-        todo.push_back({child, e->id});
-      }
+      const auto children = index_.children(*e);
+      todo.insert(todo.end(), children.begin(), children.end());
       removed = remove_locked(shard, *e);
     }
     count += removed.had_content ? 1 : 0;
-    if (gone != nullptr) gone->push_back(step.key);
+    if (gone != nullptr) gone->push_back(key);
     after_removal(removed);
   }
   return count;
@@ -157,22 +163,22 @@ std::uint64_t Store::Impl::clear(const Key* fingerprint) {
   seq_point(SeqPoint::ClearFenced);
   std::uint64_t count = 0;
   for (std::uint32_t i = 0; i < internal::Index::kShards; ++i) {
-    std::vector<std::uint32_t> freed;
+    std::vector<Removed> all;
     {
       IndexShard& shard = index_.at(i);
       const std::lock_guard lock(shard.mutex);
-      for (auto it = shard.entries.begin(); it != shard.entries.end();) {
-        Entry& e = (it++)->second;
-        if (only && e.fingerprint != *only) {
-          continue;
-        }
-        // Links are not cut: the other end goes too, in this sweep.
-        const Removed removed = remove_locked(shard, e);
-        count += removed.had_content ? 1 : 0;
-        freed.insert(freed.end(), removed.freed.begin(), removed.freed.end());
+      std::vector<Entry*> meant;
+      shard.each([&](Entry& e) {
+        if (!only || e.fingerprint == *only) meant.push_back(&e);
+      });
+      for (Entry* e : meant) {
+        all.push_back(remove_locked(shard, *e));
+        count += all.back().had_content ? 1 : 0;
       }
     }
-    slabs_.free(freed);
+    for (const Removed& removed : all) {
+      after_removal(removed);
+    }
   }
   internal::add(counters_.cleared, count);
   return count;
@@ -184,22 +190,21 @@ std::uint32_t Store::Impl::pin(std::span<const Key> keys, bool pinned) {
     IndexShard& shard = index_.of(key);
     const std::lock_guard lock(shard.mutex);
     Entry* e = shard.find(key);
-    const bool content =
-        e != nullptr && std::any_of(e->parts.begin(), e->parts.end(), [](const Part& p) { return p.sealed; });
+    const bool content = e != nullptr && shard.any_part(*e, [](const Part& p) { return p.sealed; });
     if (!content) {
       continue;
     }
     ++found;
-    if (e->pinned == pinned) {
+    if ((e->pinned != 0) == pinned) {
       continue;
     }
-    e->pinned = pinned;
+    e->pinned = pinned ? 1 : 0;
     counters_.pinned_chunks.fetch_add(pinned ? 1 : ~std::uint64_t{0}, std::memory_order_relaxed);
-    for (const Part& part : e->parts) {
+    shard.each_part(*e, [&](const Part& part) {
       if (part.sealed) {
         records_.slot(part.slot).pinned.store(pinned ? 1 : 0, std::memory_order_release);
       }
-    }
+    });
     shard.refresh(*e);
   }
   return found;

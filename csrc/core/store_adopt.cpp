@@ -11,7 +11,6 @@ using internal::Slabs;
 struct Store::Impl::Adoption {
   struct Sealed {
     std::uint32_t slot;
-    std::uint64_t offset_bytes;
     std::uint16_t rect;
   };
   std::vector<Sealed> sealed;
@@ -32,7 +31,7 @@ void Store::Impl::adopt() {
       drop_row(row);
     }
   }
-  slabs_.adopt([&](std::uint32_t slot, std::uint64_t offset) { return adopt_slot(adoption, slot, offset); });
+  slabs_.adopt([&](std::uint32_t slot, std::uint64_t) { return adopt_slot(adoption, slot); });
   adopt_entries(adoption);
   slabs_.free(adoption.freed);
   const bool readers_left = std::any_of(former_.begin(), former_.end(), [&](const auto& f) {
@@ -44,21 +43,21 @@ void Store::Impl::adopt() {
 }
 
 // True if the slot is in use.
-bool Store::Impl::adopt_slot(Adoption& adoption, std::uint32_t slot, std::uint64_t offset) {
+bool Store::Impl::adopt_slot(Adoption& adoption, std::uint32_t slot) {
   SlotRecord& record = records_.slot(slot);
   SlotState state = record.state();
   const std::uint32_t readers = record.readers.load(std::memory_order_acquire);
   const bool filling = state == SlotState::Filling || state == SlotState::Quarantined;
   if (filling) {
-    const auto owner = former_.find(record.owner);
+    const auto owner = former_.find(record.owner());
     state = owner == former_.end() ? SlotState::Free : SlotState::Quarantined;
     if (owner != former_.end()) {
       owner->second.filling.push_back(slot);
     }
-  } else if (state == SlotState::Sealed && record.crc == record.compute_crc(record.generation())) {
+  } else if (state == SlotState::Sealed && record.crc == records_.compute_crc(slot, record.generation())) {
     const auto rect = fingerprints_.adopt_rect(record.fingerprint, {record.rect, record.payload_bytes});
     if (rect) {
-      adoption.sealed.push_back({slot, offset, *rect});
+      adoption.sealed.push_back({slot, *rect});
     } else {
       state = SlotState::Draining;
     }
@@ -96,117 +95,128 @@ void Store::Impl::adopt_refused(Adoption& adoption, std::uint32_t slot) {
 void Store::Impl::adopt_entries(Adoption& adoption) {
   // Least recently sealed first, so that ticks follow the order of the former life as far as it is known.
   std::sort(adoption.sealed.begin(), adoption.sealed.end(), [&](const auto& a, const auto& b) {
-    return records_.slot(a.slot).sealed_ms < records_.slot(b.slot).sealed_ms;
+    return records_.slot(a.slot).sealed_ms() < records_.slot(b.slot).sealed_ms();
   });
   for (const auto& sealed : adoption.sealed) {
-    if (!adopt_part(sealed.slot, sealed.offset_bytes, sealed.rect)) {
+    if (!adopt_part(sealed.slot, sealed.rect)) {
       adopt_refused(adoption, sealed.slot);
     }
   }
   link_adopted();
   drop_unreachable(adoption);
   for (std::uint32_t i = 0; i < internal::Index::kShards; ++i) {
-    IndexShard& shard = index_.at(i);
-    for (auto& [key, e] : shard.entries) {
+    index_.at(i).each([&](const Entry& e) {
       if (e.announced) {
         internal::add(counters_.chunks);
         fingerprints_.chunk_came(e.fingerprint);
       }
       internal::add(counters_.pinned_chunks, e.pinned ? 1 : 0);
-    }
+    });
   }
   for (FormerRead& read : former_reads_) {
     const Key key = records_.slot(read.slot).get_key();
-    Entry* e = index_.of(key).find(key);
-    const bool its_own = e != nullptr && std::any_of(e->parts.begin(), e->parts.end(),
-                                                     [&](const Part& p) { return p.slot == read.slot; });
-    if (its_own) {
-      ++e->holds;
-      read.entry_id = e->id;
+    IndexShard& shard = index_.of(key);
+    Entry* e = shard.find(key);
+    if (e != nullptr && shard.any_part(*e, [&](const Part& p) { return p.slot == read.slot; })) {
+      e->holds = (e->holds + 1) & internal::kHoldsMax;
+      read.entry_id = IndexShard::id_of(*e);
     }
   }
   for (std::uint32_t i = 0; i < internal::Index::kShards; ++i) {
-    for (auto& [key, e] : index_.at(i).entries) {
-      index_.at(i).refresh(e);
-    }
+    IndexShard& shard = index_.at(i);
+    shard.each([&](Entry& e) { shard.refresh(e); });
   }
 }
 
-bool Store::Impl::adopt_part(std::uint32_t slot, std::uint64_t offset, std::uint16_t rect) {
+// Of any of its slots: they agree in what names the chunk and what it follows.
+const internal::SlotRecord& Store::Impl::record_of(const IndexShard& shard, const Entry& e) const {
+  std::uint32_t slot = internal::kNoSlot;
+  shard.each_part(e, [&](const Part& part) { slot = part.slot; });
+  return records_.slot(slot);
+}
+
+bool Store::Impl::adopt_part(std::uint32_t slot, std::uint16_t rect) {
   const SlotRecord& record = records_.slot(slot);
   const Key key = record.get_key();
-  const auto [it, inserted] = index_.of(key).entries.try_emplace(key);
-  Entry& e = it->second;
-  if (inserted) {
-    e.key = &it->first;
-    e.parent = record.parent;
-    e.id = next_entry_id_.fetch_add(1, std::memory_order_relaxed);
-    e.fingerprint = record.fingerprint;
-    e.tenant = record.tenant;
-  } else if (e.fingerprint != record.fingerprint || e.parent != record.parent || e.find(rect) != nullptr) {
-    return false;
-  }
+  IndexShard& shard = index_.of(key);
+  Entry* e = shard.find(key);
+  const bool inserted = e == nullptr;
   const auto pages = static_cast<std::uint32_t>(Slabs::stride_of(record.payload_bytes) / kSlotAlignBytes);
-  e.parts.push_back({offset, slot, record.generation(), pages, rect, true});
   if (inserted) {
-    index_.of(key).came(e, pages, 0, next_ticks(1));
+    e = shard.make();
+    if (e == nullptr) {
+      return false;
+    }
+    e->fingerprint = record.fingerprint;
+    shard.place(*e, key, record.tenant);
   } else {
-    policy_.grew(e.use, pages);
+    const SlotRecord& other = record_of(shard, *e);
+    const bool alike = e->fingerprint == record.fingerprint && other.parent == record.parent &&
+                       other.first == record.first && !shard.part_of(*e, rect);
+    if (!alike) {
+      return false;
+    }
   }
-  e.announced = e.announced || record.completes != 0;
-  e.commit_ms = std::max(e.commit_ms, record.sealed_ms);
-  e.pinned = e.pinned || record.pinned.load(std::memory_order_relaxed) != 0;
-  slabs_.touch(slot, e.use.tick);
+  shard.add_part(*e, {internal::kNoSlot, pages, rect, true});
+  if (inserted) {
+    shard.came(*e, pages, 0, next_ticks(1));
+  } else {
+    policy_.grew(e->use, pages);
+  }
+  shard.set_slot(*e, rect, slot);
+  e->announced = e->announced || record.completes != 0 ? 1 : 0;
+  e->pinned = e->pinned || record.pinned.load(std::memory_order_relaxed) != 0 ? 1 : 0;
+  slabs_.touch(slot, e->use.tick);
   return true;
 }
 
 void Store::Impl::link_adopted() {
   for (std::uint32_t i = 0; i < internal::Index::kShards; ++i) {
-    for (auto& [key, e] : index_.at(i).entries) {
-      Entry* parent = e.parent.zero() ? nullptr : index_.of(e.parent).find(e.parent);
-      if (parent != nullptr && parent->fingerprint == e.fingerprint) {
-        parent->children.add(key);
-        e.parent_id = parent->id;
+    IndexShard& shard = index_.at(i);
+    shard.each([&](Entry& e) {
+      const SlotRecord& record = record_of(shard, e);
+      Entry* parent =
+          record.first != 0 ? nullptr : index_.at(internal::Index::shard_of(record.parent)).find_hash(record.parent);
+      if (parent != nullptr && parent != &e && parent->fingerprint == e.fingerprint) {
+        index_.link(*parent, e);
+        e.parent_id = IndexShard::id_of(*parent);
       }
-    }
+    });
   }
 }
 
 // What no chain leads to any more (its prefix's record was torn) can never be hit.
 void Store::Impl::drop_unreachable(Adoption& adoption) {
-  std::vector<Key> todo;
-  std::unordered_set<Key, KeyHash> reached;
+  std::vector<EntryId> todo;
+  std::unordered_set<const Entry*> reached;
   for (std::uint32_t i = 0; i < internal::Index::kShards; ++i) {
-    for (const auto& [key, e] : index_.at(i).entries) {
-      if (e.parent.zero()) {
-        todo.push_back(key);
-      }
-    }
+    IndexShard& shard = index_.at(i);
+    shard.each([&](const Entry& e) {
+      if (record_of(shard, e).first != 0) todo.push_back(IndexShard::id_of(e));
+    });
   }
   while (!todo.empty()) {
-    const Key key = todo.back();
+    const Entry& e = *index_.of(todo.back()).find(todo.back());
     todo.pop_back();
-    if (reached.insert(key).second) {
-      const Entry& e = *index_.of(key).find(key);
-      const auto children = e.children.list();
-      for (const Key& child : children) {  // each is reached by its parent, and only after it
-        index_.of(child).find(child)->use.position =
-            static_cast<std::uint16_t>(std::min<std::uint32_t>(e.use.position + 1U, eviction::kPositionMax));
+    if (reached.insert(&e).second) {
+      for (const EntryId child : index_.children(e)) {  // each is reached by its parent, and only after it
+        index_.of(child).find(child)->use.set_position(e.use.position + 1U);
+        todo.push_back(child);
       }
-      todo.insert(todo.end(), children.begin(), children.end());
     }
   }
   for (std::uint32_t i = 0; i < internal::Index::kShards; ++i) {
-    std::erase_if(index_.at(i).entries, [&](const auto& item) {
-      if (reached.contains(item.first)) {
-        return false;
-      }
-      index_.at(i).went(*index_.at(i).find(item.first));
-      for (const Part& part : item.second.parts) {
-        adopt_refused(adoption, part.slot);
-      }
-      return true;
+    IndexShard& shard = index_.at(i);
+    std::vector<Entry*> lost;
+    shard.each([&](Entry& e) {
+      if (!reached.contains(&e)) lost.push_back(&e);
     });
+    for (Entry* e : lost) {  // with all of their chains: no link to them is left elsewhere
+      shard.each_part(*e, [&](const Part& part) { adopt_refused(adoption, part.slot); });
+      shard.went(*e);
+      shard.remove(*e);
+      shard.drop(*e);
+    }
   }
 }
 

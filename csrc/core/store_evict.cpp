@@ -75,7 +75,7 @@ bool Store::Impl::evict(const Victim& victim, std::uint64_t stride) {
     if (e == nullptr) {
       return false;  // somebody took it, or took hold of it
     }
-    policy_.evicted(e->use, e->key->prefix64());
+    policy_.evicted(e->use, shard.key_of(*e).prefix64());
     removed = remove_locked(shard, *e);
   }
   seq_point(SeqPoint::EvictRemoved);
@@ -130,12 +130,20 @@ bool Store::Impl::evacuate(const Window& window) {
   if (subtree_evictable(slots)) {
     for (const std::uint32_t slot : slots) {
       const auto key = sealed_key(slot);
-      if (key && !evict_subtree(*key)) {
+      const EntryId id = key ? find_id(*key) : 0;
+      if (id != 0 && !evict_subtree(id)) {
         break;
       }
     }
   }
   return slabs_.end_evacuation(window);
+}
+
+internal::EntryId Store::Impl::find_id(const Key& key) {
+  IndexShard& shard = index_.of(key);
+  const std::lock_guard lock(shard.mutex);
+  const Entry* e = shard.find(key);
+  return e == nullptr ? 0 : IndexShard::id_of(*e);
 }
 
 std::optional<Key> Store::Impl::sealed_key(std::uint32_t slot) const {
@@ -152,8 +160,8 @@ std::optional<Key> Store::Impl::sealed_key(std::uint32_t slot) const {
 // Whether everything in these slots, and all that follows it in its chains, could be evicted now. Others may change it
 // meanwhile; then the eviction stops half way, which costs some hits and nothing else.
 bool Store::Impl::subtree_evictable(std::span<const std::uint32_t> slots) {
-  std::unordered_set<Key, KeyHash> seen;
-  std::vector<Key> todo;
+  std::unordered_set<EntryId> seen;
+  std::vector<EntryId> todo;
   for (const std::uint32_t slot : slots) {
     const SlotState state = records_.slot(slot).state();
     if (state == SlotState::Free) {
@@ -163,51 +171,51 @@ bool Store::Impl::subtree_evictable(std::span<const std::uint32_t> slots) {
     if (!key) {
       return false;  // being filled, drained or in quarantine
     }
-    todo.push_back(*key);
+    todo.push_back(find_id(*key));
   }
   while (!todo.empty()) {
-    const Key key = todo.back();
+    const EntryId id = todo.back();
     todo.pop_back();
-    if (!seen.insert(key).second) {
+    if (!seen.insert(id).second) {
       continue;
     }
-    IndexShard& shard = index_.of(key);
+    IndexShard& shard = index_.of(id);
     const std::lock_guard lock(shard.mutex);
-    const Entry* e = shard.find(key);
+    const Entry* e = shard.find(id);
     if (e == nullptr) {
       continue;
     }
-    const bool filling = std::any_of(e->parts.begin(), e->parts.end(), [](const Part& p) { return !p.sealed; });
+    const bool filling = shard.any_part(*e, [](const Part& p) { return !p.sealed; });
     if (e->holds != 0 || e->pinned || filling) {
       return false;
     }
-    const auto children = e->children.list();
+    const auto children = index_.children(*e);
     todo.insert(todo.end(), children.begin(), children.end());
   }
   return true;
 }
 
 // Children before parents. False: something in it may not be evicted, or others are changing it right now.
-bool Store::Impl::evict_subtree(const Key& root) {
-  std::vector<Key> path{root};
+bool Store::Impl::evict_subtree(EntryId root) {
+  std::vector<EntryId> path{root};
   while (!path.empty()) {
-    const Key key = path.back();
+    const EntryId id = path.back();
     Removed removed;
     {
-      IndexShard& shard = index_.of(key);
+      IndexShard& shard = index_.of(id);
       const std::lock_guard lock(shard.mutex);
-      Entry* e = shard.find(key);
+      Entry* e = shard.find(id);
       if (e == nullptr) {
         return path.size() == 1;  // gone with another of its slots; below the root it is a link of an unfinished change
       }
-      if (!e->children.empty()) {
-        path.push_back(e->children.any());
+      if (const EntryId child = index_.any_child(*e); child != 0) {
+        path.push_back(child);
         continue;
       }
-      if (!e->evictable()) {
+      if (!shard.evictable(*e)) {
         return false;
       }
-      policy_.evicted(e->use, e->key->prefix64());
+      policy_.evicted(e->use, shard.key_of(*e).prefix64());
       removed = remove_locked(shard, *e);
     }
     internal::add(counters_.evicted);
@@ -219,17 +227,19 @@ bool Store::Impl::evict_subtree(const Key& root) {
 
 // Marks the chunks of a chain that is over, from its end to the last one that another chain goes on from, or that was
 // marked before the `fresh` ones.
-void Store::Impl::end_of_session(const Session& s, Key key, std::size_t fresh) {
-  for (std::uint32_t i = 0; i < kChunksPerReserveMax && !key.zero(); ++i) {
-    IndexShard& shard = index_.of(key);
+void Store::Impl::end_of_session(const Session& s, const Key& key, std::size_t fresh) {
+  EntryId id = find_id(key);
+  for (std::uint32_t i = 0; i < kChunksPerReserveMax && id != 0; ++i) {
+    IndexShard& shard = index_.of(id);
     const std::lock_guard lock(shard.mutex);
-    Entry* e = shard.find(key);
-    if (e == nullptr || e->fingerprint != s.fingerprint || e->children.size() > 1 || (i >= fresh && e->use.first)) {
+    Entry* e = shard.find(id);
+    const bool its_own = e != nullptr && e->fingerprint == s.fingerprint;
+    if (!its_own || index_.several_children(*e) || (i >= fresh && e->use.first)) {
       return;
     }
     shard.mark(*e);
     internal::add(counters_.hinted);
-    key = e->parent;
+    id = e->parent_id;
   }
 }
 

@@ -32,7 +32,7 @@ namespace internal {
 struct Filling {
   SlotGrant grant;
   Key key;
-  std::uint64_t entry_id = 0;
+  EntryId entry_id = 0;
 };
 
 struct Session {
@@ -52,10 +52,11 @@ struct Session {
 };
 using SessionPtr = std::shared_ptr<Session>;
 
-// What left the index with an entry: the caller frees the slots and cuts the link when the shard is unlocked.
+// What left the index with an entry: the caller frees the slots, cuts the link and gives the entry's place back when
+// the shard is unlocked.
 struct Removed {
-  Key key, parent;
-  std::uint64_t id = 0, parent_id = 0;
+  EntryId parent_id = 0;
+  Entry* entry = nullptr;
   std::vector<std::uint32_t> freed;
   bool had_content = false;
 };
@@ -110,6 +111,7 @@ class Store::Impl {
   void set_sealed_hook(std::function<void(std::span<const SealedShard>)> hook) { on_sealed_ = std::move(hook); }
   bool session_spec(SessionId id, SessionSpec* out) const;
   std::vector<std::uint8_t> sealed_shards(SessionId id, std::span<const Key> keys) const;
+  std::vector<SealedShard> sealed(std::uint64_t* cursor, std::size_t max) const;
   bool borrow(const Key& fingerprint, const Key& key, const Rect& rect, Borrowed* out);
   void give_back(const Borrowed& borrowed);
   void resolve_former_internal();
@@ -129,6 +131,7 @@ class Store::Impl {
 
  private:
   using Entry = internal::Entry;
+  using EntryId = internal::EntryId;
   using IndexShard = internal::IndexShard;
   using Lease = internal::Lease;
   using LeasePtr = internal::LeasePtr;
@@ -147,7 +150,7 @@ class Store::Impl {
   struct FormerRead {
     std::uint32_t slot = 0;
     std::uint32_t readers = 0;
-    std::uint64_t entry_id = 0;  // 0: the slot is no chunk's any more
+    EntryId entry_id = 0;  // 0: the slot is no chunk's any more
   };
   struct Adoption;  // store_adopt.cpp
 
@@ -161,8 +164,8 @@ class Store::Impl {
   void release_former_reads();
   // store_read.cpp
   std::uint32_t walk(const Session& s, std::span<const Key> keys, Lease* lease);
-  bool present(const Session& s, const Entry& e, Lease* lease, std::uint32_t shard, std::uint64_t tick);
-  bool hold(const Key& key, std::uint64_t id);
+  bool present(const Session& s, const IndexShard& shard, const Entry& e, Lease* lease, std::uint64_t tick);
+  bool hold(EntryId id);
   void end_lease(const LeasePtr& lease);
   bool add_readers(const Lease& lease, std::size_t part, std::uint32_t* added);
   void drop_readers(const Lease& lease, std::size_t part, std::uint32_t count);
@@ -178,16 +181,16 @@ class Store::Impl {
   };
   Reservation reserve_one(Session& s, const Wanted& wanted, const Key& parent, const Key& key);
   struct Below {  // the chunk before
-    std::uint64_t id = 0;
+    EntryId id = 0;
     std::uint32_t position = 0;
   };
-  ReserveStatus place(const Session& s, const Wanted& wanted, const Key& parent, const Below& below, const Key& key,
-                      std::uint64_t* entry_id, bool* link_used);
+  ReserveStatus place(const Session& s, const Wanted& wanted, const Below& below, const Key& key, Entry* fresh,
+                      EntryId* entry_id, bool* used);
   void write_grant(const Session& s, std::uint64_t tenant, const Key& parent, const internal::Filling& filling);
   bool seal(Session& s, const internal::Filling& filling, const CommitItem& item);
-  bool complete(const Session& s, const Entry& e) const;
+  bool complete(const Session& s, const IndexShard& shard, const Entry& e) const;
   void free_granted(Session& s, const internal::Filling& filling);
-  void drop_part(const Key& key, std::uint64_t entry_id, std::uint16_t rect, std::uint32_t slot);
+  void drop_part(EntryId entry_id, std::uint16_t rect, std::uint32_t slot);
   // store_evict.cpp
   std::optional<internal::SlotGrant> alloc(std::uint32_t fingerprint, std::uint64_t stride);
   struct Victim {
@@ -200,29 +203,33 @@ class Store::Impl {
   std::optional<Victim> victim(std::uint32_t fingerprint, std::uint64_t stride);
   std::optional<Victim> unspared(const internal::Group& group, std::uint64_t stride);
   std::optional<Victim> victim_in(const internal::Group& group, std::uint64_t stride);
-  void end_of_session(const Session& s, Key key, std::size_t fresh);
+  void end_of_session(const Session& s, const Key& key, std::size_t fresh);
   bool take_back(std::uint32_t fingerprint, std::uint64_t stride, bool dead_only, std::uint64_t older_than);
   bool evacuate(const internal::Window& window);
   bool subtree_evictable(std::span<const std::uint32_t> slots);
-  bool evict_subtree(const Key& root);
+  bool evict_subtree(EntryId root);
+  EntryId find_id(const Key& key);
   std::optional<Key> sealed_key(std::uint32_t slot) const;
   // store_admin.cpp
   Removed remove_locked(IndexShard& shard, Entry& e);
   void after_removal(const Removed& removed);
-  void unlink(Key parent, std::uint64_t parent_id, Key child);
+  void unlink(EntryId parent_id, Entry* child);
   void drop_if_empty_locked(IndexShard& shard, Entry& e, std::optional<Removed>* removed);
   std::uint64_t remove_tree(const Key& root, std::vector<Key>* gone);
-  std::vector<std::uint64_t> text_keys(const Entry& e) const;
+  std::vector<std::uint64_t> text_keys(const IndexShard& shard, const Entry& e) const;
+  std::uint64_t sealed_ms(const IndexShard& shard, const Entry& e) const;
   void set_state(std::uint32_t slot, SlotState to);
   // store_select.cpp
-  [[nodiscard]] bool meant(const Entry& e, const Selection& selection, std::optional<std::uint32_t> row) const;
+  [[nodiscard]] bool meant(const IndexShard& shard, const Entry& e, const Selection& selection,
+                           std::optional<std::uint32_t> row) const;
   std::vector<Key> meant_in(std::uint32_t shard, const Selection& selection, std::optional<std::uint32_t> row) const;
   // store_adopt.cpp
   void adopt();
-  bool adopt_slot(Adoption& adoption, std::uint32_t slot, std::uint64_t offset);
+  bool adopt_slot(Adoption& adoption, std::uint32_t slot);
   void adopt_refused(Adoption& adoption, std::uint32_t slot);
   void adopt_entries(Adoption& adoption);
-  bool adopt_part(std::uint32_t slot, std::uint64_t offset, std::uint16_t rect);
+  bool adopt_part(std::uint32_t slot, std::uint16_t rect);
+  const SlotRecord& record_of(const IndexShard& shard, const Entry& e) const;
   void link_adopted();
   void drop_unreachable(Adoption& adoption);
 
@@ -241,7 +248,6 @@ class Store::Impl {
   internal::EventRing events_;
   mutable internal::Counters counters_;
   std::atomic<std::uint64_t> tick_{0};
-  std::atomic<std::uint64_t> next_entry_id_{1};
   std::atomic<std::uint64_t> sample_{0};
   const std::byte* arena_ = nullptr;
   std::function<void(std::span<const SealedShard>)> on_sealed_;

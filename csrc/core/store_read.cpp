@@ -14,22 +14,30 @@ constexpr int kWalksMax = 4;               // a walk whose deepest chunk was evi
 }  // namespace
 
 // Whether every shard of the session's layout is sealed. Touches, and appends to the lease if there is one.
-bool Store::Impl::present(const Session& s, const Entry& e, Lease* lease, std::uint32_t shard, std::uint64_t tick) {
+bool Store::Impl::present(const Session& s, const IndexShard& shard, const Entry& e, Lease* lease, std::uint64_t tick) {
   if (s.layout.empty()) {
     return e.announced;
   }
-  for (const std::uint16_t rect : s.layout) {
-    const Part* part = e.find(rect);
-    if (part == nullptr || !part->sealed) {
+  if (s.layout.size() != 1) {
+    const auto missing = [&](std::uint16_t rect) {
+      const auto part = shard.part_of(e, rect);
+      return !part || !part->sealed;
+    };
+    if (std::any_of(s.layout.begin(), s.layout.end(), missing)) {
       return false;
     }
   }
   for (const std::uint16_t rect : s.layout) {
-    const Part* part = e.find(rect);
+    const auto part = shard.part_of(e, rect);
+    if (!part || !part->sealed) {
+      return false;
+    }
     slabs_.touch(part->slot, tick);
     if (lease != nullptr) {
-      lease->slots.push_back(
-          {static_cast<std::uint32_t>(part->offset_bytes / kSlotAlignBytes), part->slot, part->generation, shard});
+      const std::uint64_t offset =
+          records_.geometry().offset_of(part->slot, std::uint64_t{part->stride_pages} * kSlotAlignBytes);
+      lease->slots.push_back({static_cast<std::uint32_t>(offset / kSlotAlignBytes), part->slot,
+                              records_.slot(part->slot).generation(), shard.number});
     }
   }
   return true;
@@ -41,43 +49,42 @@ std::uint32_t Store::Impl::walk(const Session& s, std::span<const Key> keys, Lea
   std::uint64_t previous_id = 0;
   std::uint32_t hit = 0;
   for (; hit < keys.size(); ++hit) {
-    const std::uint32_t number = internal::Index::shard_of(keys[hit]);
-    IndexShard& shard = index_.at(number);
+    const std::uint64_t hash = internal::key_hash(keys[hit]);
+    IndexShard& shard = index_.at(internal::Index::shard_of(hash));
     const std::lock_guard lock(shard.mutex);
-    Entry* e = shard.find(keys[hit]);
+    Entry* e = shard.find(keys[hit], hash);
     const bool linked = e != nullptr && (hit == 0 || e->parent_id == previous_id);
     const std::uint64_t tick = first_tick + keys.size() - 1 - hit;
-    if (!linked || e->fingerprint != s.fingerprint || !present(s, *e, lease, number, tick)) {
+    if (!linked || e->fingerprint != s.fingerprint || !present(s, shard, *e, lease, tick)) {
       break;
     }
     shard.access(*e, tick);
-    previous_id = e->id;
+    previous_id = IndexShard::id_of(*e);
     if (lease != nullptr) {
-      lease->held = keys[hit];
-      lease->held_id = e->id;
+      lease->held_id = previous_id;
     }
   }
   return hit;
 }
 
-bool Store::Impl::hold(const Key& key, std::uint64_t id) {
-  IndexShard& shard = index_.of(key);
+bool Store::Impl::hold(EntryId id) {
+  IndexShard& shard = index_.of(id);
   const std::lock_guard lock(shard.mutex);
-  Entry* e = shard.find(key, id);
-  if (e == nullptr) {
+  Entry* e = shard.find(id);
+  if (e == nullptr || e->holds == internal::kHoldsMax) {
     return false;
   }
-  ++e->holds;
+  e->holds = (e->holds + 1) & internal::kHoldsMax;
   shard.refresh(*e);
   return true;
 }
 
 void Store::Impl::end_lease(const LeasePtr& lease) {
   seq_point(SeqPoint::ExpireRevoked);
-  IndexShard& shard = index_.of(lease->held);
+  IndexShard& shard = index_.of(lease->held_id);
   const std::lock_guard lock(shard.mutex);
-  if (Entry* e = shard.find(lease->held, lease->held_id)) {
-    --e->holds;
+  if (Entry* e = shard.find(lease->held_id)) {
+    e->holds = (e->holds - 1) & internal::kHoldsMax;
     shard.refresh(*e);
   }
 }
@@ -105,7 +112,7 @@ LookupResult Store::Impl::lookup(SessionId id, std::span<const Key> keys, bool l
     made->slots.clear();
     made->chunks = walk(*s, keys, made.get());
     seq_point(SeqPoint::LookupWalked);
-    if (made->chunks == 0 || hold(made->held, made->held_id)) {
+    if (made->chunks == 0 || hold(made->held_id)) {
       break;
     }
     made->chunks = 0;
@@ -254,11 +261,11 @@ void Store::Impl::touch(SessionId id, std::span<const Key> keys, const eviction:
     if (e != nullptr && e->fingerprint == s->fingerprint) {
       const std::uint64_t tick = first_tick + keys.size() - 1 - i;
       shard.access(*e, tick);
-      for (const Part& part : e->parts) {
+      shard.each_part(*e, [&](const Part& part) {
         if (part.slot != internal::kNoSlot) {
           slabs_.touch(part.slot, tick);
         }
-      }
+      });
       if (hints.one_shot) {
         shard.mark(*e);
         internal::add(counters_.hinted);

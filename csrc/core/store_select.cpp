@@ -6,15 +6,16 @@
 
 namespace kvcommons {
 
-bool Store::Impl::meant(const Entry& e, const Selection& selection, std::optional<std::uint32_t> row) const {
-  if ((row && e.fingerprint != *row) || (selection.tenant && e.tenant != *selection.tenant)) {
+bool Store::Impl::meant(const IndexShard& shard, const Entry& e, const Selection& selection,
+                        std::optional<std::uint32_t> row) const {
+  if ((row && e.fingerprint != *row) || (selection.tenant && shard.tenant_of(e) != *selection.tenant)) {
     return false;
   }
   if (selection.age_ms_min == 0) {
     return true;
   }
-  const std::uint64_t now = now_ms();
-  return e.announced && now >= e.commit_ms && now - e.commit_ms >= selection.age_ms_min;
+  const std::uint64_t now = now_ms(), then = sealed_ms(shard, e);
+  return e.announced && now >= then && now - then >= selection.age_ms_min;
 }
 
 std::vector<Key> Store::Impl::meant_in(std::uint32_t shard_number, const Selection& selection,
@@ -23,15 +24,16 @@ std::vector<Key> Store::Impl::meant_in(std::uint32_t shard_number, const Selecti
   const IndexShard& shard = index_.at(shard_number);
   const std::lock_guard lock(shard.mutex);
   if (selection.keys.empty()) {
-    for (const auto& [key, e] : shard.entries) {
-      if (meant(e, selection, row)) {
-        out.push_back(key);
+    shard.each([&](const Entry& e) {
+      if (meant(shard, e, selection, row)) {
+        out.push_back(shard.key_of(e));
       }
-    }
+    });
   }
   for (const Key& key : selection.keys) {
-    const Entry* e = internal::Index::shard_of(key) == shard_number ? shard.find(key) : nullptr;
-    if (e != nullptr && meant(*e, selection, row)) {
+    const bool its_own = internal::Index::shard_of(internal::key_hash(key)) == shard_number;
+    const Entry* e = its_own ? shard.find(key) : nullptr;
+    if (e != nullptr && meant(shard, *e, selection, row)) {
       out.push_back(key);
     }
   }
@@ -91,7 +93,7 @@ std::uint32_t Store::Impl::let_go(const Key& fingerprint, std::span<const Key> k
       if (e == nullptr || e->fingerprint != *row) {
         continue;
       }
-      if (!e->evictable()) {
+      if (!shard.evictable(*e)) {
         break;  // nor is any before it
       }
       removed = remove_locked(shard, *e);

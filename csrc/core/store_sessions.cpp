@@ -8,6 +8,7 @@ namespace kvcommons {
 namespace {
 
 constexpr std::size_t kFeedbackBytesMax = 4096;
+constexpr std::uint64_t kSlotBytesMax = ~std::uint32_t{0};  // as records have it
 
 Status check(const SessionSpec& spec, const internal::Slabs& slabs) {
   if (spec.shards.size() > kShardsPerChunkMax) {
@@ -26,7 +27,7 @@ Status check(const SessionSpec& spec, const internal::Slabs& slabs) {
         return Status::BadFrame;
       }
     }
-    if (s.slot_bytes > ~std::uint64_t{0} - kSlotAlignBytes || !slabs.fits(internal::Slabs::stride_of(s.slot_bytes))) {
+    if (s.slot_bytes > kSlotBytesMax || !slabs.fits(internal::Slabs::stride_of(s.slot_bytes))) {
       return Status::TooLarge;
     }
   }
@@ -146,7 +147,7 @@ void Store::Impl::quarantine_filling(Session& s) {
   for (const auto& [offset, filling] : s.filling) {
     set_state(filling.grant.slot, SlotState::Quarantined);
     s.quarantined.push_back(filling.grant.slot);
-    drop_part(filling.key, filling.entry_id, *s.own_rect, filling.grant.slot);
+    drop_part(filling.entry_id, *s.own_rect, filling.grant.slot);
   }
   s.filling.clear();
 }
@@ -244,8 +245,8 @@ void Store::Impl::release_former_reads() {
     IndexShard& shard = index_.of(key);
     const std::lock_guard lock(shard.mutex);
     drop_reader_locked(read.slot, read.readers, &freed);
-    if (Entry* e = read.entry_id != 0 ? shard.find(key, read.entry_id) : nullptr) {
-      --e->holds;
+    if (Entry* e = shard.find(read.entry_id)) {
+      e->holds = (e->holds - 1) & internal::kHoldsMax;
       shard.refresh(*e);
     }
   }

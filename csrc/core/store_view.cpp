@@ -21,7 +21,7 @@ std::uint32_t Store::Impl::lookup_any(const Key& fingerprint, std::span<const Ke
     if (e == nullptr || e->fingerprint != *row || !e->announced || (hit != 0 && e->parent_id != previous_id)) {
       break;
     }
-    previous_id = e->id;
+    previous_id = IndexShard::id_of(*e);
     ++hit;
   }
   return hit;
@@ -42,10 +42,9 @@ std::vector<InventoryItem> Store::Impl::inventory(std::uint64_t* cursor, std::si
     const std::lock_guard lock(shard.mutex);
     const Entry* e = shard.find(*key);
     const bool its_own =
-        e != nullptr && e->announced &&
-        std::any_of(e->parts.begin(), e->parts.end(), [&](const Part& p) { return p.slot == slot && p.sealed; });
+        e != nullptr && e->announced && shard.any_part(*e, [&](const Part& p) { return p.slot == slot && p.sealed; });
     if (its_own && records_.slot(slot).completes != 0) {
-      out.push_back({*key, fingerprints_.key(e->fingerprint), text_keys(*e)});
+      out.push_back({*key, fingerprints_.key(e->fingerprint), text_keys(shard, *e)});
     }
   }
   *cursor = slabs_.next_given(next, &slot) ? next : 0;

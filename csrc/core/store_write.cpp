@@ -27,58 +27,60 @@ std::optional<Filling> take_filling(internal::Session& s, const SlotRef& slot) {
 }  // namespace
 
 // Puts the chunk into the index without a slot yet, so that no second writer looks for room and nobody evicts it.
-ReserveStatus Store::Impl::place(const Session& s, const Wanted& wanted, const Key& parent, const Below& below,
-                                 const Key& key, std::uint64_t* entry_id, bool* link_used) {
+// `fresh` is a place for it, linked to its parent already; what is not used goes stale here, while the shard is locked.
+ReserveStatus Store::Impl::place(const Session& s, const Wanted& wanted, const Below& below, const Key& key,
+                                 Entry* fresh, EntryId* entry_id, bool* used) {
   IndexShard& shard = index_.of(key);
   const std::lock_guard lock(shard.mutex);
-  if (fingerprints_.epoch(s.fingerprint) != wanted.epoch) {
-    return ReserveStatus::Busy;  // cleared meanwhile: what was computed before must not be placed
-  }
-  Part part;
-  part.rect = *s.own_rect;
-  part.stride_pages = static_cast<std::uint32_t>(internal::Slabs::stride_of(s.own.slot_bytes) / kSlotAlignBytes);
-  if (Entry* e = shard.find(key)) {
-    if (e->fingerprint != s.fingerprint || e->parent != parent || e->parent_id != below.id) {
-      return ReserveStatus::Busy;  // a key has one parent: this one is forged, or left behind by a chunk just removed
+  const auto status = [&] {
+    if (fingerprints_.epoch(s.fingerprint) != wanted.epoch) {
+      return ReserveStatus::Busy;  // cleared meanwhile: what was computed before must not be placed
     }
-    if (const Part* other = e->find(part.rect)) {
-      return other->sealed ? ReserveStatus::Exists : ReserveStatus::Busy;
+    Part part;
+    part.rect = *s.own_rect;
+    part.stride_pages = static_cast<std::uint32_t>(internal::Slabs::stride_of(s.own.slot_bytes) / kSlotAlignBytes);
+    if (Entry* e = shard.find(key)) {
+      if (e->fingerprint != s.fingerprint || e->parent_id != below.id) {
+        return ReserveStatus::Busy;  // a key has one parent: this one is forged, or left by a chunk just removed
+      }
+      if (const auto other = shard.part_of(*e, part.rect)) {
+        return other->sealed ? ReserveStatus::Exists : ReserveStatus::Busy;
+      }
+      shard.forget(*e);
+      shard.add_part(*e, part);
+      policy_.grew(e->use, part.stride_pages);
+      *entry_id = IndexShard::id_of(*e);
+      return ReserveStatus::Granted;
     }
-    shard.forget(*e);
-    e->parts.push_back(part);
-    policy_.grew(e->use, part.stride_pages);
-    *entry_id = e->id;
+    Entry& e = *fresh;
+    e.parent_id = below.id;
+    e.fingerprint = static_cast<std::uint16_t>(s.fingerprint);
+    shard.place(e, key, wanted.tenant);
+    shard.add_part(e, part);
+    e.use.set_priority(wanted.hints.priority);
+    shard.came(e, part.stride_pages, below.position, next_ticks(1));
+    e.use.first = wanted.hints.one_shot;
+    shard.expire_after(e, wanted.hints.ttl_seconds);
+    internal::add(counters_.hinted, wanted.hints == eviction::Hints{} ? 0 : 1);
+    *entry_id = IndexShard::id_of(e);
+    *used = true;
     return ReserveStatus::Granted;
-  }
-  const auto [it, inserted] = shard.entries.try_emplace(key);
-  Entry& e = it->second;
-  e.key = &it->first;
-  e.parent = parent;
-  e.parent_id = below.id;
-  e.id = next_entry_id_.fetch_add(1, std::memory_order_relaxed);
-  e.fingerprint = s.fingerprint;
-  e.tenant = wanted.tenant;
-  e.parts.push_back(part);
-  e.use.priority = wanted.hints.priority;
-  shard.came(e, part.stride_pages, below.position, next_ticks(1));
-  e.use.first = wanted.hints.one_shot;
-  shard.expire_after(e, wanted.hints.ttl_seconds);
-  internal::add(counters_.hinted, wanted.hints == eviction::Hints{} ? 0 : 1);
-  *entry_id = e.id;
-  *link_used = true;
-  return ReserveStatus::Granted;
+  }();
+  if (!*used) fresh->life.fetch_add(1, std::memory_order_relaxed);
+  return status;
 }
 
 void Store::Impl::write_grant(const Session& s, std::uint64_t tenant, const Key& parent, const Filling& filling) {
   records_.session(s.row).filling.fetch_add(1, std::memory_order_acq_rel);
   SlotRecord& record = records_.slot(filling.grant.slot);
-  record.owner = s.id;
+  record.checksum = s.id;
   record.tenant = tenant;
   record.set_key(filling.key);
-  record.parent = parent;
-  record.payload_bytes = s.own.slot_bytes;
+  record.first = parent.zero() ? 1 : 0;
+  record.parent = internal::key_hash(parent);
+  record.payload_bytes = static_cast<std::uint32_t>(s.own.slot_bytes);
   record.rect = s.own.rect;
-  record.fingerprint = s.fingerprint;
+  record.fingerprint = static_cast<std::uint16_t>(s.fingerprint);
   record.text_keys = 0;
   record.completes = 0;
   record.readers.store(0, std::memory_order_relaxed);
@@ -94,18 +96,18 @@ void Store::Impl::free_granted(Session& s, const Filling& filling) {
   slabs_.free(std::span(&filling.grant.slot, 1));
 }
 
-void Store::Impl::drop_part(const Key& key, std::uint64_t entry_id, std::uint16_t rect, std::uint32_t slot) {
+void Store::Impl::drop_part(EntryId entry_id, std::uint16_t rect, std::uint32_t slot) {
   std::optional<Removed> removed;
   {
-    IndexShard& shard = index_.of(key);
+    IndexShard& shard = index_.of(entry_id);
     const std::lock_guard lock(shard.mutex);
-    Entry* e = shard.find(key, entry_id);
+    Entry* e = shard.find(entry_id);
     if (e == nullptr) {
       return;
     }
-    const Part* part = e->find(rect);
-    if (part != nullptr && part->slot == slot && !part->sealed) {
-      e->parts.erase(part);
+    const auto part = shard.part_of(*e, rect);
+    if (part && part->slot == slot && !part->sealed) {
+      shard.drop_part(*e, rect);
     }
     drop_if_empty_locked(shard, *e, &removed);
   }
@@ -115,24 +117,36 @@ void Store::Impl::drop_part(const Key& key, std::uint64_t entry_id, std::uint16_
 }
 
 Reservation Store::Impl::reserve_one(Session& s, const Wanted& wanted, const Key& parent, const Key& key) {
+  Entry* fresh = nullptr;
+  {
+    IndexShard& shard = index_.of(key);
+    const std::lock_guard lock(shard.mutex);
+    fresh = shard.make();
+  }
+  if (fresh == nullptr) {
+    return {ReserveStatus::Full, {}};
+  }
   Below below;
   if (!parent.zero()) {
     IndexShard& shard = index_.of(parent);
     const std::lock_guard lock(shard.mutex);
     Entry* p = shard.find(parent);
-    if (p == nullptr || p->fingerprint != s.fingerprint) {
-      return {ReserveStatus::ParentMissing, {}};
+    if (p != nullptr && p->fingerprint == s.fingerprint) {
+      below = {IndexShard::id_of(*p), static_cast<std::uint32_t>(p->use.position) + 1U};
+      index_.link(*p, *fresh);
+      shard.refresh(*p);
     }
-    below = {p->id, p->use.position + 1U};
-    p->children.add(key);
-    shard.refresh(*p);
+  }
+  if (!parent.zero() && below.id == 0) {
+    unlink(0, fresh);
+    return {ReserveStatus::ParentMissing, {}};
   }
   seq_point(SeqPoint::ReserveLinked);
   Filling filling{{}, key, 0};
-  bool link_used = false;
-  const ReserveStatus placed = place(s, wanted, parent, below, key, &filling.entry_id, &link_used);
-  if (!link_used && below.id != 0) {
-    unlink(parent, below.id, key);
+  bool used = false;
+  const ReserveStatus placed = place(s, wanted, below, key, fresh, &filling.entry_id, &used);
+  if (!used) {
+    unlink(below.id, fresh);
   }
   if (placed != ReserveStatus::Granted) {
     return {placed, {}};
@@ -140,7 +154,7 @@ Reservation Store::Impl::reserve_one(Session& s, const Wanted& wanted, const Key
   seq_point(SeqPoint::ReservePlaced);
   const auto grant = alloc(s.fingerprint, internal::Slabs::stride_of(s.own.slot_bytes));
   if (!grant) {
-    drop_part(key, filling.entry_id, *s.own_rect, kNoSlot);
+    drop_part(filling.entry_id, *s.own_rect, kNoSlot);
     return {ReserveStatus::Full, {}};
   }
   filling.grant = *grant;
@@ -148,11 +162,9 @@ Reservation Store::Impl::reserve_one(Session& s, const Wanted& wanted, const Key
   {
     IndexShard& shard = index_.of(key);
     const std::lock_guard lock(shard.mutex);
-    Entry* e = shard.find(key, filling.entry_id);
-    if (Part* part = e != nullptr ? e->find(*s.own_rect) : nullptr) {
-      part->slot = grant->slot;
-      part->generation = grant->generation;
-      part->offset_bytes = grant->offset_bytes;
+    Entry* e = shard.find(filling.entry_id);
+    if (e != nullptr && shard.part_of(*e, *s.own_rect)) {
+      shard.set_slot(*e, *s.own_rect, grant->slot);
       s.filling.emplace(grant->offset_bytes, filling);
       return {ReserveStatus::Granted, {grant->offset_bytes, grant->generation}};
     }
@@ -208,10 +220,10 @@ Status Store::Impl::reserve(SessionId id, std::uint64_t tenant, const Key& paren
   return Status::Ok;
 }
 
-bool Store::Impl::complete(const Session& s, const Entry& e) const {
+bool Store::Impl::complete(const Session& s, const IndexShard& shard, const Entry& e) const {
   return std::all_of(s.layout.begin(), s.layout.end(), [&](std::uint16_t rect) {
-    const Part* part = e.find(rect);
-    return part != nullptr && part->sealed;
+    const auto part = shard.part_of(e, rect);
+    return part && part->sealed;
   });
 }
 
@@ -219,39 +231,40 @@ bool Store::Impl::complete(const Session& s, const Entry& e) const {
 bool Store::Impl::seal(Session& s, const Filling& filling, const CommitItem& item) {
   IndexShard& shard = index_.of(filling.key);
   std::unique_lock lock(shard.mutex);
-  Entry* e = shard.find(filling.key, filling.entry_id);
-  Part* part = e != nullptr ? e->find(*s.own_rect) : nullptr;
-  if (part == nullptr || part->slot != filling.grant.slot) {
+  Entry* e = shard.find(filling.entry_id);
+  const auto part = e != nullptr ? shard.part_of(*e, *s.own_rect) : std::nullopt;
+  if (!part || part->slot != filling.grant.slot) {
     lock.unlock();
     free_granted(s, filling);
     return false;
   }
   const std::size_t kept = std::min<std::size_t>(item.text_keys.size(), kTextKeysPerSlotMax);
   internal::add(counters_.text_keys_dropped, item.text_keys.size() - kept);
-  part->sealed = true;
-  const bool completes = !e->announced && complete(s, *e);
+  shard.set_sealed(*e, *s.own_rect);
+  const bool completes = !e->announced && complete(s, shard, *e);
   SlotRecord& record = records_.slot(filling.grant.slot);
   record.checksum = item.checksum;
-  record.sealed_ms = now_ms();
-  record.text_keys = static_cast<std::uint16_t>(kept);
-  std::copy_n(item.text_keys.begin(), kept, record.text);
+  record.set_sealed_ms(now_ms());
+  record.text_keys = static_cast<std::uint8_t>(kept);
+  for (std::uint32_t i = 0; i < kept; ++i) {
+    records_.text(filling.grant.slot, i) = item.text_keys[i];
+  }
   record.completes = completes ? 1 : 0;
   record.pinned.store(e->pinned ? 1 : 0, std::memory_order_relaxed);
-  record.crc = record.compute_crc(filling.grant.generation);
+  record.crc = records_.compute_crc(filling.grant.slot, filling.grant.generation);
   set_state(filling.grant.slot, SlotState::Sealed);
   records_.session(s.row).filling.fetch_sub(1, std::memory_order_acq_rel);
   slabs_.touch(filling.grant.slot, e->use.tick);
   shard.refresh(*e);
   if (completes) {
-    e->announced = true;
-    e->commit_ms = record.sealed_ms;
+    e->announced = 1;
     internal::add(counters_.chunks);
     fingerprints_.chunk_came(e->fingerprint);
     Event event;
     event.kind = Event::Kind::Committed;
     event.key = filling.key;
     event.fingerprint = fingerprints_.key(e->fingerprint);
-    event.text_keys = text_keys(*e);
+    event.text_keys = text_keys(shard, *e);
     events_.push(std::move(event));  // under the shard's mutex: a Freed of this key can only come after
   }
   return true;
@@ -304,7 +317,7 @@ Status Store::Impl::abort(SessionId id, std::span<const SlotRef> slots) {
     if (!filling) {
       continue;
     }
-    drop_part(filling->key, filling->entry_id, *s->own_rect, filling->grant.slot);
+    drop_part(filling->entry_id, *s->own_rect, filling->grant.slot);
     free_granted(*s, *filling);
     internal::add(counters_.aborted);
   }

@@ -74,17 +74,19 @@ Policy::Policy(Kind kind, std::uint64_t history) : kind_(kind), history_(2 * his
 
 float Policy::worth(const Chunk& chunk) const noexcept {
   const double bytes = std::max<double>(chunk.pages, 1);
-  const double steps = kTimes[static_cast<std::size_t>(chunk.priority - kPriorityMin)];
-  return static_cast<float>(ageing() + steps * chunk.uses * cost_of(chunk.position) / bytes);
+  const double times = kTimes[chunk.steps];
+  return static_cast<float>(ageing() + times * static_cast<double>(chunk.uses) *
+                                           cost_of(static_cast<std::uint32_t>(chunk.position)) / bytes);
 }
 
 void Policy::came(Chunk& chunk, std::uint64_t key, std::uint64_t tick) noexcept {
   const auto before = history_.find(key, evictions_.load(std::memory_order_relaxed));
   const bool remembered = before && before->age <= held_.load(std::memory_order_relaxed) + 1;
-  chunk.tick = chunk.queued = tick;
+  chunk.tick = tick & kTickMax;
+  chunk.queued = tick & kTickMax;
   chunk.queue = remembered ? Queue::Main : Queue::Small;
   chunk.chances = 0;
-  chunk.uses = remembered ? static_cast<std::uint8_t>(std::min<int>(before->uses + 1, kUsesMax)) : std::uint8_t{1};
+  chunk.uses = (remembered ? std::min(before->uses + 1U, 0U + kUsesMax) : 1U) & kUsesMax;
   chunk.worth = worth(chunk);
   held_.fetch_add(1, std::memory_order_relaxed);
   (chunk.queue == Queue::Main ? main_pages_ : small_pages_).fetch_add(chunk.pages, std::memory_order_relaxed);
@@ -92,9 +94,9 @@ void Policy::came(Chunk& chunk, std::uint64_t key, std::uint64_t tick) noexcept 
 
 void Policy::used(Chunk& chunk, std::uint64_t tick) noexcept {
   chunk.first = false;
-  chunk.tick = tick;
-  chunk.uses = static_cast<std::uint8_t>(std::min<int>(chunk.uses + 1, kUsesMax));
-  chunk.chances = static_cast<std::uint8_t>(std::min<int>(chunk.chances + 1, kChancesMax));
+  chunk.tick = tick & kTickMax;
+  chunk.uses = std::min<std::uint64_t>(chunk.uses + 1, kUsesMax) & kUsesMax;
+  chunk.chances = std::min<std::uint64_t>(chunk.chances + 1, kChancesMax) & kChancesMax;
   chunk.worth = worth(chunk);
 }
 
@@ -111,7 +113,7 @@ void Policy::went(const Chunk& chunk) noexcept {
 void Policy::evicted(const Chunk& chunk, std::uint64_t key) noexcept {
   const std::uint64_t now = evictions_.fetch_add(1, std::memory_order_relaxed) + 1;
   if (chunk.first) return;  // nobody waits for it
-  history_.put(key, chunk.uses, now);
+  history_.put(key, static_cast<std::uint8_t>(chunk.uses), now);
   if (kind() == Kind::Cost) set_ageing(std::max(ageing(), double{chunk.worth}));
 }
 
@@ -123,9 +125,9 @@ bool Policy::spared(Chunk& chunk, std::uint64_t tick) noexcept {
     chunk.queue = Queue::Main;
     chunk.chances = 0;
   } else {
-    --chunk.chances;
+    chunk.chances = (chunk.chances - 1) & kChancesMax;
   }
-  chunk.queued = tick;
+  chunk.queued = tick & kTickMax;
   return true;
 }
 

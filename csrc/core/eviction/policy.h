@@ -33,20 +33,27 @@ struct Rank {
 
 enum class Queue : std::uint8_t { Small, Main };
 
+inline constexpr std::uint64_t kPositionMax = 0xffff;
+
 struct Chunk {
-  std::uint64_t tick = 0;      // of the last use; grows
-  std::uint64_t queued = 0;    // tick at which it joined its queue
-  float worth = 0;             // GreedyDual's H
-  std::uint32_t pages = 0;     // of the arena, all its shards together
-  std::uint16_t position = 0;  // chunks before it in its chain; saturates
-  std::uint8_t uses = 0;       // since it came, and what is remembered of former lives; saturates
-  std::uint8_t chances = 0;    // s3fifo: uses since it joined its queue, at most kChancesMax
-  Queue queue = Queue::Small;
-  std::int8_t priority = 0;  // kPriorityMin..kPriorityMax
-  bool first = false;        // a one-shot's, an ended session's, or past its time: before all others
+  std::uint64_t tick : 48 = 0;              // of the last use; grows
+  std::uint64_t position : 16 = 0;          // chunks before it in its chain; saturates
+  std::uint64_t queued : 48 = 0;            // tick at which it joined its queue
+  std::uint64_t uses : 8 = 0;               // since it came, and what is remembered of former lives; saturates
+  std::uint64_t chances : 2 = 0;            // s3fifo: uses since it joined its queue, at most kChancesMax
+  std::uint64_t steps : 4 = -kPriorityMin;  // of its priority, from the least on
+  Queue queue : 1 = Queue::Small;
+  bool first : 1 = false;   // a one-shot's, an ended session's, or past its time: before all others
+  float worth = 0;          // GreedyDual's H
+  std::uint32_t pages = 0;  // of the arena, all its shards together
+
+  void set_position(std::uint64_t chunks_before) noexcept {
+    position = (chunks_before < kPositionMax ? chunks_before : kPositionMax) & kPositionMax;
+  }
+  void set_priority(int priority) noexcept { steps = static_cast<std::uint64_t>(priority - kPriorityMin) & 0xf; }
 };
-static_assert(sizeof(Chunk) == 32, "kept for each chunk of a store");
-inline constexpr std::uint32_t kPositionMax = 0xffff;
+static_assert(sizeof(Chunk) == 24, "kept for each chunk of a store");
+inline constexpr std::uint64_t kTickMax = (1ull << 48) - 1;  // a million uses a second for nine years
 
 // Relative time to compute a chunk: its own tokens, and attention over all before it. For a model of 8 B parameters one
 // chunk of context adds about 1/128 of the work that a chunk takes by itself.
@@ -57,6 +64,7 @@ inline constexpr double kCostPerChunkBefore = 1.0 / 128;
 }
 
 inline constexpr std::uint8_t kChancesMax = 3;
+static_assert(kChancesMax < 1 << 2 && kPriorityMax - kPriorityMin < 1 << 4, "a Chunk has room for them");
 inline constexpr std::uint8_t kUsesMax = 255;
 // Candidates put back for one that goes. After a change to s3fifo all may have chances left, and one eviction must end.
 inline constexpr int kSparedMax = 128;

@@ -97,10 +97,10 @@ void PrefixCache::put(std::span<const Item> chain, std::size_t from, const Hints
     Node& node = nodes_[chain[i].key];
     node.key = chain[i].key;
     node.parent = parent;
-    node.chunk.position = static_cast<std::uint16_t>(std::min<std::size_t>(i, kPositionMax));
+    node.chunk.set_position(i);
     node.chunk.pages = 1;
     node.space = chain[i].space;
-    node.chunk.priority = hints.priority;
+    node.chunk.set_priority(hints.priority);
     node.chunk.first = hints.one_shot;
     policy_.came(node.chunk, node.key, ++tick_);
     used_ += node.space;
