@@ -523,6 +523,28 @@ void random_life(std::uint64_t seed, int steps) {
 
 }  // namespace
 
+// A daemon that was killed before it had written what memory holds writes it in its next life.
+TEST(what_a_former_life_left_unwritten_is_written) {
+  World world(4 * kMiB);
+  const auto chain = make_chain(1, 12);
+  for (std::uint16_t rank = 0; rank < 2; ++rank) CHECK_EQ(Engine(world, 1, kSlot, 2, rank).put(chain), 12u);
+  world.crash_and_adopt();
+  std::uint64_t cursor = 0;
+  CHECK_EQ(world.store->sealed(&cursor, 5).size(), 5u);
+  CHECK_NE(cursor, 0u);
+  const auto medium = std::make_shared<MemoryTier>(tiers::MemoryTierConfig{});
+  TierManagerConfig config;
+  config.arena_bytes = 4 * kMiB;
+  config.arena = world.arena->base();
+  TierManager manager(config, world.store.get(), {medium});
+  CHECK(!manager.idle());
+  manager.start();
+  wait_until([&] { return manager.idle(); }, "the manager is idle");
+  CHECK_EQ(manager.stats().written, 24u);
+  CHECK_EQ(medium->stats().shards, 24u);
+  manager.stop();
+}
+
 TEST(whatever_happens_nothing_wrong_is_served_and_nothing_leaks) {
   const char* asked = std::getenv("KVCOMMONS_SEED");
   const std::uint64_t seed = asked != nullptr ? std::strtoull(asked, nullptr, 10) : std::random_device{}();

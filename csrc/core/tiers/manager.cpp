@@ -10,6 +10,7 @@ namespace {
 
 constexpr std::chrono::milliseconds kRetry{5};     // of a tier that was busy, or a budget that was used up
 constexpr std::chrono::milliseconds kIdle{1'000};  // nothing waits
+constexpr std::size_t kListedMax = 1'024;          // at a time, of what is in memory since a former life
 constexpr std::size_t kRectsMax = 64, kFingerprintsMax = 4'096;
 
 std::uint64_t steady_ms() {
@@ -46,6 +47,7 @@ TierManager::Impl::Impl(const TierManagerConfig& config, Store* store, std::vect
     const std::uint64_t bytes = config_.write_bytes_in_flight_max / written.size();
     ways_.push_back({std::move(tier), {}, {bytes, config_.write_bytes_per_second_max, config_.now_ms()}});
   }
+  if (store_->adopted() && !ways_.empty()) listed_to_ = 0;
 }
 
 void TierManager::Impl::start() {
@@ -76,7 +78,7 @@ void TierManager::Impl::wake_locked() {
 
 bool TierManager::Impl::idle_locked() const {
   return writes_waiting_locked() == 0 && chains_.empty() && touches_.empty() && under_way_ == 0 &&
-         ended_writes_.empty() && ended_reads_.empty();
+         ended_writes_.empty() && ended_reads_.empty() && !listed_to_;
 }
 
 std::size_t TierManager::Impl::writes_waiting_locked() const {
@@ -140,8 +142,33 @@ bool TierManager::Impl::step() {
     resolve_at_ms_.reset();
     store_->resolve_former_internal();
   }
-  const bool read = read_some(), touched = touch_some();
-  return write_some() || read || touched;
+  const bool read = read_some(), touched = touch_some(), listed = list_some();
+  return write_some() || read || touched || listed;
+}
+
+// What the former life had in memory is written as if it were stored now, some at a time; the tier knows what it has.
+bool TierManager::Impl::list_some() {
+  std::uint64_t from = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    if (quiet_) listed_to_.reset();
+    if (!listed_to_ || clearing_ != 0 || writes_waiting_locked() >= kListedMax * ways_.size()) return false;
+    from = *listed_to_;
+  }
+  const auto shards = store_->sealed(&from, kListedMax);
+  const std::lock_guard lock(mutex_);
+  for (const SealedShard& shard : shards) {  // not as if an engine had just computed them: no rate is learnt from these
+    know_rect_locked(shard.fingerprint, shard.rect);
+    for (WayOut& way : ways_) {
+      if (way.waiting.size() >= config_.write_queue_max) {
+        add(counters_.write_dropped);
+      } else {
+        way.waiting.push_back(shard);
+      }
+    }
+  }
+  listed_to_ = from != 0 ? std::optional(from) : std::nullopt;
+  return true;
 }
 
 void TierManager::Impl::know(const ShardId& id) {

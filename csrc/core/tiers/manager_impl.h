@@ -146,6 +146,7 @@ class TierManager::Impl {
   [[nodiscard]] bool idle_locked() const;
   [[nodiscard]] std::size_t writes_waiting_locked() const;
   [[nodiscard]] bool fenced_locked() const;  // nothing may be brought in
+  bool list_some();
   void know_rect_locked(const Key& fingerprint, const Rect& rect);
   // manager_select.cpp
   KeySet with_what_follows(Tier& tier, const Selection& selection);
@@ -216,7 +217,8 @@ class TierManager::Impl {
   std::unordered_map<Key, std::vector<Rect>, KeyHash> rects_;
   std::optional<std::uint64_t> resolve_at_ms_;
   tiers::PrefillMeter meter_;
-  std::thread thread_;  // last: it uses the others
+  std::optional<std::uint64_t> listed_to_;  // of what a former life left in memory: it may have been written nowhere
+  std::thread thread_;                      // last: it uses the others
 };
 
 }  // namespace kvcommons
