@@ -20,6 +20,11 @@ enum class SeqPoint : std::uint8_t {
   CommitClaimed,  // the session gave up its claim on the slot, the slot is not sealed yet
   ClearFenced,    // the fingerprint's epoch has moved, no shard was swept yet
 
+  PromoteReserved,   // memory has room for chunks that a tier holds, nothing of them is read
+  PromoteRead,       // the tier has filled that room, nothing is committed
+  PromoteCommitted,  // one of their shards is committed, the next one is not
+  PromoteEnded,      // all of them are, nobody was told
+
   DiskPutBegun,       // an extent has its place, nothing of it is written
   DiskPutWritten,     // it is written, the index does not know it yet
   DiskFooterBegun,    // a segment is full and written, its table is not

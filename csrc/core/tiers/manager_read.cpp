@@ -1,6 +1,7 @@
 // Promotion, done: from a tier to memory.
 #include <algorithm>
 
+#include "seq_points.h"
 #include "tiers/manager_impl.h"
 
 namespace kvcommons {
@@ -19,6 +20,7 @@ bool TierManager::Impl::read_some() {
     end_if_over(chain);
     return chain->given_up.load();
   }
+  seq_point(SeqPoint::PromoteReserved);
   return begin(read);
 }
 
@@ -198,6 +200,7 @@ std::size_t TierManager::Impl::commit_batch(Read& read) {
     if (!items.empty()) store_->commit(chain.layout->sessions[shard], items, &accepted);
     add(counters_.promoted, accepted);
     all_accepted = all_accepted && accepted == items.size();
+    seq_point(SeqPoint::PromoteCommitted);
   }
   abort_slots(chain, read.slots, read.first + good);
   return all_accepted ? good : 0;  // else it was cleared meanwhile
@@ -212,7 +215,9 @@ void TierManager::Impl::settle_reads(const ChainPtr& chain) {
     if (chain->broken) {
       abort_slots(*chain, read->slots, 0);
     } else {
+      seq_point(SeqPoint::PromoteRead);
       good = commit_batch(*read);
+      seq_point(SeqPoint::PromoteEnded);
       add(counters_.promoted_chunks, good);
     }
     if (good < read->chunks && !chain->broken) {
