@@ -59,8 +59,8 @@ void Slabs::shape(std::uint32_t head, std::uint32_t count, std::uint32_t fingerp
   s.slots = static_cast<std::uint32_t>(count * slab_bytes_ / stride);
   s.evacuating = false;
   s.in_partial = false;
+  s.fresh = 0;
   s.free.clear();
-  s.free.reserve(s.slots);
 }
 
 void Slabs::give(std::uint32_t head, std::uint32_t count, std::uint32_t fingerprint, std::uint64_t stride) {
@@ -76,10 +76,6 @@ void Slabs::give(std::uint32_t head, std::uint32_t count, std::uint32_t fingerpr
   record.fingerprint = fingerprint;
   record.assigned.store(1, std::memory_order_release);
   shape(head, count, fingerprint, stride);
-  Slab& s = slabs_[head];
-  for (std::uint32_t i = s.slots; i-- > 0;) {
-    s.free.push_back(i);
-  }
   offer(head);
 }
 
@@ -111,7 +107,7 @@ void Slabs::take_back(std::uint32_t head) {
 
 void Slabs::offer(std::uint32_t head) {
   Slab& s = slabs_[head];
-  if (!s.in_partial && !s.evacuating && !s.free.empty()) {
+  if (!s.in_partial && !s.evacuating && s.free_slots() != 0) {
     s.in_partial = true;
     classes_[{s.fingerprint, s.stride}].partial.push_back(head);
   }
@@ -133,13 +129,18 @@ std::optional<SlotGrant> Slabs::try_alloc(std::uint32_t fingerprint, std::uint64
     }
     const std::uint32_t head = it->second.partial.back();
     Slab& s = slabs_[head];
-    if (s.evacuating || s.free.empty()) {
+    if (s.evacuating || s.free_slots() == 0) {
       s.in_partial = false;
       it->second.partial.pop_back();
       continue;
     }
-    const std::uint32_t index = s.free.back();
-    s.free.pop_back();
+    std::uint32_t index = s.fresh;
+    if (s.free.empty()) {
+      ++s.fresh;
+    } else {
+      index = s.free.back();
+      s.free.pop_back();
+    }
     SlabRecord& record = records_.slab(head);
     std::uint32_t generation = record.generation.load(std::memory_order_relaxed) + 1;
     generation += generation == 0 ? 1 : 0;
@@ -159,7 +160,7 @@ void Slabs::free(std::span<const std::uint32_t> slots) {
     const std::uint32_t head = slabs_[slot / per_slab].head;
     Slab& s = slabs_[head];
     s.free.push_back(slot - head * per_slab);
-    if (s.free.size() == s.slots && !s.evacuating) {
+    if (s.free_slots() == s.slots && !s.evacuating) {
       take_back(head);
     } else {
       offer(head);
@@ -203,7 +204,7 @@ std::map<std::uint32_t, std::uint64_t> Slabs::used_by_fingerprint() const {
   std::map<std::uint32_t, std::uint64_t> used;
   for (const Slab& s : slabs_) {
     if (s.span != 0) {
-      used[s.fingerprint] += (s.slots - s.free.size()) * s.stride;
+      used[s.fingerprint] += std::uint64_t{s.slots - s.free_slots()} * s.stride;
     }
   }
   return used;
@@ -215,8 +216,8 @@ Slabs::Usage Slabs::usage() const {
   for (const Slab& s : slabs_) {
     u.slabs_free += s.given ? 0 : 1;
     if (s.span != 0) {
-      u.slots_free += s.free.size();
-      u.used_bytes += (s.slots - s.free.size()) * s.stride;
+      u.slots_free += s.free_slots();
+      u.used_bytes += std::uint64_t{s.slots - s.free_slots()} * s.stride;
     }
   }
   return u;

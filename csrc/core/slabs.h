@@ -74,7 +74,11 @@ class Slabs {
     bool given = false;
     bool evacuating = false;
     bool in_partial = false;
-    std::vector<std::uint32_t> free;
+    std::uint32_t fresh = 0;          // slots from this one on were never granted
+    std::vector<std::uint32_t> free;  // of those before it
+    [[nodiscard]] std::uint32_t free_slots() const noexcept {
+      return slots - fresh + static_cast<std::uint32_t>(free.size());
+    }
   };
   struct Class {
     std::vector<std::uint32_t> partial;  // heads that may have free slots; checked when taken

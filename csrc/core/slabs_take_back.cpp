@@ -75,7 +75,7 @@ bool Slabs::end_evacuation(const Window& window) {
   for (const std::uint32_t head : heads_in(window)) {
     Slab& s = slabs_[head];
     s.evacuating = false;
-    if (s.free.size() == s.slots) {
+    if (s.free_slots() == s.slots) {
       take_back(head);
     } else {
       offer(head);
@@ -100,12 +100,13 @@ void Slabs::adopt(const std::function<bool(std::uint32_t, std::uint64_t)>& visit
     }
     shape(head, count, record.fingerprint, stride);
     Slab& s = slabs_[head];
+    s.fresh = s.slots;
     for (std::uint32_t i = s.slots; i-- > 0;) {
       if (!visit(head * records_.geometry().slots_per_slab + i, head * slab_bytes_ + i * stride)) {
         s.free.push_back(i);
       }
     }
-    if (s.free.size() == s.slots) {
+    if (s.free_slots() == s.slots) {
       take_back(head);
     } else {
       offer(head);
