@@ -90,7 +90,17 @@ class Holder {
     }
   }
 
+  // What a node that was killed had sent comes before its connection's end, and is not to keep its successor out.
+  void hear_attached_out() {
+    for (std::size_t packets = 0; packets < 2 * kHeldEntriesMax && wait_for(attached_, POLLIN, 0); ++packets) {
+      if (serve(attached_)) continue;
+      attached_ = -1;  // dropped when it is next looked at
+      return;
+    }
+  }
+
   bool attach(int connection) {
+    if (attached_ >= 0 && attached_ != connection) hear_attached_out();
     if (attached_ >= 0 && attached_ != connection) return answer(connection, {Op::InUse, {}, {}}, -1);
     attached_ = connection;
     for (const auto& [name, entry] : held_) {
