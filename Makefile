@@ -1,7 +1,7 @@
 # Every target sets up by itself what it needs; `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench soak build native-test native-tsan cluster payload images chart lock clean distclean
+.PHONY: help demo test check bench soak build native-test native-tsan fuzz cluster payload images chart lock clean distclean
 
 SETUP := python3 .ci/setup.py
 PY := .venv/bin/python
@@ -20,6 +20,7 @@ help:
 	@echo "make soak              the long tests, and the native tests under ThreadSanitizer"
 	@echo "make build             the environment and the native module; seconds where little changed"
 	@echo "make native-test       the native tests under AddressSanitizer and UndefinedBehaviorSanitizer (ONLY=regex)"
+	@echo "make fuzz              libFuzzer over frames and disk headers, a minute each, where clang is (ONLY=regex, ARGS=--seconds=N)"
 	@echo "make payload           build/payload: the connector as it is added to stock engine images (ARGS=--help)"
 	@echo "make images            the images of operator, node and router, by buildah or docker (ARGS=--help)"
 	@echo "make cluster           a Kubernetes of two nodes with our images, until Ctrl-C, and what to type next (ARGS=--help)"
@@ -54,6 +55,9 @@ native-test: build
 
 native-tsan: build
 	@$(PY) .ci/native.py test --sanitizer thread --only "$(ONLY)"
+
+fuzz: build
+	@$(PY) .ci/native.py fuzz --only "$(ONLY)" $(ARGS)
 
 payload: build
 	@$(PY) .ci/payload.py $(ARGS)

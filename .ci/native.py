@@ -120,11 +120,41 @@ def run_tests(sanitizer: str, only: str) -> None:
     run(*command, *(["-R", only] if only else []), environment={**tool_environment(), **options})
 
 
+def clang() -> str | None:
+    """The C++ compiler that brings libFuzzer, if one is here."""
+    names = ("clang++", *(f"clang++-{version}" for version in range(21, 13, -1)))
+    return next((found for name in names if (found := shutil.which(name))), None)
+
+
+def run_fuzzers(only: str, seconds: int) -> None:
+    """Each target over the kept corpus and what it finds from there on, for so long."""
+    compiler = clang()
+    if compiler is None:
+        sys.exit("no clang++ is here: apt-get install clang (the tests run the same over seeded mutations)")
+    folder = ROOT / "build" / "fuzz"
+    configure(
+        folder,
+        f"-DCMAKE_CXX_COMPILER={compiler}",
+        "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
+        "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1 -g1",
+        "-DKVCOMMONS_FUZZ=ON",
+        "-DKVCOMMONS_SANITIZE=address,undefined,fuzzer-no-link",
+    )
+    run_quietly("cmake", "--build", folder, "--", "--quiet")
+    targets = sorted(path.stem for path in (ROOT / "csrc" / "tests").glob("fuzz_*.cpp"))
+    for name in (name for name in targets if re.search(only, name)):
+        found, kept = folder / f"corpus-{name}", ROOT / "csrc" / "tests" / "corpus"
+        found.mkdir(exist_ok=True)
+        # As large as two frames or blocks: what is larger is refused at once.
+        run(folder / name, f"-max_total_time={seconds}", "-max_len=8192", f"-artifact_prefix={folder}/", found, kept)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=["module", "check", "test", "bench"])
+    parser.add_argument("what", choices=["module", "check", "test", "bench", "fuzz"])
     parser.add_argument("--sanitizer", choices=sorted(SANITIZERS), default="address")
-    parser.add_argument("--only", default="", help="a regular expression of test names")
+    parser.add_argument("--only", default="", help="a regular expression of the names of tests or fuzzers")
+    parser.add_argument("--seconds", type=int, default=60, help="of fuzzing, each target")
     chosen = parser.parse_args()
     with locked("module" if chosen.what == "module" else f"{chosen.what}-{chosen.sanitizer}"):
         if chosen.what == "test":
@@ -133,6 +163,8 @@ def main() -> None:
             build_module(werror=True)
         elif chosen.what == "bench":
             build_programs()
+        elif chosen.what == "fuzz":
+            run_fuzzers(chosen.only, chosen.seconds)
         else:
             install_module(build_module(werror=False))
 

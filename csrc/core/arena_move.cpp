@@ -27,8 +27,7 @@ MovedArena Mover::run() {
 void Mover::take_what_is_there() {
   to_slabs_.adopt([&](std::uint32_t slot, std::uint64_t) {
     SlotRecord& record = to_.slot(slot);
-    const bool whole =
-        record.state() == SlotState::Sealed && record.crc == to_.compute_crc(slot, record.generation());
+    const bool whole = record.state() == SlotState::Sealed && record.crc == to_.compute_crc(slot, record.generation());
     if (whole) {
       there_[record.get_key()].push_back(record.rect);
       there_by_hash_.insert(key_hash(record.get_key()));

@@ -68,8 +68,7 @@ void Mover::give_back_the_rest() {
 }
 
 void Mover::copy_all() {
-  std::sort(todo_.begin(), todo_.end(),
-            [](const Piece& a, const Piece& b) { return a.offset_bytes < b.offset_bytes; });
+  std::sort(todo_.begin(), todo_.end(), [](const Piece& a, const Piece& b) { return a.offset_bytes < b.offset_bytes; });
   // A run is what begins in one slab: copied and given back by one thread.
   std::vector<std::size_t> runs;
   for (std::size_t i = 0; i < todo_.size(); ++i) {

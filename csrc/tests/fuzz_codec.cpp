@@ -1,7 +1,5 @@
-// For libFuzzer, where clang is at hand:
-//   clang++ -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined -I.. -I../core fuzz_codec.cpp ../core/codec.cpp
-//     ../core/encode.cpp -o fuzz_codec && ./fuzz_codec corpus
-// The tests run the same over the kept corpus and seeded mutations of it (codec_test.cpp).
+// For libFuzzer: `make fuzz` builds and runs it where clang is at hand. The tests run the same over the kept corpus and
+// seeded mutations of it (codec_test.cpp).
 #include "fuzz_codec.h"
 
 #include <cstdint>

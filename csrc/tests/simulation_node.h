@@ -1,16 +1,18 @@
-// A node of the simulation: a real store over real memory, a real disk tier in a real file, a store far away that all
-// nodes share, the manager between them; and what breaks: the device, the network, the node itself.
+// A node of the simulation: a real store over real memory, a real disk tier in a real file, peers over real sockets, a
+// store far away that all nodes share, the manager between them; and what breaks: the device, the network, the node.
 #pragma once
 
 #include <filesystem>
 #include <map>
 #include <set>
 
+#include "arena_move.h"
 #include "core/tiers/faulty_tier.h"
 #include "core/tiers/manager.h"
 #include "core/tiers/memory_tier.h"
 #include "core/xxh3.h"
 #include "disk_fixture.h"
+#include "simulation_peers.h"
 #include "store_fixture.h"
 
 namespace kvcommons::testing::simulation {
@@ -59,6 +61,7 @@ struct Reading {
   std::uint32_t fp = 0, rank = 0;
   std::vector<Key> keys;
   std::vector<SlotRef> slots;
+  const std::byte* arena = nullptr;  // a former one, after a move: who reads has that one mapped
 };
 
 struct Held {  // granted to a session that has neither committed nor given up
@@ -68,9 +71,14 @@ struct Held {  // granted to a session that has neither committed nor given up
 
 class SimNode {
  public:
-  SimNode(std::shared_ptr<MemoryTier> far, bool has_disk, std::uint64_t seed, std::atomic<std::uint64_t>* clock,
-          const std::string& eviction)
-      : far_(std::move(far)), has_disk_(has_disk), seed_(seed), clock_(clock), world(kArenaBytes, kMiB, 3, eviction) {
+  SimNode(std::shared_ptr<MemoryTier> far, bool has_disk, bool has_peers, std::uint64_t seed,
+          std::atomic<std::uint64_t>* clock, const std::string& eviction)
+      : far_(std::move(far)),
+        has_disk_(has_disk),
+        has_peers_(has_peers),
+        seed_(seed),
+        clock_(clock),
+        world(kArenaBytes, kMiB, 3, eviction) {
     world.config.now_ms = [this] { return clock_->load(); };
     world.open();
     folder_ = std::make_unique<Folder>();
@@ -79,15 +87,20 @@ class SimNode {
   ~SimNode() { stop(); }
   SimNode(const SimNode&) = delete;  // owns threads and files
 
-  // Killed: what the disk has at this moment is what the next life finds; the memory's holder keeps the rest.
-  void kill_and_restart() {
+  // Killed: what the disk has at this moment is what the next life finds; the memory's holder keeps the rest. The next
+  // life may be configured with another arena, into which what fits is moved.
+  void kill_and_restart(std::uint64_t arena_bytes) {
     faults.set({});
     auto left = std::make_unique<Folder>();
     if (has_disk_) std::filesystem::copy_file(folder_->file(), left->file());
     stop();
     folder_ = std::move(left);
     engines.clear();
-    world.crash_and_adopt();
+    if (arena_bytes == world.config.arena_bytes) {
+      world.crash_and_adopt();
+    } else {
+      move_arena_to(arena_bytes);
+    }
     start();
   }
   [[nodiscard]] bool busy() const { return !manager->idle(); }
@@ -104,6 +117,7 @@ class SimNode {
     return engines.at(key);
   }
   std::byte* at(const SlotRef& slot) const { return world.arena->base() + slot.offset_bytes; }
+  [[nodiscard]] std::uint64_t arena_bytes() const { return world.config.arena_bytes; }
 
   // Flips a bit of the device's medium.
   void rot(std::uint64_t draw) {
@@ -137,6 +151,16 @@ class SimNode {
   }
 
  private:
+  void move_arena_to(std::uint64_t arena_bytes) {
+    world.store.reset();
+    const std::unique_ptr<Memory> records = std::move(world.records);
+    former_.push_back(std::move(world.arena));
+    world.config.arena_bytes = arena_bytes;
+    world.arena = std::make_unique<Memory>(arena_bytes);
+    world.records = std::make_unique<Memory>(Store::records_bytes(world.config));
+    CHECK(move_arena({former_.back()->fd(), records->fd(), world.arena->fd(), world.records->fd()}, world.config));
+    world.open();
+  }
   void start() {
     std::vector<std::shared_ptr<Tier>> tiers;
     if (has_disk_) {
@@ -147,10 +171,15 @@ class SimNode {
       disk = std::make_shared<FaultyTier>(make_disk_tier(config), seed_);
       tiers.push_back(disk);
     }
+    if (has_peers_) {
+      peer = std::make_unique<SimPeer>(world.arena->base(), world.store.get(), seed_ + 2, ++epoch_,
+                                       [this] { return clock_->load(); });
+      tiers.push_back(peer->tier);
+    }
     network = std::make_shared<FaultyTier>(far_, seed_ + 1);
     tiers.push_back(network);
     TierManagerConfig config;
-    config.arena_bytes = kArenaBytes;
+    config.arena_bytes = arena_bytes();
     config.arena = world.arena->base();
     config.now_ms = [this] { return clock_->load(); };
     config.stop_ms_max = 0;
@@ -160,21 +189,29 @@ class SimNode {
   }
   void stop() {
     faults.hold(false);
+    if (peer) {
+      peer->vanish();
+      peer->tier.reset();
+    }
     disk.reset();
     network.reset();
     manager.reset();
+    peer.reset();
   }
 
   std::shared_ptr<MemoryTier> far_;
-  bool has_disk_;
+  bool has_disk_, has_peers_;
   std::uint64_t seed_;
   std::atomic<std::uint64_t>* clock_;
   std::unique_ptr<Folder> folder_;
+  std::uint32_t epoch_ = 0;                      // of this node's life, as the index has it
+  std::vector<std::unique_ptr<Memory>> former_;  // arenas of lives before a move
 
  public:
   World world;
   Faults faults;  // of the device's operations
   std::shared_ptr<FaultyTier> disk, network;
+  std::unique_ptr<SimPeer> peer;  // null: it has none
   std::unique_ptr<TierManager> manager;
   std::map<std::pair<std::uint32_t, std::uint32_t>, Engine> engines;
   std::vector<Reading> readings;

@@ -1,6 +1,6 @@
-// Several nodes, with everything real but time: stores, disks in files, a store far away that they share, and faults of
-// all of them. After every step: nothing wrong is served, nothing is lost that should not be; at the end nothing is
-// left.
+// Several nodes, with everything real but time: stores, disks in files, peers over sockets, a store far away that they
+// share, arenas that are resized, and faults of all of them. After every step: nothing wrong is served, nothing is lost
+// that should not be; at the end nothing is left.
 //
 // A run is made of its seed alone: each step has a draw of its own, so that steps can be left out. The seed is printed.
 //   KVCOMMONS_SEED=N repeats a run, KVCOMMONS_ROUNDS=N makes N of them, KVCOMMONS_STEPS=N of so many steps;
@@ -39,7 +39,8 @@ std::size_t open_files() {
 
 // What a run came across: one that never met a fault or a tier would prove nothing.
 struct Met {
-  std::uint64_t read = 0, promoted = 0, written = 0, evicted = 0, refused = 0, failed = 0, restarts = 0;
+  std::uint64_t read = 0, promoted = 0, written = 0, evicted = 0, refused = 0, failed = 0, restarts = 0, moves = 0,
+                fetched = 0;
   void add(const SimNode& node) {
     const TierManagerStats moved = node.manager->stats();
     promoted += moved.promoted;
@@ -47,20 +48,23 @@ struct Met {
     refused += moved.write_refused;
     failed += moved.read_failed;
     evicted += node.world.store->stats().evicted;
+    if (node.peer) fetched += node.peer->tier->peer_stats().fetched;
   }
 };
 
 class Simulation {
  public:
   // Half of the runs let everything come to rest after each step; what each step finds is then the same in each run.
+  // The others have peers, too, whose sockets nobody can bring to rest.
   explicit Simulation(std::uint64_t seed) : seed_(seed), quiet_(seed % 2 == 0), rots_(seed % 3 == 0) {
     tiers::MemoryTierConfig far;
     far.capacity_bytes = kFarBytes;
     far_ = std::make_shared<MemoryTier>(far);
     for (std::uint64_t i = 0; i < kNodes; ++i) {
-      nodes_.push_back(std::make_unique<SimNode>(far_, i != kNodes - 1, seed * 10 + i, &clock_ms_,
+      nodes_.push_back(std::make_unique<SimNode>(far_, i != kNodes - 1, !quiet_, seed * 10 + i, &clock_ms_,
                                                  kPolicies[(seed / 2 + i) % std::size(kPolicies)]));
     }
+    meet();
   }
 
   void step(std::uint64_t index) {
@@ -101,6 +105,7 @@ class Simulation {
     if (quiet_) {
       for (const auto& one : nodes_) one->settle();
     }
+    answer_questions();
     check();
   }
 
@@ -132,6 +137,39 @@ class Simulation {
 
  private:
   std::uint64_t pick(std::uint64_t n) { return random_() % n; }
+
+  // All nodes are told who is there now.
+  void meet() {
+    for (std::uint32_t me = 0; me < kNodes; ++me) {
+      std::vector<peers::PeerAddress> others;
+      for (std::uint32_t i = 0; i < kNodes; ++i) {
+        if (i != me && nodes_[i]->peer) others.push_back(nodes_[i]->peer->address(i));
+      }
+      if (nodes_[me]->peer) nodes_[me]->peer->tier->set_peers(others);
+    }
+  }
+  // As the index does, which now and then tells of what is long gone.
+  void answer_questions() {
+    for (const auto& node : nodes_) {
+      if (!node->peer) continue;
+      for (const peers::Question& question : node->peer->tier->questions(16)) {
+        std::vector<peers::Candidate> candidates;
+        for (std::uint32_t i = 0; i < kNodes; ++i) {
+          if (nodes_[i] == node) continue;
+          const std::uint32_t has = nodes_[i]->world.store->lookup_any(question.fingerprint, question.keys);
+          const auto all = static_cast<std::uint32_t>(question.keys.size());
+          candidates.push_back({i, nodes_[i]->peer->epoch(), pick(8) == 0 ? all : has});
+        }
+        node->peer->tier->answer(question.id, candidates);
+      }
+      // Sometimes the answers are there before the next step.
+      for (int left = pick(2) == 0 ? 2'000 : 0; left > 0; --left) {
+        const peers::PeerTierStats stats = node->peer->tier->peer_stats();
+        if (stats.located + stats.nowhere + stats.unanswered >= stats.questions) break;
+        std::this_thread::yield();
+      }
+    }
+  }
 
   void store(SimNode& node) {
     const auto fp = static_cast<std::uint32_t>(pick(kFingerprints));
@@ -174,7 +212,7 @@ class Simulation {
     (void)node.manager->wanted(scheduler.id, fp, keys, found.hit_chunks);
     if (found.lease == 0) return;
     for (std::uint32_t rank = 0; rank < kLayouts[fp].ranks; ++rank) {
-      Reading reading{node.engine(fp, rank).id, found.lease, fp, rank, {}, {}};
+      Reading reading{node.engine(fp, rank).id, found.lease, fp, rank, {}, {}, node.world.arena->base()};
       const Status status = node.engine(fp, rank).begin(found.lease, &reading.slots);
       if (status != Status::Ok) {
         CHECK_EQ(status, Status::Gone);
@@ -183,22 +221,23 @@ class Simulation {
         return;
       }
       reading.keys.assign(keys.begin(), keys.begin() + static_cast<std::ptrdiff_t>(reading.slots.size()));
-      check_reading(node, reading);
+      check_reading(reading);
       met.read += reading.slots.size();
       node.readings.push_back(reading);
     }
     if (pick(3) != 0) finish_reading(node);
   }
-  static void check_reading(const SimNode& node, const Reading& reading) {
+  static void check_reading(const Reading& reading) {
     for (std::size_t i = 0; i < reading.slots.size(); ++i) {
-      check_shard(node.at(reading.slots[i]), kLayouts[reading.fp].slot_bytes, reading.keys[i], reading.rank);
+      check_shard(reading.arena + reading.slots[i].offset_bytes, kLayouts[reading.fp].slot_bytes, reading.keys[i],
+                  reading.rank);
     }
   }
   void finish_reading(SimNode& node) {
     while (!node.readings.empty() && pick(6) != 0) {
       const Reading reading = node.readings.back();
       node.readings.pop_back();
-      check_reading(node, reading);
+      check_reading(reading);
       node.world.store->release(reading.session, reading.lease);
     }
   }
@@ -233,10 +272,15 @@ class Simulation {
     node.network->set_rates({});
     node.network->set_health(TierHealth::Serving);
     if (node.disk) node.disk->set_rates({});
+    if (!node.peer) return;
+    node.peer->source.set({});
+    if (node.peer->server) return;
+    node.peer->appear();
+    meet();
   }
   void break_something(SimNode& node) {
     const std::uint64_t draw = random_();
-    switch (pick(8)) {
+    switch (pick(10)) {
       case 0:  // a medium that refuses some operations, always the same ones
         node.faults.set([draw](const IoOp& op, std::size_t) {
           const bool bad = mixed(draw, op.offset_bytes) % 6 == 0;
@@ -258,6 +302,11 @@ class Simulation {
       case 5:
         if (!quiet_) node.faults.hold(pick(2) == 0);  // a device that hangs: what waits for it is not waited for
         break;
+      case 6:  // cut off from its peers, or lying to them
+        if (!node.peer) break;
+        if (draw % 2 == 0) node.peer->vanish();
+        node.peer->source.set({100, 100, 50, 200});
+        break;
       default:
         heal(node);
     }
@@ -272,16 +321,20 @@ class Simulation {
     met.add(node);
     ++met.restarts;
     for (const auto& [key, engine] : node.engines) node.gone.push_back(engine.id);
-    node.kill_and_restart();
+    const std::uint64_t arena_before = node.arena_bytes();
+    const std::uint64_t arena_bytes = pick(3) == 0 ? kMiB << pick(3) : arena_before;
+    met.moves += arena_bytes == arena_before ? 0 : 1;
+    node.kill_and_restart(arena_bytes);
+    meet();
     if (exact) CHECK(node.on_disk(before).size() == before.size());
-    // What could be hit can be hit again, unless what it follows was not whole.
+    // What could be hit can be hit again, unless what it follows was not whole, or it no longer fits.
     for (const std::uint64_t number : chunks) {
       const auto fp = static_cast<std::uint32_t>(number / 1'000'000);
       const std::uint64_t chain = number % 1'000'000 / 1'000;
       const std::size_t length = number % 1'000;
       const auto keys = keys_of(fp, chain, 0, length);
       const Key fingerprint = make_key(fp + 0xf000'0000);
-      bool whole = true;
+      bool whole = arena_bytes >= arena_before;
       for (std::size_t i = 0; i < length; ++i) whole = whole && chunks.contains(number_of(fp, chain, i));
       if (whole) CHECK_EQ(node.world.store->lookup_any(fingerprint, keys), length);
     }
@@ -338,7 +391,7 @@ class Simulation {
 
   void check() {
     for (const auto& node : nodes_) {
-      for (const Reading& reading : node->readings) check_reading(*node, reading);
+      for (const Reading& reading : node->readings) check_reading(reading);
       apply_events(*node);
       const StoreStats stats = node->world.store->stats();
       CHECK_LE(stats.used_bytes, stats.arena_bytes);
@@ -427,17 +480,21 @@ TEST(nodes_that_break_in_every_way_serve_nothing_wrong_and_lose_and_leak_nothing
     if (setting("KVCOMMONS_SHRINK", 0) == 0) {
       const Met met = simulate(seed, steps);
       std::fprintf(stderr,
-                   "  read %llu, promoted %llu, written %llu, evicted %llu, refused %llu, failed %llu, restarts %llu\n",
+                   "  read %llu, promoted %llu, written %llu, evicted %llu, refused %llu, failed %llu, restarts %llu, "
+                   "moves %llu, fetched %llu\n",
                    static_cast<unsigned long long>(met.read), static_cast<unsigned long long>(met.promoted),
                    static_cast<unsigned long long>(met.written), static_cast<unsigned long long>(met.evicted),
                    static_cast<unsigned long long>(met.refused), static_cast<unsigned long long>(met.failed),
-                   static_cast<unsigned long long>(met.restarts));
+                   static_cast<unsigned long long>(met.restarts), static_cast<unsigned long long>(met.moves),
+                   static_cast<unsigned long long>(met.fetched));
       all.read += met.read;
       all.promoted += met.promoted;
       all.written += met.written;
       all.evicted += met.evicted;
       all.refused += met.refused;
       all.restarts += met.restarts;
+      all.moves += met.moves;
+      all.fetched += met.fetched;
     } else if (fails(seed, steps)) {
       std::string text;
       for (const std::uint64_t step : shrunk(seed, steps)) text += (text.empty() ? "" : ",") + std::to_string(step);
@@ -450,6 +507,8 @@ TEST(nodes_that_break_in_every_way_serve_nothing_wrong_and_lose_and_leak_nothing
   CHECK_GT(all.evicted, rounds);
   CHECK_GT(all.refused, rounds);
   CHECK_GT(all.restarts, rounds);
+  CHECK_GT(all.moves, rounds / 2);
+  CHECK_GT(all.fetched, rounds);
 }
 
 TEST_MAIN()
