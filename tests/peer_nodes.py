@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from certificates import write_certificate
 from kvcommons_core import _native
 from kvcommons_core.limits import KEY_BYTES
 from kvcommons_core.redis_server import free_port
@@ -108,24 +105,7 @@ def make_secret(folder: Path, name: str = "secret") -> Path:
 
 def make_certificate(folder: Path, name: str) -> dict[str, object]:
     """The TLS settings of a node, of a pool whose authority is its certificate itself."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=2))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    (folder / f"{name}.crt").write_bytes(certificate.public_bytes(pem))
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (folder / f"{name}.key").write_bytes(private)
+    write_certificate(folder, name)
     files = {"tls_ca_file": "crt", "tls_cert_file": "crt", "tls_key_file": "key"}
     return {setting: str(folder / f"{name}.{suffix}") for setting, suffix in files.items()}
 

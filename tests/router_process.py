@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 from router_support import WAIT_SECONDS_MAX, Client, Engine, Reply
 
-LISTENING = "listening on http://127.0.0.1:"
+LISTENING = re.compile(r"listening on https?://127\.0\.0\.1:(\d+)")
 
 
 @dataclass
@@ -121,11 +122,11 @@ async def router(
     readers = [asyncio.ensure_future(_follow(found)), asyncio.ensure_future(_collect(found))]
     try:
         async with asyncio.timeout(WAIT_SECONDS_MAX):
-            while not any(LISTENING in line for line in found.log):
+            while not any(map(LISTENING.search, found.log)):
                 assert process.returncode is None, found.log
                 await asyncio.sleep(0.01)
-        line = next(line for line in found.log if LISTENING in line)
-        found.port = int(line.partition(LISTENING)[2].partition(",")[0])
+        said = next(filter(None, map(LISTENING.search, found.log)))
+        found.port = int(said[1])
         yield found
     finally:
         for client in found.clients:

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+from kvcommons_core.errors import ConfigurationError
+
 from kvcommons_router import metrics, own_paths
 from kvcommons_router.access_log import AccessLog
 from kvcommons_router.admission import RESPONSES, Admission
@@ -28,6 +30,7 @@ from kvcommons_router.picker import Policy
 from kvcommons_router.request import Request
 from kvcommons_router.settings import RouterSettings
 from kvcommons_router.sharing import Posts
+from kvcommons_router.tls import ServerTls, server_tls
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +67,7 @@ class App:
         self.admission = Admission(context, auth, self.budgets)
         self.checker = HealthChecker(context) if row == 0 else None
         self.log = AccessLog() if settings.access_log else None
+        self.tls = server_tls(settings)
         self.not_ready = False
         self.connections: set[ClientConnection] = set()
         self.emptied = asyncio.Event()
@@ -219,6 +223,15 @@ class App:
             self.log.flush()
         if self.auth.enabled:
             await self._reload_keys()
+        if self.tls is not None:
+            await self._reload_certificate(self.tls)
+
+    async def _reload_certificate(self, tls: ServerTls) -> None:
+        try:
+            if await asyncio.to_thread(tls.reload_if_changed):
+                logger.info("the certificate has been read again")
+        except ConfigurationError as error:
+            logger.error("the certificate read before stays in force: %s", error)
 
     async def _reload_keys(self) -> None:
         column = self.layout.key_reloads

@@ -10,6 +10,7 @@ from typing import Final
 from kvcommons_router.context import Context
 from kvcommons_router.fleet import Instance
 from kvcommons_router.health import Active
+from kvcommons_router.tls import engine_tls
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ class HealthChecker:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._settings = context.settings.health
+        self._authority = context.settings.engine_ca
         self._changed = asyncio.Event()
         self._at_once = asyncio.Semaphore(CHECKS_AT_ONCE_MAX)
 
@@ -61,7 +63,8 @@ class HealthChecker:
         settings = instance.settings
         try:
             async with asyncio.timeout(self._settings.timeout_seconds):
-                reader, writer = await asyncio.open_connection(settings.host, settings.port)
+                tls = engine_tls(self._authority) if settings.https else None
+                reader, writer = await asyncio.open_connection(settings.host, settings.port, ssl=tls)
                 try:
                     writer.write(b"GET /health HTTP/1.1\r\n" + instance.host_lines + b"Connection: close\r\n\r\n")
                     line = await reader.readline()

@@ -30,7 +30,7 @@ class Exchange(Journey):
 
     def located(self, depths: Depths | None) -> None:
         """The index has answered (None: it can't), so an instance can be chosen."""
-        if self.done:
+        if self.done or self.attempts:  # asked again while it waited, and sent meanwhile: it must not be sent twice
             return
         self.depths = depths
         if depths is None:

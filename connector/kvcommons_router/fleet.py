@@ -13,6 +13,7 @@ from kvcommons_router.rates import PrefillLearner, TokenRatio
 from kvcommons_router.roster import Entry, Presence
 from kvcommons_router.settings import InstanceSettings, RouterSection
 from kvcommons_router.settings_instances import INSTANCES_MAX, Role
+from kvcommons_router.tls import engine_tls
 
 # Until requests are split into prefill and decode, who only prefills gets none.
 ADAPTERS_MAX: Final = 16  # that an instance is believed to have loaded
@@ -34,6 +35,7 @@ class Instance:
         self.gone = False
         """Off the fleet: its index may be another's."""
         self._limits = router.limits
+        self._authority = router.engine_ca
         self.learner = learner
         self._adapters: dict[str, None] = {}
         believed = dataclasses.replace(learner.prefill) if shares else learner.prefill
@@ -75,6 +77,7 @@ class Instance:
                 idle_max=limits.pool_idle_max,
                 idle_seconds=limits.pool_idle_seconds,
                 connect_seconds=limits.connect_seconds,
+                tls=engine_tls(self._authority) if settings.https else None,
             )
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         lines = b"Host: %s:%d\r\n" % (host.encode("ascii"), settings.port)

@@ -83,7 +83,7 @@ class ClientConnection(asyncio.Protocol):
 
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its base class
         sock = sockets.send_at_once(transport)
-        if sock is not None:
+        if sock is not None and transport.get_extra_info("ssl_object") is None:
             self.fd = sock.fileno()
         self._deadline = self._loop_time() + self._limits.idle_seconds
         if not self._service.opened(self):

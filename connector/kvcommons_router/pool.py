@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections import deque
 
 from kvcommons_router.upstream import Upstream
@@ -11,13 +12,23 @@ from kvcommons_router.upstream import Upstream
 class Pool:
     """The connections to one instance; the last one used is the first one used again."""
 
-    def __init__(self, host: str, port: int, *, idle_max: int, idle_seconds: float, connect_seconds: float) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        idle_max: int,
+        idle_seconds: float,
+        connect_seconds: float,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.host = host
         self.port = port
         self._idle: deque[Upstream] = deque()
         self._idle_max = idle_max
         self._idle_seconds = idle_seconds
         self._connect_seconds = connect_seconds
+        self._tls = tls
         self._retired = False
         self.open = 0
 
@@ -43,7 +54,7 @@ class Pool:
         """
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(self._connect_seconds):
-            _, upstream = await loop.create_connection(lambda: Upstream(self), self.host, self.port)
+            _, upstream = await loop.create_connection(lambda: Upstream(self), self.host, self.port, ssl=self._tls)
         self.open += 1
         return upstream
 

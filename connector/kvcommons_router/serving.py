@@ -16,6 +16,7 @@ from kvcommons_router.metrics import Layout
 from kvcommons_router.settings import RouterSettings
 from kvcommons_router.steward import Steward
 from kvcommons_router.supervisor import Supervisor
+from kvcommons_router.tls import engine_tls, server_tls
 from kvcommons_router.workers import Worker, authenticator, bind
 
 
@@ -29,6 +30,9 @@ def serve(settings: RouterSettings, *, config: Path | None = None, load: Callabl
     own = settings.router
     if settings.index.url:
         IndexConnection(settings.index)  # says now what would else be said by each worker
+    server_tls(own)
+    if any(one.https for one in own.instances):
+        engine_tls(own.engine_ca)
     auth = authenticator(own)
     file = ListedFile(config, load, settings) if config is not None else None
     layout = Layout()

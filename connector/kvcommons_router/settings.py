@@ -139,6 +139,11 @@ class RouterSection(Section):
     state_directory: Path = Path("~/.local/state/kvcommons/router")
     transfer_params: bool = True
     """Whether requests carry their text keys for the connector."""
+    tls_certificate: Path | None = None
+    """A PEM chain; with it and its key clients come by TLS, and by nothing else. Changed files are read again."""
+    tls_key: Path | None = None
+    engine_ca: Path | None = None
+    """Whose certificates engines with https:// show, in PEM; without it the machine's own authorities."""
     forward_paths: Annotated[tuple[str, ...], Field(max_length=64)] = ()
     """Paths that only engines know and that clients may ask for, such as /v1/rerank; a `*` at the end stands for any end."""
     access_log: bool = False
@@ -167,6 +172,12 @@ class RouterSection(Section):
             if not path.startswith("/") or "*" in path[:-1] or not path.isascii():
                 raise ValueError(f"{path!r} is no path: begin it with /, with a * at most as its last character")
         return value
+
+    @model_validator(mode="after")
+    def _tls(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together: give both or none")
+        return self
 
     @property
     def host(self) -> str:

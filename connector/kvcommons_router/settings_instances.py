@@ -32,7 +32,7 @@ class InstanceSettings(Section):
     name: str = Field(max_length=NAME_CHARACTERS_MAX)
     """Its name in metrics, logs and the index."""
     url: str
-    """Where its OpenAI API is: http://HOST:PORT."""
+    """Where its OpenAI API is: http://HOST:PORT, or https://HOST:PORT."""
     model: str | None = None
     """The name that clients ask for."""
     models: Words = Field(default=(), max_length=256)
@@ -63,8 +63,8 @@ class InstanceSettings(Section):
             port = parts.port
         except ValueError as error:
             raise ValueError("give an engine as http://HOST:PORT; a port is 1 to 65535") from error
-        if parts.scheme != "http" or not parts.hostname or parts.path not in ("", "/") or parts.query:
-            raise ValueError("give an engine as http://HOST:PORT, with no path")
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/") or parts.query:
+            raise ValueError("give an engine as http://HOST:PORT or https://HOST:PORT, with no path")
         if not value.isascii() or any(char in value for char in "\r\n @"):
             raise ValueError("a URL has no spaces and no user name")
         if port == 0:
@@ -91,7 +91,12 @@ class InstanceSettings(Section):
     @property
     def port(self) -> int:
         """The port to connect to."""
-        return urlsplit(self.url).port or 80
+        return urlsplit(self.url).port or (443 if self.https else 80)
+
+    @property
+    def https(self) -> bool:
+        """Whether it is spoken to by TLS."""
+        return self.url.startswith("https:")
 
 
 class KubernetesSettings(Section):

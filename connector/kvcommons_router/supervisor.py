@@ -97,7 +97,8 @@ class Supervisor:
             self._announced = True
             found = self._settings.kubernetes
             pods = f", pods with {found.selector} in {found.namespace}" if found is not None else ""
-            announce(self._holder, f"{workers} workers{pods}", self._cells, self._layout, self._every.index)
+            tls = self._settings.tls_certificate is not None
+            announce(self._holder, f"{workers} workers{pods}", self._cells, self._layout, self._every.index, tls=tls)
 
     def _patience(self) -> float:
         if not self._announced or not self._steward.settled:

@@ -111,11 +111,23 @@ class Worker:
             background.append(asyncio.ensure_future(_keep_roster(alone)))
         await app.index.start()
         app.index.observe()
-        server = await loop.create_server(lambda: ClientConnection(app), sock=listener, backlog=BACKLOG)
+        tls = app.tls
+        server = await loop.create_server(
+            lambda: ClientConnection(app),
+            sock=listener,
+            backlog=BACKLOG,
+            ssl=tls.context if tls is not None else None,
+            ssl_handshake_timeout=app.limits.header_seconds if tls is not None else None,
+        )
         app.recorder.row[app.layout.workers] = 1
         if alone is not None:
             announce(
-                listener, f"{len(app.fleet.instances)} instances", app.cells, app.layout, app.context.index_settings
+                listener,
+                f"{len(app.fleet.instances)} instances",
+                app.cells,
+                app.layout,
+                app.context.index_settings,
+                tls=tls is not None,
             )
         waiter = asyncio.ensure_future(stop.wait())
         await asyncio.wait([waiter, *background], return_when=asyncio.FIRST_COMPLETED)
@@ -154,11 +166,13 @@ async def _keep_roster(steward: Steward) -> None:
         steward.poll(time.monotonic(), look=look)
 
 
-def announce(listener: socket.socket, what: str, cells: Cells, layout: Layout, index: IndexSettings) -> None:
+def announce(
+    listener: socket.socket, what: str, cells: Cells, layout: Layout, index: IndexSettings, *, tls: bool = False
+) -> None:
     """Says where the router listens, and how it stands with the index."""
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    logger.info("listening on http://%s:%d, %s", shown, port, what)
+    logger.info("listening on %s://%s:%d, %s", "https" if tls else "http", shown, port, what)
     if not index.url:
         logger.info("index: none; each worker remembers by itself what it sent where")
     elif cells.total(layout.index_up) == cells.total(layout.workers):

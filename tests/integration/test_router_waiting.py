@@ -166,6 +166,24 @@ async def test_nobody_waits_longer_than_is_allowed() -> None:
 
 
 @on_uvloop
+async def test_what_the_index_says_too_late_changes_nothing() -> None:
+    """A request is looked up again while it waits; an answer that comes when it has been sent does not send it once more."""
+    async with fleet("a", "b") as (router, gate):
+        await fill(router, gate)
+        client = await ask(router, "waits", 50)
+        await queued(router, 1)
+        gate.answer(gate.engines[0].calls[0])
+        await until(lambda: gate.named("waits") is not None, "the one that waited at an engine")
+        for connection in router.app.connections:
+            if connection.exchange is not None:
+                connection.exchange.located({})
+        for call in gate.calls:
+            gate.answer(call)
+        assert (await client.reply()).body == b"data: {}\n\n"
+        assert len(gate.calls) == 3
+
+
+@on_uvloop
 async def test_priority_goes_first() -> None:
     """A step up is a head start over requests that came a moment before; a word that is no number is refused."""
     async with fleet("a", "b") as (router, gate):
