@@ -86,6 +86,7 @@ _OF_POOL: Final[Mapping[tuple[str, str], list[tuple[str, str]]]] = {
         "spec.index.managed",
         [(rf"{_POD}\.(nodeSelector|tolerations)", r"spec.index.managed.\1")],
     ),
+    ("Certificate", names.CACHE_NODE): [("", "spec.security.tls.certManager")],
     ("NetworkPolicy", names.CACHE_NODE): [("", "spec.security.networkPolicy.allowFrom")],
 }
 _MONITORS: Final = frozenset({"ServiceMonitor", "PodMonitor", "PrometheusRule"})

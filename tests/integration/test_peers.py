@@ -114,7 +114,8 @@ def test_a_node_of_another_pool_gets_nothing(folder: Path) -> None:
 
 
 def test_with_tls_only_a_node_with_a_certificate_of_the_pool_is_let_in(folder: Path) -> None:
-    """What comes over TLS is counted apart; who knows the secret and has another authority's certificate, or none, gets nothing."""
+    """What comes over TLS is counted apart; who knows the secret and has another authority's certificate, or none, gets nothing. Files that
+    are renewed are those of the next connection, without a restart."""
     with (
         redis_server.running() as server,
         peer_nodes(folder, ("one", "two", "other", "plain")) as (one, two, other, plain),
@@ -132,6 +133,9 @@ def test_with_tls_only_a_node_with_a_certificate_of_the_pool_is_let_in(folder: P
         assert two.read(chain(1)) == 4
         stats = one.stats()
         assert stats["peer_server_sent_bytes_tls"] == stats["peer_server_sent_bytes"] > 0
+        for suffix in ("crt", "key"):
+            (folder / f"theirs.{suffix}").write_bytes((folder / f"ours.{suffix}").read_bytes())
+        until(lambda: other.read(chain(1)) == 4, "a renewed certificate opens the door")
 
 
 def test_what_a_node_has_only_on_its_disk_reaches_another(folder: Path) -> None:

@@ -77,6 +77,7 @@ def test_a_pools_child_is_told_by_the_pools_field() -> None:
     found = fields_of(names.POOL_KIND, "DaemonSet", "cache-node", details)
     assert found == ("spec.tolerations", "spec.nodeSelector")
     assert fields_of(names.POOL_KIND, "DaemonSet", "cache-node", {}) == ()
+    assert fields_of(names.POOL_KIND, "Certificate", "cache-node", {}) == ("spec.security.tls.certManager",)
 
 
 def test_what_a_field_asked_for_and_is_not_possible_is_not_accepted() -> None:

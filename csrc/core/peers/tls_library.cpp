@@ -122,31 +122,43 @@ class TlsStream final : public Stream {
   void* ssl_;
 };
 
+// Throws std::invalid_argument: the setting, the file and what is wrong with it. The caller frees what it gets.
+void* open_context(const TlsConfig& config) {
+  const Library& l = library();
+  if (l.missing != nullptr) throw std::invalid_argument(l.missing);
+  void* context = l.context_new(l.method());
+  if (context == nullptr) throw std::invalid_argument("libssl.so.3 gives no context: it may be out of memory");
+  const auto need = [&](bool good, const char* setting, const std::string& file, const char* remedy) {
+    if (good) return;
+    l.context_free(context);
+    throw std::invalid_argument(std::string(setting) + " '" + file + "': " + remedy);
+  };
+  (void)l.context_ctrl(context, kSetMinVersion, kTls13, nullptr);
+  (void)l.context_ctrl(context, kCtrlMode, kPartialWrite | kMovingWriteBuffer, nullptr);
+  need(l.load_ca(context, config.ca_file.c_str(), nullptr) == 1, "peers.tls_ca_file", config.ca_file,
+       "give a readable file with the authority's certificate (PEM)");
+  need(l.use_chain(context, config.cert_file.c_str()) == 1, "peers.tls_cert_file", config.cert_file,
+       "give a readable file with this node's certificate (PEM)");
+  need(l.use_key(context, config.key_file.c_str(), kPem) == 1 && l.check_key(context) == 1, "peers.tls_key_file",
+       config.key_file, "give a readable file with the private key of peers.tls_cert_file (PEM)");
+  l.set_verify(context, kVerifyPeer | kFailWithoutCertificate, nullptr);
+  return context;
+}
+
+// As the files are now; null where they can't be used, as while somebody renews them.
+void* try_context(const TlsConfig& config) {
+  try {
+    return open_context(config);
+  } catch (const std::invalid_argument&) {
+    return nullptr;
+  }
+}
+
 }  // namespace
 
 const char* tls_missing() noexcept { return library().missing; }
 
-TlsContext::TlsContext(const TlsConfig& config) {
-  const Library& l = library();
-  if (l.missing != nullptr) throw std::invalid_argument(l.missing);
-  context_ = l.context_new(l.method());
-  if (context_ == nullptr) throw std::invalid_argument("libssl.so.3 gives no context: it may be out of memory");
-  const auto need = [&](bool good, const char* setting, const std::string& file, const char* remedy) {
-    if (good) return;
-    l.context_free(context_);
-    context_ = nullptr;
-    throw std::invalid_argument(std::string(setting) + " '" + file + "': " + remedy);
-  };
-  (void)l.context_ctrl(context_, kSetMinVersion, kTls13, nullptr);
-  (void)l.context_ctrl(context_, kCtrlMode, kPartialWrite | kMovingWriteBuffer, nullptr);
-  need(l.load_ca(context_, config.ca_file.c_str(), nullptr) == 1, "peers.tls_ca_file", config.ca_file,
-       "give a readable file with the authority's certificate (PEM)");
-  need(l.use_chain(context_, config.cert_file.c_str()) == 1, "peers.tls_cert_file", config.cert_file,
-       "give a readable file with this node's certificate (PEM)");
-  need(l.use_key(context_, config.key_file.c_str(), kPem) == 1 && l.check_key(context_) == 1, "peers.tls_key_file",
-       config.key_file, "give a readable file with the private key of peers.tls_cert_file (PEM)");
-  l.set_verify(context_, kVerifyPeer | kFailWithoutCertificate, nullptr);
-}
+TlsContext::TlsContext(const TlsConfig& config) : config_(config), context_(open_context(config)) {}
 
 TlsContext::~TlsContext() {
   if (context_ != nullptr) library().context_free(context_);
@@ -154,7 +166,9 @@ TlsContext::~TlsContext() {
 
 std::unique_ptr<Stream> TlsContext::wrap(UniqueFd fd, bool server, Deadline deadline, std::string* why) const {
   const Library& l = library();
-  void* ssl = l.make(context_);
+  void* renewed = try_context(config_);
+  void* ssl = l.make(renewed != nullptr ? renewed : context_);
+  if (renewed != nullptr) l.context_free(renewed);  // the connection holds it
   *why = "no TLS connection could be made";
   if (ssl == nullptr) return nullptr;
   const int number = fd.get();

@@ -23,11 +23,13 @@ class TlsContext {
   ~TlsContext();
   TlsContext(const TlsContext&) = delete;  // owns what libssl gave
 
-  // Takes the connection; null where the handshake failed or the other side has no certificate of this pool.
+  // Takes the connection, with the files as they are now (certificates are renewed), or as they were at first where
+  // they can't be used. Null where the handshake failed or the other side has no certificate of this pool.
   [[nodiscard]] std::unique_ptr<Stream> wrap(UniqueFd fd, bool server, Deadline deadline, std::string* why) const;
 
  private:
-  void* context_ = nullptr;
+  TlsConfig config_;
+  void* context_;  // of the files at first
 };
 
 }  // namespace kvcommons::peers

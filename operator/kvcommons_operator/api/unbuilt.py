@@ -48,6 +48,7 @@ class Gap:
     verdict: Verdict = Verdict.REFUSED
 
 
+PREFIX_CHARACTERS_MAX: Final = 256
 _FOLDERS: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/)*([A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 
@@ -57,6 +58,11 @@ def _has_redis(tier: SecondaryTier) -> bool:
 
 def _has_s3(tier: SecondaryTier) -> bool:
     return tier.s3 is not None
+
+
+def _is_folders(prefix: str) -> bool:
+    """As a cache node takes it, with a slash at its end."""
+    return len(prefix) < PREFIX_CHARACTERS_MAX and _FOLDERS.fullmatch(prefix) is not None
 
 
 def _disks_behind_stores(tiers: Sequence[SecondaryTier]) -> bool:
@@ -83,8 +89,8 @@ POOL_GAPS: Final = (
     ),
     Gap(
         "spec.tiers.secondary[].s3.prefix",
-        lambda spec: any(_has_s3(tier) and not _FOLDERS.fullmatch(tier.s3.prefix) for tier in spec.tiers.secondary),
-        "a prefix must be folders such as team-a/kv, each of which begins with a letter or a digit",
+        lambda spec: any(tier.s3 is not None and not _is_folders(tier.s3.prefix) for tier in spec.tiers.secondary),
+        "a prefix must be folders such as team-a/kv, each of which begins with a letter or a digit, of 255 characters at most",
     ),
     Gap(
         "spec.tiers.secondary[].capacity",
