@@ -23,6 +23,24 @@ ALL_ALLOWED = {"allowedNamespaces": {"from": "All"}}
 LONG = "a" + "b" * 62
 
 
+def _with_stores() -> dict[str, Manifest]:
+    bucket = {"bucket": "kv-cache", "endpoint": "https://s3.example:9000", "credentialsSecretRef": {"name": "bucket"}}
+    stores = [
+        {"type": "remote", "capacity": "64Gi", "redis": {"urlSecretRef": {"name": "store", "key": "url"}}},
+        {"type": "remote", "capacity": "2Ti", "s3": bucket},
+    ]
+    return {
+        "stores": examples.pool(
+            tiers={"secondary": [{"type": "disk", "capacity": "100Gi", "path": "/mnt/nvme0"}, *stores]},
+            compression={"codec": "int8"},
+            security={"tls": {"certManager": {"issuerRef": {"name": "ca"}}}},
+        ),
+        "sidecar with stores": examples.pool(
+            placement="sidecar", tiers={"secondary": stores}, security={"tls": {"secretRef": {"name": "certificates"}}}
+        ),
+    }
+
+
 def pools() -> dict[str, Manifest]:
     """Pools, by what is special about them."""
     monitored = {"serviceMonitor": True, "prometheusRule": True, "labels": {"release": "prometheus"}}
@@ -36,11 +54,6 @@ def pools() -> dict[str, Manifest]:
             "keyPrefix": "kvc:mine:",
         },
     }
-    bucket = {"bucket": "kv-cache", "endpoint": "https://s3.example:9000", "credentialsSecretRef": {"name": "bucket"}}
-    stores = [
-        {"type": "remote", "capacity": "64Gi", "redis": {"urlSecretRef": {"name": "store", "key": "url"}}},
-        {"type": "remote", "capacity": "2Ti", "s3": bucket},
-    ]
     by_secret = {"managed": None, "external": {"urlSecretRef": {"name": "redis", "key": "url"}}}
     return {
         "per node": examples.pool(),
@@ -68,14 +81,7 @@ def pools() -> dict[str, Manifest]:
                 ]
             },
         ),
-        "stores": examples.pool(
-            tiers={"secondary": [{"type": "disk", "capacity": "100Gi", "path": "/mnt/nvme0"}, *stores]},
-            compression={"codec": "int8"},
-            security={"tls": {"certManager": {"issuerRef": {"name": "ca"}}}},
-        ),
-        "sidecar with stores": examples.pool(
-            placement="sidecar", tiers={"secondary": stores}, security={"tls": {"secretRef": {"name": "certificates"}}}
-        ),
+        **_with_stores(),
         "everything": examples.pool(
             tiers={
                 "memory": {"hugePages": "2Mi"},
