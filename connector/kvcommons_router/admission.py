@@ -120,6 +120,8 @@ class Admission:
         else:  # what an engine was said to know what to do with
             group, streaming, canonical = self._group({}), False, None
         self.budgets.check(tenant.name)
+        if tenant.allowance is not None:
+            self._context.quotas.check(tenant.name, tenant.allowance)
         exchange = Exchange(self._context, owner, client, request, tenant, group, id_bytes)
         exchange.streaming = streaming
         exchange.session = request.head.session or bodies.user_of(body)
@@ -139,6 +141,8 @@ class Admission:
             exchange.forwarded = bodies.extend(body, additions) if plain is not None else (body, b"")
         request.body = b""
         self.budgets.begin(tenant.name)
+        if tenant.allowance is not None:
+            self._context.quotas.spend(tenant.name, exchange.length)
         return exchange
 
     def _text(self, exchange: Exchange, canonical: bytes, id_bytes: bytes) -> bytes:

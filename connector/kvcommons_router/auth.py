@@ -15,6 +15,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kvcommons_router.errors import Refusal
+from kvcommons_router.quotas import Allowance
 
 SECRET_BYTES_MIN = 16
 KEYS_FILE_BYTES_MAX = 16 * 1024 * 1024
@@ -30,6 +31,10 @@ class KeyEntry(BaseModel):
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{64}$")
     weight: float = Field(default=1.0, ge=0.01, le=100)
     """Its share while requests wait, against other tenants'; the same in all entries of a tenant."""
+    requests_per_minute: int = Field(default=0, ge=0)
+    """0 for no limit; the same in all entries of a tenant."""
+    tokens_per_minute: int = Field(default=0, ge=0)
+    """Of its prompts, as the router estimates them; 0 for no limit."""
 
     @model_validator(mode="after")
     def _one(self) -> KeyEntry:
@@ -60,6 +65,8 @@ class Tenant:
     name: str
     salt: str | None
     weight: float = 1.0
+    allowance: Allowance | None = None
+    """What it may ask for in a minute; None for as much as it likes."""
 
 
 def _utf8(text: str | None) -> bytes:
@@ -94,9 +101,13 @@ def read_keys(path: Path, secret: bytes) -> dict[bytes, Tenant]:
     found: dict[bytes, Tenant] = {}
     for entry in entries:
         salt = salt_of(secret, entry.tenant)
-        tenant = tenants.setdefault(entry.tenant, Tenant(entry.tenant, salt, entry.weight))
+        limited = entry.requests_per_minute or entry.tokens_per_minute
+        allowance = Allowance(entry.requests_per_minute, entry.tokens_per_minute) if limited else None
+        tenant = tenants.setdefault(entry.tenant, Tenant(entry.tenant, salt, entry.weight, allowance))
         if tenant.weight != entry.weight:
             raise KeysError(f"{path}: {entry.tenant} has two weights: write the same one in all of its entries")
+        if tenant.allowance != allowance:
+            raise KeysError(f"{path}: {entry.tenant} has two limits a minute: write the same in all of its entries")
         if found.setdefault(entry.digest(), tenant) is not tenant:
             raise KeysError(f"{path}: one key is given to two tenants ({entry.tenant} is the second)")
     return found

@@ -260,6 +260,7 @@ LIMITS: Final = (
     "connections",
     "requests",
     "tenant_requests",
+    "tenant_minute",
     "body_bytes",
     "bodies_bytes",
     "headers",

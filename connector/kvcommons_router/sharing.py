@@ -148,7 +148,7 @@ class Sharing:
             if 0 < len(group.usable) <= REPLICAS_MAX:
                 names = [one.name for one in group.usable]
                 waits[group.model] = (names, [_told(one) for one in itertools.islice(binder.in_order(), TOLD_MAX)])
-        return orjson.dumps({"load": load, "rates": self._rates, "waits": waits})
+        return orjson.dumps({"load": load, "rates": self._rates, "waits": waits, "spent": context.quotas.told()})
 
     # Hearing.
 
@@ -164,6 +164,7 @@ class Sharing:
             silent = now - heard.at
             if silent > LOAD_SECONDS_MAX:
                 del self._heard[name]
+                self._context.quotas.forget(name)
                 self._dirty = True
             elif silent > WAITS_SECONDS_MAX and heard.waits:
                 heard.waits.clear()
@@ -180,6 +181,7 @@ class Sharing:
     def _take(self, name: str, text: bytes, now: float, *, away: bool) -> None:
         if not text:  # its worker has died
             self._dirty = self._heard.pop(name, None) is not None or self._dirty
+            self._context.quotas.forget(name)
             return
         try:
             said = orjson.loads(text)
@@ -191,6 +193,7 @@ class Sharing:
                 return
             heard = self._heard.get(name) or Heard()
             heard.take(said, now, now - said["at"] if away else 0.0)
+            self._context.quotas.hear(name, said["spent"])
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
             return  # another version's, or nobody's; it will be silent to us
         self._heard[name] = heard

@@ -1,11 +1,14 @@
 """Several workers, and several routers, in front of the same engines: what they tell one another, and one queue made of several."""
 
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from kvcommons_core import redis_server
 from kvcommons_core.settings import IndexSettings
+from kvcommons_router.errors import Refusal
+from kvcommons_router.quotas import Allowance
 from kvcommons_router.sharing import Posts
 from router_gate import Gate
 from router_support import Client, Router, chat, engines_of, on_uvloop, request, running, settings_for, until
@@ -105,6 +108,27 @@ async def test_routers_of_one_index_make_one_queue() -> None:
     """Routers that share a Redis and nothing else do the same."""
     async with routers_of_one_index("a", "b") as (routers, gate, _):
         await one_queue(routers, gate)
+
+
+@on_uvloop
+async def test_a_tenants_minute_is_one_for_all_workers() -> None:
+    """What one lets pass is missing at the other within a moment."""
+    async with workers("a", "b") as (routers, _):
+        one, other = (router.app.context.quotas for router in routers)
+        allowance = Allowance(requests=3)
+        for quotas in (one, other):
+            quotas.check("t", allowance)
+            quotas.spend("t", 10)
+        for _ in range(2):
+            one.spend("t", 10)
+
+        def refused() -> bool:
+            with contextlib.suppress(Refusal):
+                other.check("t", allowance)
+                return False
+            return True
+
+        await until(refused, "the other to refuse")
 
 
 @on_uvloop

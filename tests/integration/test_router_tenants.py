@@ -13,7 +13,7 @@ SECRET = "s" * 32
 TEXT = "the same long document " * 400
 
 
-def write_keys(folder: Path, *entries: dict[str, str]) -> Path:
+def write_keys(folder: Path, *entries: dict[str, object]) -> Path:
     """A file of API keys."""
     path = folder / "keys.json"
     path.write_text(json.dumps({"keys": list(entries)}))
@@ -56,6 +56,26 @@ async def test_tenants_get_salts_of_their_own(tmp_path: Path, secret: Path) -> N
         assert len(keys_of[0]) == 4
         assert not set(keys_of[0]) & set(keys_of[2])
         assert all("authorization" not in call.headers for call in engines[0].calls)
+
+
+@on_uvloop
+async def test_a_tenant_has_so_many_requests_a_minute(tmp_path: Path, secret: Path) -> None:
+    """The one too many is told when to come again, and reaches no engine; another tenant notices nothing."""
+    keys = write_keys(
+        tmp_path, {"tenant": "a", "key": "key-of-a", "requests_per_minute": 2}, {"tenant": "b", "key": "key-of-b"}
+    )
+    async with engines_of("e") as engines:
+        async with running(settings_for(engines, api_keys=keys, salt_secret=secret)) as router:
+            client = await router.client()
+            replies = [await client.ask(chat(), headers=bearer("key-of-a")) for _ in range(3)]
+            assert [reply.status for reply in replies] == [200, 200, 429]
+            assert 1 <= int(replies[2].header("retry-after") or 0) <= 30
+            assert replies[2].error["code"] == "rate_limit_exceeded"
+            assert (await client.ask(chat(), headers=bearer("key-of-b"))).status == 200
+            assert router.count("refusals_total", limit="tenant_minute") == 1
+            assert router.app.budgets.requests == 0
+            assert router.app.budgets.body_bytes == 0
+        assert len(engines[0].calls) == 3
 
 
 @on_uvloop
