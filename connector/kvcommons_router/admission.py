@@ -125,16 +125,10 @@ class Admission:
         exchange = Exchange(self._context, owner, client, request, tenant, group, id_bytes)
         exchange.streaming = streaming
         exchange.session = request.head.session or bodies.user_of(body)
-        additions = b""
         if canonical is not None:
             additions = self._text(exchange, canonical, id_bytes)
         else:
-            if fields is not None:
-                additions = bodies.members(id_bytes, tenant.salt, b"", 0, transfer_params=False)
-            if path == RESPONSES:
-                exchange.affinity = xxhash.xxh3_64_intdigest(body[:BEGINNING_BYTES])
-            exchange.text_bytes = len(body)
-            exchange.length = group.ratio.tokens(len(body))
+            additions = self._no_text(exchange, body, id_bytes) if fields is not None else b""
         if fields is not None:
             exchange.forwarded = bodies.rewrite(body, fields, additions)
         else:
@@ -144,6 +138,14 @@ class Admission:
         if tenant.allowance is not None:
             self._context.quotas.spend(tenant.name, exchange.length)
         return exchange
+
+    def _no_text(self, exchange: Exchange, body: bytes, id_bytes: bytes) -> bytes:
+        """Takes an object without text keys; what is added to it."""
+        if exchange.request.path == RESPONSES:
+            exchange.affinity = xxhash.xxh3_64_intdigest(body[:BEGINNING_BYTES])
+        exchange.text_bytes = len(body)
+        exchange.length = exchange.group.ratio.tokens(len(body))
+        return bodies.members(id_bytes, exchange.tenant.salt, b"", 0, transfer_params=False)
 
     def _text(self, exchange: Exchange, canonical: bytes, id_bytes: bytes) -> bytes:
         """Takes the text of a request; what is added to its body."""
