@@ -1,7 +1,7 @@
 # Every target sets up by itself what it needs; `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench soak build native-test native-tsan fuzz cluster payload images chart lock clean distclean
+.PHONY: help demo test check bench soak build gpu native-test native-tsan fuzz cluster payload images chart lock clean distclean
 
 SETUP := python3 .ci/setup.py
 PY := .venv/bin/python
@@ -10,7 +10,7 @@ export KVCOMMONS_CACHE ?= $(CURDIR)/.cache
 NAME ?=
 ARGS ?=
 ONLY ?=
-BENCHES := codec copy disk eviction keys load lookup node operator peers policy router throughput ttft
+BENCHES := codec copy disk eviction gpu keys load lookup node operator peers policy router throughput ttft
 
 help:
 	@echo "make demo              two engines, a node, a router: see one replica answer from what the other computed"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench NAME=...    one benchmark (ARGS=... goes to it)"
 	@echo "make soak              the long tests, and the native tests under ThreadSanitizer"
 	@echo "make build             the environment and the native module; seconds where little changed"
+	@echo "make gpu               the kernels for GPUs beside it; nvcc is brought (ARGS=--help)"
 	@echo "make native-test       the native tests under AddressSanitizer and UndefinedBehaviorSanitizer (ONLY=regex)"
 	@echo "make fuzz              libFuzzer over frames and disk headers, a minute each, where clang is (ONLY=regex, ARGS=--seconds=N)"
 	@echo "make payload           build/payload: the connector as it is added to stock engine images (ARGS=--help)"
@@ -50,6 +51,9 @@ bench:
 soak: build
 	@$(PY) .ci/test.py --soak $(ARGS)
 
+gpu: build
+	@$(PY) .ci/gpu.py install $(ARGS)
+
 native-test: build
 	@$(PY) .ci/native.py test --sanitizer address --only "$(ONLY)"
 
@@ -79,7 +83,7 @@ lock:
 
 clean:
 	@rm -rf build dist bench-out .demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
-	@rm -f cache_node/kvcommons_core/_native*.so
+	@rm -f cache_node/kvcommons_core/_native*.so cache_node/kvcommons_core/_cuda.fatbin
 	@find operator cache_node connector tests bench .ci -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean

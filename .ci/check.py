@@ -31,6 +31,7 @@ def checks() -> dict[str, list[str]]:
         "chart": [sys.executable, ".ci/chart.py", "check"],
         "clang-format": [str(BIN / "clang-format"), "--dry-run", "-Werror", *native_sources()],
         "C++ warnings": [sys.executable, ".ci/native.py", "check"],
+        "GPU kernels": [sys.executable, ".ci/gpu.py", "check"],
     }
 
 

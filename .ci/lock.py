@@ -22,8 +22,9 @@ ROLES = {
     "node-s3": ["--extra", "node", "--extra", "s3"],
     "router": ["--extra", "router"],
     "build": ["--group", "build"],
+    "gpu-build": ["--group", "gpu-build"],
 }
-ALONE = {"demo-gpu"}  # the engine's GPU build pins other versions of what both need
+ALONE = {"demo-gpu", "gpu-build"}  # the engine's GPU build pins other versions of what both need
 HEADER = "# Made by `make lock` from pyproject.toml: Linux on x86_64, Python 3.11 to 3.13. Do not edit.\n"
 
 

@@ -4,7 +4,7 @@
 
 Checks the machine first (preflight.py), brings uv (uv.py), makes .venv from the role's lock, installs the project editable
 and builds what changed of the native module. Safe when several call it at once. KVCOMMONS_DEVICE=gpu gives the demo the
-engine's GPU build, in .venv-gpu: not by itself yet, because the connector copies no GPU memory so far.
+engine's GPU build, in .venv-gpu: not by itself yet, because what copies GPU memory has run on no GPU so far.
 """
 
 import argparse
