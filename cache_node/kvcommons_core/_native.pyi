@@ -349,12 +349,16 @@ class Transfer:
         copy_threads: int = ...,
         jobs_max: int = ...,
         device: str = ...,
+        kernels: bytes = ...,
+        driver: str = ...,
     ) -> None:
         """layers: (base, blocks, block_stride_bytes, planes, plane_stride_bytes, runs, run_stride_bytes, run_bytes).
 
-        device: "host", or "stream": copies by threads that stand for a GPU's streams."""
-    def load(self, job: int, lease: int, first_block: int, block_ids: object) -> str:
-        """block_ids: buffer of u32/i32/i64 or list of ints."""
+        device: "host"; "stream": copies by threads that stand for a GPU's streams; "cuda:N": that GPU's memory.
+        kernels: the image that was built for it, or none. driver: path of libcuda where it is not the usual one.
+        :raises RuntimeError: where the GPU can't be used. :raises ValueError: for layers that are not in its memory."""
+    def load(self, job: int, lease: int, first_block: int, block_ids: object, stream: int = ...) -> str:
+        """block_ids: buffer of u32/i32/i64 or list of ints. stream: the engine's on a GPU; 0: nothing to wait for."""
     def wait_layer(self, layer: int, ms_max: int) -> str: ...
     def wait_load(self, job: int, ms_max: int) -> str: ...
     def store(
@@ -366,6 +370,7 @@ class Transfer:
         block_ids: object,
         text_keys: Sequence[Sequence[int]] = ...,
         hints: int = ...,
+        stream: int = ...,
     ) -> str:
         """hints: for eviction, packed as RESERVE carries them (docs/protocol.md)."""
     def wait_stores(self, jobs: Sequence[int]) -> None: ...
@@ -374,3 +379,52 @@ class Transfer:
         """[(job, status, bytes, chunks)]"""
     def take_finished_stores(self) -> list[tuple[int, str, int, int]]: ...
     def stats(self) -> dict[str, int]: ...
+
+def gpu_status(device: str, *, kernels: bytes = ..., driver: str = ...) -> tuple[bool, str]:
+    """Whether "cuda:N" can be used; what it is, or why not."""
+
+class GpuCopies:
+    """A GPU's copies alone, for benchmarks and tests. :raises RuntimeError: where the GPU can't be used."""
+
+    def __init__(self, device: str, *, kernels: bytes = ..., driver: str = ...) -> None: ...
+    @property
+    def description(self) -> str: ...
+    def pin(self, start: int, nbytes: int) -> bool: ...
+    def unpin(self, start: int) -> None: ...
+    def copy(self, way: str, method: str, runs: object) -> str:
+        """way: "load" (into the GPU) or "store". method: "loop", "batch", "warps", "ring", "staged", or "" for the cheapest.
+        runs: u64 triples (source, destination, bytes). Waits. "done", "refused", "failed" or "lost"."""
+    def quantise(
+        self,
+        *,
+        codec: str,
+        element: str,
+        grid: tuple[int, int, int, int, int, int],
+        blocks: int,
+        tiles: int,
+        count: int,
+        width: int,
+        group: int,
+        params: int,
+        codes: int,
+        most: int,
+        back: bool = ...,
+    ) -> str:
+        """Quantise tiles of `count` rows of paged KV, or back. grid: (base, block_stride, outer_stride, inner_stride, outer,
+        inner). blocks (u32 ids), params, codes and most (u32 a tile): addresses that the GPU can reach."""
+    def turn(
+        self,
+        *,
+        element: str,
+        grid: tuple[int, int, int, int, int, int],
+        blocks: int,
+        rows: int,
+        neox: bool,
+        first: int,
+        dims: int,
+        cosines: int,
+        sines: int,
+    ) -> str:
+        """Rotate K in place by a constant shift: dims / 2 float32 cosines and sines, of channels from `first` on."""
+    def costs(self) -> dict[str, tuple[float, float, float]]:
+        """{"load.batch": (ns at all, ns a run, ns for 1,024 bytes), ...}"""

@@ -55,8 +55,9 @@ class ConnectorConfig:
     """How long a request may wait for chunks that are on their way from disk or a peer."""
     copy_threads: int = 1
     """Native threads that copy, in each worker."""
-    device: str = "host"
-    """"stream": KV in the host's memory is copied as a GPU's is, by streams of their own, so that this way can be tried."""
+    device: str = "auto"
+    """"auto": the one that KV lies on, host or GPU. "host", "cuda": that one alone. "stream": KV in the host's memory is copied
+    as a GPU's is, by streams of their own, so that this way can be tried."""
     exact: bool = False
     """True: take no KV that a codec changed, even on a node that is set to answer from such."""
     strict: bool = False
@@ -81,8 +82,8 @@ class ConnectorConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigurationError(name, getattr(self, name), "give a number of at least 1")
-        if self.device not in ("host", "stream"):
-            raise ConfigurationError("device", self.device, 'give "host" or "stream"')
+        if self.device not in ("auto", "host", "stream", "cuda"):
+            raise ConfigurationError("device", self.device, 'give "auto", "host", "stream" or "cuda"')
         if self.chunk_tokens > limits.CHUNK_TOKENS_MAX:
             raise ConfigurationError("chunk_tokens", self.chunk_tokens, f"give at most {limits.CHUNK_TOKENS_MAX}")
 

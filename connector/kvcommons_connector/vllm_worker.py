@@ -12,6 +12,7 @@ from kvcommons_core import _native
 from kvcommons_core.errors import KvCommonsError
 from vllm.logger import init_logger
 
+from kvcommons_connector import devices
 from kvcommons_connector.config import ConnectorConfig
 from kvcommons_connector.layout import LayoutError
 from kvcommons_connector.metadata import RankReport, WorkerReport
@@ -53,6 +54,7 @@ class WorkerSide:
         pp_rank = parallel.rank // parallel.tensor_parallel_size % parallel.pipeline_parallel_size
         try:
             check_model(self._vllm_config, self._kv_cache_config)
+            device = _device(kv_caches, self._config)
             view = describe_rank(
                 self._vllm_config,
                 self._kv_cache_config,
@@ -69,10 +71,10 @@ class WorkerSide:
             logger.warning("kvcommons: this engine serves WITHOUT the commons: %s", error)
             self.report = RankReport(parallel.rank, b"", 0, (), reason)
             return
-        self._open(view)
+        self._open(view, device)
         self.report = RankReport(parallel.rank, view.identity.fingerprint(), self._config.chunk_tokens, view.shards, "")
 
-    def _open(self, view: RankView) -> None:
+    def _open(self, view: RankView, device: str) -> None:
         config = self._config
         self._client = _native.Client(
             socket_path=self._socket,
@@ -85,14 +87,19 @@ class WorkerSide:
             layout=view.form,
             exact=config.exact,
         )
+        on_gpu = device.startswith("cuda")
         with _every_core():
-            self._transfer = _native.Transfer(
+            self._transfer = (devices.GpuTransfer if on_gpu else _native.Transfer)(
                 self._client,
                 blocks_per_chunk=config.chunk_tokens // view.identity.groups[0].block_tokens,
                 layers=view.layers,
                 copy_threads=config.copy_threads,
-                device=config.device,
+                device=device,
+                kernels=devices.kernels() if on_gpu else b"",
+                driver=devices.driver(),
             )
+        if isinstance(self._transfer, devices.GpuTransfer) and torch.cuda.is_available():
+            self._transfer.engine_stream = lambda: int(torch.cuda.current_stream().cuda_stream)
         self.core = WorkerCore(
             self._client,
             self._transfer,
@@ -157,14 +164,18 @@ def _every_core() -> Iterator[None]:
         os.sched_setaffinity(0, bound)
 
 
+def _device(kv_caches: dict[str, torch.Tensor], config: ConnectorConfig) -> str:
+    """What copies this rank's KV."""
+    placed = [tensor.device for tensor in kv_caches.values()]
+    ordinal = next((device.index for device in placed if device.index is not None), 0)
+    try:
+        return devices.copy_device({device.type for device in placed}, ordinal, config.device)
+    except devices.DeviceMissing as error:
+        raise Unsupported("device", str(error)) from error
+
+
 def _platform(config: VllmConfig, kv_caches: dict[str, torch.Tensor]) -> str:
     """What decides the order of bytes in a block on this machine, besides the tensors' strides."""
-    devices = {tensor.device.type for tensor in kv_caches.values()}
-    if devices != {"cpu"}:
-        raise Unsupported(
-            "device",
-            f"KV lies on {', '.join(sorted(devices)) or 'no device'}; copies are built for CPU memory only yet",
-        )
     backends = set()
     for name in kv_caches:
         layer = config.compilation_config.static_forward_context.get(name)
@@ -172,4 +183,8 @@ def _platform(config: VllmConfig, kv_caches: dict[str, torch.Tensor]) -> str:
         if layer is None or backend is None:
             raise Unsupported("attention", f"the attention backend of {name} is not known")
         backends.add(f"{backend.get_name()}:{getattr(layer, 'isa', 'none')}")
+    gpus = [tensor.device for tensor in kv_caches.values() if tensor.device.type == "cuda"]
+    if gpus:
+        major, minor = torch.cuda.get_device_capability(gpus[0])
+        return f"cuda:{major}.{minor}:{'+'.join(sorted(backends))}"
     return f"cpu:{torch.backends.cpu.get_cpu_capability()}:{'+'.join(sorted(backends))}"

@@ -12,6 +12,7 @@ void bind_text(nb::module_& module);
 void bind_relay(nb::module_& module);
 void bind_eviction(nb::module_& module);
 void bind_codec(nb::module_& module);
+void bind_gpu(nb::module_& module);
 
 NB_MODULE(_native, module) {
   bind_hash(module);
@@ -23,4 +24,5 @@ NB_MODULE(_native, module) {
   bind_relay(module);
   bind_eviction(module);
   bind_codec(module);
+  bind_gpu(module);
 }

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "bindings/buffers.h"
+#include "bindings/gpu.h"
 #include "bindings/names.h"
 #include "core/stream_device.h"
 #include "kernels/cpu/copy.h"
@@ -58,21 +59,28 @@ std::vector<std::uint32_t> ids_of(const nb::object& block_ids) {
   return {ids.values().begin(), ids.values().end()};
 }
 
-std::shared_ptr<kvcommons::Device> device_named(const std::string& name) {
+std::shared_ptr<kvcommons::Device> device_named(const std::string& name, const nb::bytes& kernels,
+                                                const std::string& driver, const std::vector<LayerLayout>& layers) {
   if (name == "host") return nullptr;
   if (name == "stream") return std::make_shared<kvcommons::StreamDevice>();
-  throw nb::value_error(("device is \"" + name + "\": pass \"host\" or \"stream\"").c_str());
+  if (const auto options = kvcommons::bindings::gpu_options(name, kernels, driver)) {
+    const nb::gil_scoped_release released;  // it measures for a moment
+    return kvcommons::bindings::gpu_device(*options, layers);
+  }
+  throw nb::value_error(("device is \"" + name + "\": pass \"host\", \"stream\" or \"cuda:0\"").c_str());
 }
 
 const char* load(Transfer& transfer, std::uint64_t job, std::uint64_t lease, std::uint32_t first_block,
-                 const nb::object& block_ids) {
-  kvcommons::LoadJob load = {.job = job, .lease = lease, .first_block = first_block, .block_ids = ids_of(block_ids)};
+                 const nb::object& block_ids, std::uintptr_t stream) {
+  kvcommons::LoadJob load = {
+      .job = job, .lease = lease, .first_block = first_block, .block_ids = ids_of(block_ids), .stream = stream};
   const nb::gil_scoped_release released;
   return status_name(transfer.load(std::move(load)));
 }
 
 const char* store(Transfer& transfer, std::uint64_t job, std::uint64_t tenant, const nb::bytes& parent,
-                  const nb::bytes& keys, const nb::object& block_ids, TextKeys text_keys, std::uint32_t hints) {
+                  const nb::bytes& keys, const nb::object& block_ids, TextKeys text_keys, std::uint32_t hints,
+                  std::uintptr_t stream) {
   kvcommons::StoreJob store;
   store.job = job;
   store.tenant = tenant;
@@ -81,6 +89,7 @@ const char* store(Transfer& transfer, std::uint64_t job, std::uint64_t tenant, c
   store.block_ids = ids_of(block_ids);
   store.text_keys = std::move(text_keys);
   store.hints = hints;
+  store.stream = stream;
   const nb::gil_scoped_release released;
   return status_name(transfer.store(std::move(store)));
 }
@@ -179,18 +188,19 @@ void bind_transfer(nb::module_& module) {
           "__init__",
           [](Transfer* self, std::shared_ptr<Client> client, std::uint32_t blocks_per_chunk,
              const std::vector<LayerTuple>& layers, std::uint32_t copy_threads, std::uint32_t jobs_max,
-             const std::string& device) {
+             const std::string& device, const nb::bytes& kernels, const std::string& driver) {
             kvcommons::TransferConfig config = {.blocks_per_chunk = blocks_per_chunk,
                                                 .layers = {},
                                                 .copy_threads = copy_threads,
-                                                .device = device_named(device),
+                                                .device = nullptr,
                                                 .jobs_max = jobs_max};
             for (const auto& layer : layers) config.layers.push_back(layout_of(layer));
+            config.device = device_named(device, kernels, driver, config.layers);
             new (self) Transfer(std::move(client), std::move(config));
           },
           "client"_a, nb::kw_only(), "blocks_per_chunk"_a, "layers"_a, "copy_threads"_a = 1, "jobs_max"_a = 1'024,
-          "device"_a = "host")
-      .def("load", &load, "job"_a, "lease"_a, "first_block"_a, "block_ids"_a)
+          "device"_a = "host", "kernels"_a = nb::bytes("", 0), "driver"_a = "")
+      .def("load", &load, "job"_a, "lease"_a, "first_block"_a, "block_ids"_a, "stream"_a = 0)
       .def(
           "wait_layer",
           [](Transfer& t, std::uint32_t layer, std::uint32_t ms_max) {
@@ -202,7 +212,7 @@ void bind_transfer(nb::module_& module) {
           [](Transfer& t, std::uint64_t job, std::uint32_t ms_max) { return status_name(t.wait_load(job, ms_max)); },
           "job"_a, "ms_max"_a, Released())
       .def("store", &store, "job"_a, "tenant"_a, "parent"_a, "keys"_a, "block_ids"_a, "text_keys"_a = TextKeys{},
-           "hints"_a = 0)
+           "hints"_a = 0, "stream"_a = 0)
       .def(
           "wait_stores", [](Transfer& t, const std::vector<std::uint64_t>& jobs) { t.wait_stores(jobs); }, "jobs"_a,
           Released())

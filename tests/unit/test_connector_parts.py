@@ -56,7 +56,7 @@ def test_an_unknown_setting_names_the_nearest_one() -> None:
         ({"socket": "/" + "x" * 200}, "107"),
         ({"size": "lots"}, "GiB"),
         ({"lookup_ms_max": "5"}, "whole number"),
-        ({"device": "gpu"}, "device.*gpu.*host.*stream"),
+        ({"device": "gpu"}, "device.*gpu.*auto.*host.*stream.*cuda"),
     ],
 )
 def test_a_setting_that_cannot_work_is_refused_with_the_remedy(extra: dict[str, object], what: str) -> None:

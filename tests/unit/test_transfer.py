@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import gpu_fake
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -61,6 +62,14 @@ def running_node(*, populate: bool) -> Iterator[str]:
         node.stop()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def gpu_memory() -> Iterator[None]:
+    """All memory that nobody registered is a GPU's, for the stand-in."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAKE_CUDA_ALL", "1")
+        yield
+
+
 @pytest.fixture(scope="module")
 def socket_path() -> Iterator[str]:
     """A node with a small arena, for all tests of this file."""
@@ -87,6 +96,8 @@ def connect(path: str, kv: PagedKv, fingerprint: bytes = FINGERPRINT, **options:
 def transfer_of(
     client: _native.Client, kv: PagedKv, *, copy_threads: int = 1, jobs_max: int = 1_024, device: str = "host"
 ) -> _native.Transfer:
+    """device: "cuda:0" is one that has a stand-in for its driver."""
+    on_gpu = device == "cuda:0"
     return _native.Transfer(
         client,
         blocks_per_chunk=BLOCKS_PER_CHUNK,
@@ -94,6 +105,8 @@ def transfer_of(
         copy_threads=copy_threads,
         jobs_max=jobs_max,
         device=device,
+        kernels=gpu_fake.IMAGE if on_gpu else b"",
+        driver=gpu_fake.fake_driver() if on_gpu else "",
     )
 
 
@@ -134,7 +147,7 @@ def test_a_load_elsewhere_equals_what_was_stored(socket_path: str, data: st.Data
     keys = keys_of(f"{run_bytes} {heads} {chunks} {first} {ids}", chunks)
     stored, loaded = ids[: chunks * BLOCKS_PER_CHUNK], ids[-count:]
     client = connect(socket_path, writer)
-    devices = st.sampled_from(["host", "stream"])
+    devices = st.sampled_from(["host", "stream", "cuda:0"])
     storing = transfer_of(client, writer, device=data.draw(devices, label="stored by"))
     assert storing.store(1, 0, b"", keys, stored) == "ok"
     assert finished_store(storing)[1] == "ok"
