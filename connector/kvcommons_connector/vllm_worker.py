@@ -67,12 +67,22 @@ class WorkerSide:
         except (KvCommonsError, LayoutError) as error:
             if self._config.strict:
                 raise
-            reason = error.reason if isinstance(error, Unsupported) else "identity"
-            logger.warning("kvcommons: this engine serves WITHOUT the commons: %s", error)
-            self.report = RankReport(parallel.rank, b"", 0, (), reason)
+            self._serve_without(error, error.reason if isinstance(error, Unsupported) else "identity")
             return
-        self._open(view, device)
+        try:
+            self._open(view, device)
+        except (RuntimeError, ValueError) as error:  # a GPU without memory left, or layers that are not in its memory
+            if self._config.strict or not device.startswith("cuda"):
+                raise
+            self.close()
+            self._serve_without(error, "device")
+            return
         self.report = RankReport(parallel.rank, view.identity.fingerprint(), self._config.chunk_tokens, view.shards, "")
+
+    def _serve_without(self, error: Exception, reason: str) -> None:
+        logger.warning("kvcommons: this engine serves WITHOUT the commons: %s", error)
+        rank = self._vllm_config.parallel_config.rank
+        self.report = RankReport(rank, b"", 0, (), reason)
 
     def _open(self, view: RankView, device: str) -> None:
         config = self._config

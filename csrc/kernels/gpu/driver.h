@@ -8,7 +8,7 @@
 
 namespace kvcommons::gpu {
 
-// The part of the driver's binary interface that is used. abi_check.cu holds it against the vendor's own headers.
+// The part of the driver's binary interface that is used. abi_check.h holds it against the vendor's own headers.
 using Result = int;
 using DevicePtr = std::uint64_t;
 using Context = void*;

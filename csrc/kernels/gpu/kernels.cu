@@ -3,6 +3,8 @@
 // instructions.
 #if defined(__HIPCC__)
 #include <hip/hip_runtime.h>
+#else
+#include "kernels/gpu/abi_check.h"
 #endif
 
 #include "kernels/gpu/copy_units.h"
