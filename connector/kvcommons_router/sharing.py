@@ -71,10 +71,12 @@ class Heard:
         self.rates = {name: Prefill(base, token) for name, (token, base) in said["rates"].items()}
         self.waits = {model: (names, tickets) for model, (names, tickets) in said["waits"].items()}
         known, self.rivals = self.rivals, {}
-        for model, (_, tickets) in self.waits.items():
-            for number, tenant, weight, order, tie, _ in tickets:
+        for model, (names, tickets) in self.waits.items():
+            for number, tenant, weight, order, tie, works in tickets:
+                if len(works) != len(names) or not all(isinstance(work, float | int) for work in works):
+                    raise ValueError("there is a time for each replica")
                 rival = known.get((model, number)) or Rival(Shape(0, tie), tenant, weight=weight)
-                rival.order = order + offset
+                rival.order = float(order + offset)
                 self.rivals[(model, number)] = rival
 
     def rivals_of(self, model: str, names: Sequence[str]) -> list[Rival]:
@@ -118,7 +120,7 @@ class Sharing:
         if now - self._rates_at >= BEAT_SECONDS:
             self._rates_at = now
             self._learnt()
-        said = self._text()
+        said = self._text(now)
         if said == self._said and now - self._said_at < BEAT_SECONDS:
             return
         self._said, self._said_at = said, now
@@ -134,7 +136,7 @@ class Sharing:
     def _accompanied(self) -> bool:
         return any(not name.startswith(self._posts.name) for name in self._heard)
 
-    def _text(self) -> bytes:
+    def _text(self, now: float) -> bytes:
         context = self._context
         instances = context.fleet.instances
         own = context.load.own()
@@ -144,8 +146,9 @@ class Sharing:
             if own[one.index] != (0, 0, 0)
         }
         waits = {}
-        for group, binder in context.waiting.binders():
+        for group, binder in tuple(context.waiting.binders()):
             if 0 < len(group.usable) <= REPLICAS_MAX:
+                binder.follow(group.candidates, now)
                 names = [one.name for one in group.usable]
                 waits[group.model] = (names, [_told(one) for one in itertools.islice(binder.in_order(), TOLD_MAX)])
         return orjson.dumps({"load": load, "rates": self._rates, "waits": waits, "spent": context.quotas.told()})
@@ -195,7 +198,8 @@ class Sharing:
             heard.take(said, now, now - said["at"] if away else 0.0)
             self._context.quotas.hear(name, said["spent"])
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
-            return  # another version's, or nobody's; it will be silent to us
+            self._dirty = self._heard.pop(name, None) is not None or self._dirty
+            return  # another version's, or nobody's: it is silent to us
         self._heard[name] = heard
         self._dirty = True
 

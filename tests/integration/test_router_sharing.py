@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+import orjson
 from kvcommons_core import redis_server
 from kvcommons_core.settings import IndexSettings
 from kvcommons_router.errors import Refusal
@@ -108,6 +109,37 @@ async def test_routers_of_one_index_make_one_queue() -> None:
     """Routers that share a Redis and nothing else do the same."""
     async with routers_of_one_index("a", "b") as (routers, gate, _):
         await one_queue(routers, gate)
+
+
+@on_uvloop
+async def test_what_is_not_understood_is_as_if_nothing_had_been_said() -> None:
+    """Another version's text, or nobody's, ends nothing: its sender is as one that is silent."""
+    async with workers("a", "b") as (routers, gate):
+        one = routers[0].app.context
+        assert one.sharing is not None
+        said = {"router": "r", "worker": 0, "at": 0.0, "load": {"a": [9000, 0, 3, 0.0]}, "rates": {}, "spent": {}}
+        ticket = [1, "", 1.0, 0.0, 7, [0.5, 0.5]]
+        good = said | {"waits": {"m": [["a", "b"], [ticket]]}}
+        bad: list[object] = [
+            [],
+            {"router": "r"},
+            said | {"waits": {"m": [["a"], [ticket]]}},
+            said | {"waits": {"m": [["a", "b"], [[1, "", 1.0, 0.0, 7, ["x", 1]]]]}},
+            said | {"load": {"a": 7}, "waits": {}},
+            said | {"at": "now", "waits": {}},
+        ]
+        for text in (b"", b"{", *[orjson.dumps(one) for one in bad]):
+            one.sharing.take(orjson.dumps(good))
+            one.sharing.listen(one.loop_time())
+            assert rivals(routers[0]) == 1
+            one.sharing.take(text)
+            one.sharing.listen(one.loop_time())
+            one.load.refresh()
+        assert rivals(routers[0]) == 0
+        client = await ask(routers[0], "still served")
+        await until(lambda: len(gate.calls) == 1, "it at an engine")
+        gate.answer(gate.calls[0])
+        assert (await client.reply()).status == 200
 
 
 @on_uvloop
