@@ -147,7 +147,7 @@ async def test_the_access_log_is_json_lines(tmp_path: Path) -> None:
     [
         ([], 2, "give at least one"),
         (["--instance=name=a,url=http://h:1"], 2, "serves no model"),
-        (["--instance=name=a,url=https://h:1,model=m"], 2, "http://HOST:PORT"),
+        (["--instance=name=a,url=ftp://h:1,model=m"], 2, "http://HOST:PORT"),
         (["--instance=name=a,ulr=http://h:1,model=m"], 2, "there is no such key"),
         (["--instance=name=a,url=http://h:1,model=m", "--listen=8000"], 2, "HOST:PORT"),
         ([], 2, "router.instances"),
