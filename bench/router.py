@@ -36,7 +36,7 @@ SOURCES = Path(__file__).parent / "router_load"
 ENGINES = 4
 STREAM_TOKENS = 64
 START_SECONDS_MAX = 20.0
-LIMITS = {"cpu_us_1k": 100.0, "cpu_us_32k": 180.0, "cpu_us_chunk": 22.0}
+LIMITS = {"cpu_us_1k": 80.0, "cpu_us_32k": 150.0, "cpu_us_chunk": 20.0}
 
 
 class Case(NamedTuple):

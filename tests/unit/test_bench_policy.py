@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from kvcommons_router.picker import Policy
 
-from bench.policy import ours, peers, workloads
+from bench.policy import live, ours, peers, workloads
 from bench.policy.__main__ import OURS, Row, compare, front, measure
 from bench.policy.world import Holders, Job, Model, Request, Setup, World
 
@@ -157,3 +157,17 @@ def test_a_comparison_reports_the_default_and_the_best_of_the_peers(capsys: pyte
     assert set(found) == {"mean_ms", "p99_ms", "best_peer_mean_ms", "best_peer_p99_ms"}
     assert found["mean_ms"] == measure("", SMALL, requests, ours.late()).mean_ms
     assert "front of mean against p99" in capsys.readouterr().out
+
+
+def test_the_live_engines_prefill_as_the_simulated_ones() -> None:
+    """An idle engine takes the model's time for what it does not hold, and holds the least recently used no longer."""
+    model = Model()
+    engine = live.Engine(model)
+    first = [f"{number:07x}" for number in range(10)]
+    assert engine._prefill(first) == model.prefill(10, 10)
+    assert engine._prefill([*first, "new"]) == model.prefill(1, 11)
+    assert engine._prefill([f"{number:07x}" for number in range(1000, 1000 + live.BLOCKS)]) == model.prefill(
+        live.BLOCKS, live.BLOCKS
+    )
+    assert engine._prefill(first) == model.prefill(10, 10)
+    assert len(live.text_of(17)) == live.BLOCK_BYTES
