@@ -122,3 +122,95 @@ def test_a_ratio_is_the_worst_of_its_lengths_by_the_best_of_its_methods() -> Non
         ]
     ]
     assert bench_gpu.ratios_of(rows) == {"dma_64k": 0.95, "small_h2d": 0.8}
+
+
+def rotated(
+    rows: np.ndarray[Any, Any], positions: np.ndarray[Any, Any], *, neox: bool, first: int, dims: int
+) -> np.ndarray[Any, Any]:
+    """Rotary embedding as the engines compute it, in float64: of a row at each position."""
+    frequencies = 10_000.0 ** (-np.arange(dims // 2) * 2.0 / dims)
+    angles = positions[:, None] * frequencies[None, :]
+    part = rows[:, first : first + dims].astype(np.float64)
+    x, y = (part[:, : dims // 2], part[:, dims // 2 :]) if neox else (part[:, 0::2], part[:, 1::2])
+    turned = np.empty_like(part)
+    one, two = x * np.cos(angles) - y * np.sin(angles), x * np.sin(angles) + y * np.cos(angles)
+    if neox:
+        turned[:, : dims // 2], turned[:, dims // 2 :] = one, two
+    else:
+        turned[:, 0::2], turned[:, 1::2] = one, two
+    out = rows.astype(np.float64)
+    out[:, first : first + dims] = turned
+    return out
+
+
+@pytest.mark.parametrize("neox", [True, False])
+@pytest.mark.parametrize(("width", "first", "dims"), [(64, 0, 64), (80, 0, 32), (576, 512, 64)])
+def test_k_that_is_turned_is_k_of_the_other_position(
+    driver: str, neox: bool, width: int, first: int, dims: int
+) -> None:
+    """K of text that moved by a shift is what the engine would have computed there: whole rows, partial rotary, MLA's part."""
+    shift, count = 1_234, 48
+    raw = np.random.default_rng(5).standard_normal((count, width))
+    positions = np.arange(100, 100 + count)
+    had = rotated(raw, positions, neox=neox, first=first, dims=dims).astype(np.float32)
+    wanted = rotated(raw, positions + shift, neox=neox, first=first, dims=dims)
+    angles = shift * 10_000.0 ** (-np.arange(dims // 2) * 2.0 / dims)
+    cosines, sines = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    blocks = np.array([2, 0, 1], dtype=np.uint32)  # of 16 rows each
+    paged = np.empty_like(had)
+    for index, block in enumerate(blocks):
+        paged[block * 16 : block * 16 + 16] = had[index * 16 : index * 16 + 16]
+    state = _native.GpuCopies("cuda:0", kernels=gpu_fake.IMAGE, driver=driver).turn(
+        element="float32",
+        grid=(paged.ctypes.data, 16 * width * 4, 0, width * 4, 1, 16),
+        blocks=blocks.ctypes.data,
+        rows=count,
+        neox=neox,
+        first=first,
+        dims=dims,
+        cosines=cosines.ctypes.data,
+        sines=sines.ctypes.data,
+    )
+    assert state == "done"
+    for index, block in enumerate(blocks):
+        got = paged[block * 16 : block * 16 + 16]
+        assert np.allclose(got, wanted[index * 16 : index * 16 + 16], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("codec", "params_bytes", "codes_bytes", "steps"),
+    [("e4m3", 4, 512, 16), ("int8_rows", 16, 512, 254), ("int8_channels", 128, 512, 254), ("int4_rows", 64, 256, 14)],
+)
+def test_what_is_quantised_comes_back_within_half_a_step(
+    driver: str, codec: str, params_bytes: int, codes_bytes: int, steps: int
+) -> None:
+    """Each value returns within half a step of the range that its scale covers, and a step of the scale's own rounding."""
+    rows = np.random.default_rng(6).uniform(-3, 3, (8, 64)).astype(np.float32)
+    back = np.zeros_like(rows)
+    params: np.ndarray[Any, np.dtype[np.uint8]] = np.zeros(params_bytes, dtype=np.uint8)
+    codes: np.ndarray[Any, np.dtype[np.uint8]] = np.zeros(codes_bytes, dtype=np.uint8)
+    most = np.zeros(1, dtype=np.uint32)
+    blocks = np.zeros(1, dtype=np.uint32)
+    copies = _native.GpuCopies("cuda:0", kernels=gpu_fake.IMAGE, driver=driver)
+
+    def run(memory: np.ndarray[Any, Any], *, there: bool) -> str:
+        return copies.quantise(
+            codec=codec,
+            element="float32",
+            grid=(memory.ctypes.data, 0, 0, 256, 1, 8),
+            blocks=blocks.ctypes.data,
+            tiles=1,
+            count=8,
+            width=64,
+            group=64,
+            params=params.ctypes.data,
+            codes=codes.ctypes.data,
+            most=most.ctypes.data,
+            back=not there,
+        )
+
+    assert run(rows, there=True) == "done"
+    assert most.view(np.float32)[0] == np.abs(rows).max()
+    assert run(back, there=False) == "done"
+    span = rows.max() - rows.min()
+    assert 0 < np.abs(back - rows).max() <= span / steps * 0.55
