@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from kvcommons_operator import conditions, names, tier_status
+from kvcommons_operator.api.pool import UpdateType
 from kvcommons_operator.build import redis
 from kvcommons_operator.conditions import Condition, no, unknown, yes
 from kvcommons_operator.node_steps import member
@@ -158,6 +159,10 @@ def _progressing(view: View) -> Condition:
             kind,
             "RollingNodes",
             f"{roll.updated} of {roll.updated + roll.outdated} nodes are as wished; now {roll.waiting_for}",
+        )
+    if roll.outdated and view.pool.spec.update_strategy.type == UpdateType.ROLLING_ONE:
+        return yes(
+            kind, "RollingNodes", f"{roll.outdated} nodes are to follow the pool's change, which is being applied"
         )
     if roll.outdated:
         return no(

@@ -9,7 +9,8 @@ import pytest
 from kube_chart import NAMESPACE, RELEASE, Helm
 from kube_cluster import condition
 from kube_process import wait_for
-from kube_served import ENGINES, MODEL, NAME, POOL, Served
+from kube_served import API, ENGINES, MODEL, NAME, POOL, Served
+from kvcommons_operator.pod_memory import PodMemory
 
 WORDS = ("cache", "node", "router", "prefix", "token", "engine", "index", "memory", "chunk", "lease", "arena", "shard")
 
@@ -96,6 +97,40 @@ def test_a_cache_node_that_was_replaced_answers_from_its_disk(served: Served) ->
     assert warm.tokens == cold.tokens
     assert served.node_metric(machine, "kvcommons_node_promoted_chunks_total") > 0
     wait_for(lambda: tiers_are_well(served), "TiersHealthy", 60.0, every=0.5)
+
+
+@pytest.mark.parametrize("served", ["perNode"], indirect=True)
+def test_another_capacity_keeps_the_cache_nodes_and_what_they_hold(served: Served) -> None:
+    """More memory, then less than at first: the same pods on the same machines, whose kubelets give and take the memory, and the same chat
+    is answered from there, token for token, and not from the disk behind."""
+    engine, prompt = served.ready_engines()[0], long_prompt("kept in memory")
+    machine, client = engine["spec"]["nodeName"], served.engine(engine)
+    cold = client.chat(prompt)
+    before = {pod["metadata"]["uid"] for pod in served.pods("cache-node")}
+    for mib in (640, 448):
+        change = {"spec": {"tiers": {"memory": {"capacity": f"{mib}Mi"}}}}
+        path = f"{API}/{served.namespace}/kvcachepools/{POOL}"
+        served.cluster.request("PATCH", path, change, "application/merge-patch+json")
+        wait_for(partial(all_have, served, mib << 20), f"{mib} MiB on all cache nodes", 120.0, every=0.3)
+        wait_for(partial(is_attached, served, machine), "the engine attached again", 30.0, every=0.3)
+        served.reset_engines()
+        warm = client.chat(prompt)
+        assert warm.cached_tokens >= 512
+        assert warm.tokens == cold.tokens
+        assert served.node_metric(machine, "kvcommons_node_promoted_chunks_total") == 0
+    assert {pod["metadata"]["uid"] for pod in served.pods("cache-node")} == before
+
+
+def all_have(served: Served, arena_bytes: int) -> bool:
+    """Every cache node has such an arena, its container the memory for it, and the pool says that this was all."""
+    pool, pods = served.object("kvcachepools", POOL), served.pods("cache-node")
+    progressing = next(one for one in pool["status"]["conditions"] if one["type"] == "Progressing")
+    told = pool["metadata"]["generation"] == progressing["observedGeneration"] and progressing["reason"] == "Complete"
+    return told and all(
+        PodMemory.parse(pod, "cache-node").given == PodMemory.parse(pod, "cache-node").asked
+        and served.node_metric(pod["spec"]["nodeName"], "kvcommons_node_capacity_bytes") == arena_bytes
+        for pod in pods
+    )
 
 
 def is_attached(served: Served, machine: str) -> bool:

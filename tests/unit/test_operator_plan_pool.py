@@ -219,7 +219,9 @@ def test_a_change_rolls_one_node_at_a_time() -> None:
     """The new template is applied first; the first node is fenced only when the DaemonSet has it."""
     before, after = examples.pool(), examples.pool(tiers={"memory": {"capacity": "9Gi"}})
     world = running(before)
-    assert plan(after, **world).actions == ()
+    early = plan(after, **world)
+    assert early.actions == ()
+    assert statuses(early.status)["Progressing"] == ("True", "RollingNodes")
     applied = running(after)
     found = plan(after, **{**world, "children": applied["children"]})
     (action,) = found.actions
