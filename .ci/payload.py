@@ -153,13 +153,16 @@ def engine_modules() -> dict[str, list[str]]:
 
 
 def sources() -> Iterator[tuple[Path, str]]:
-    """(file, its path in the payload) of what is Python."""
+    """(file, its path in the payload) of what is Python, and of the GPU's kernels where they were built."""
     for name in CORE_MODULES:
         yield ROOT / "cache_node" / "kvcommons_core" / f"{name}.py", f"python/kvcommons_core/{name}.py"
     for path in sorted((ROOT / "connector" / "kvcommons_connector").glob("*.py")):
         if path.name != "launch.py":
             yield path, f"python/kvcommons_connector/{path.name}"
     yield ROOT / "connector" / "kvcommons_connector" / "launch.py", "launch.py"
+    kernels = ROOT / "cache_node" / "kvcommons_core" / "_cuda.fatbin"
+    if kernels.exists():  # `make gpu` was asked for; the same image for every processor
+        yield kernels, f"python/kvcommons_core/{kernels.name}"
 
 
 def assemble(built: list[Path], machine: str, target: Path) -> None:

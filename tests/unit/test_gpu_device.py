@@ -152,7 +152,9 @@ def test_k_that_is_turned_is_k_of_the_other_position(
     shift, count = 1_234, 48
     raw = np.random.default_rng(5).standard_normal((count, width))
     positions = np.arange(100, 100 + count)
-    had = rotated(raw, positions, neox=neox, first=first, dims=dims).astype(np.float32)
+    had: np.ndarray[Any, np.dtype[np.float32]] = rotated(raw, positions, neox=neox, first=first, dims=dims).astype(
+        np.float32
+    )
     wanted = rotated(raw, positions + shift, neox=neox, first=first, dims=dims)
     angles = shift * 10_000.0 ** (-np.arange(dims // 2) * 2.0 / dims)
     cosines, sines = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
@@ -189,8 +191,8 @@ def test_what_is_quantised_comes_back_within_half_a_step(
     back = np.zeros_like(rows)
     params: np.ndarray[Any, np.dtype[np.uint8]] = np.zeros(params_bytes, dtype=np.uint8)
     codes: np.ndarray[Any, np.dtype[np.uint8]] = np.zeros(codes_bytes, dtype=np.uint8)
-    most = np.zeros(1, dtype=np.uint32)
-    blocks = np.zeros(1, dtype=np.uint32)
+    most: np.ndarray[Any, np.dtype[np.uint32]] = np.zeros(1, dtype=np.uint32)
+    blocks: np.ndarray[Any, np.dtype[np.uint32]] = np.zeros(1, dtype=np.uint32)
     copies = _native.GpuCopies("cuda:0", kernels=gpu_fake.IMAGE, driver=driver)
 
     def run(memory: np.ndarray[Any, Any], *, there: bool) -> str:
