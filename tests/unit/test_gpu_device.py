@@ -130,7 +130,7 @@ def rotated(
     """Rotary embedding as the engines compute it, in float64: of a row at each position."""
     frequencies = 10_000.0 ** (-np.arange(dims // 2) * 2.0 / dims)
     angles = positions[:, None] * frequencies[None, :]
-    part = rows[:, first : first + dims].astype(np.float64)
+    part: np.ndarray[Any, np.dtype[np.float64]] = rows[:, first : first + dims].astype(np.float64)
     x, y = (part[:, : dims // 2], part[:, dims // 2 :]) if neox else (part[:, 0::2], part[:, 1::2])
     turned = np.empty_like(part)
     one, two = x * np.cos(angles) - y * np.sin(angles), x * np.sin(angles) + y * np.cos(angles)
@@ -138,7 +138,7 @@ def rotated(
         turned[:, : dims // 2], turned[:, dims // 2 :] = one, two
     else:
         turned[:, 0::2], turned[:, 1::2] = one, two
-    out = rows.astype(np.float64)
+    out: np.ndarray[Any, np.dtype[np.float64]] = rows.astype(np.float64)
     out[:, first : first + dims] = turned
     return out
 
