@@ -143,7 +143,11 @@ CodecResult decode(std::span<const std::byte> payload, const KvShape& shape, std
   }
   const std::span<const std::byte> body = payload.subspan(kHeaderBytes);
   if (header.spec.id == CodecId::Lossless) return detail::decode_lossless(header, body, raw);
-  if (!decode_tiles(header, body.data(), raw, kernels::quant_kernels(isa))) {
+  // Int4 writes the rows of two tokens by turns, half a line at a time: past the caches that takes half as long again.
+  const bool streaming = detail::streams(raw.size()) && header.spec.id != CodecId::Int4;
+  const bool good = decode_tiles(header, body.data(), raw, kernels::quant_kernels(isa, streaming));
+  kernels::quant_fence();
+  if (!good) {
     return failed(CodecStatus::Refused, "a scale is negative or not finite: the body was damaged; drop it");
   }
   return {.status = CodecStatus::Ok, .bytes = raw.size(), .why = {}};

@@ -142,7 +142,10 @@ CodecResult encode(const CodecSpec& spec, const KvShape& shape, std::span<const 
   if (spec.id == CodecId::Lossless) return detail::encode_lossless(shape, raw, out);
   const std::span<std::byte> body = out.subspan(kHeaderBytes, most - kHeaderBytes);
   clear_gaps(spec, shape, body.data());
-  if (!encode_tiles(spec, shape, raw, body.data(), kernels::quant_kernels(isa))) {
+  const bool good =
+      encode_tiles(spec, shape, raw, body.data(), kernels::quant_kernels(isa, detail::streams(raw.size())));
+  kernels::quant_fence();
+  if (!good) {
     return failed(CodecStatus::NotFinite, "Inf, NaN or a magnitude from 2^100 on: keep this chunk as it is");
   }
   write_header({.spec = spec, .shape = shape, .raw_bytes = raw.size(), .body_bytes = body.size(), .raw_checksum = 0},

@@ -25,6 +25,9 @@ struct PartStrides {
 };
 [[nodiscard]] PartStrides strides_of(const KvShape& shape, bool value);
 
+// Whether a slot is more than caches hold: then what is written goes past them, as a large memcpy's does.
+inline bool streams(std::uint64_t raw_bytes) { return raw_bytes >= 4u << 20; }
+
 inline std::uint64_t divided_up(std::uint64_t a, std::uint64_t b) { return (a + b - 1) / b; }
 
 inline CodecResult failed(CodecStatus status, std::string why) {

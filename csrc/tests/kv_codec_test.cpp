@@ -297,6 +297,31 @@ TEST(every_instruction_set_makes_the_same_payload) {
   }
 }
 
+// More than caches hold, at places that whole vectors may be written to.
+TEST(a_large_slot_is_the_reference_s_too) {
+  KvShape shape = small_shape();
+  shape.element = kernels::Element::Bf16;
+  shape.layers = 4, shape.blocks = shape.block_tokens = 16, shape.heads = 8, shape.k_size = shape.v_size = 128;
+  const auto raw = slot_of(shape, 5);
+  CHECK(raw.size() >= (4u << 20));
+  constexpr std::size_t kLine = 64;
+  const auto aligned = [](std::vector<std::byte>& memory, std::size_t bytes) {
+    memory.resize(bytes + kLine);
+    const auto past = reinterpret_cast<std::uintptr_t>(memory.data()) % kLine;
+    return std::span(memory).subspan((kLine - past) % kLine, bytes);
+  };
+  for (const CodecSpec& spec : kLossy) {
+    std::vector<std::byte> want(encoded_bytes_max(spec, shape)), back(raw.size()), out_memory, back_memory;
+    CHECK(encode(spec, shape, raw, want, kernels::QuantIsa::Scalar).status == CodecStatus::Ok);
+    CHECK(decode(want, shape, back, kernels::QuantIsa::Scalar).status == CodecStatus::Ok);
+    const auto out = aligned(out_memory, want.size()), again = aligned(back_memory, raw.size());
+    CHECK(encode(spec, shape, raw, out).status == CodecStatus::Ok);
+    CHECK(std::equal(out.begin(), out.end(), want.begin()));
+    CHECK(decode(out, shape, again).status == CodecStatus::Ok);
+    CHECK(std::equal(again.begin(), again.end(), back.begin()));
+  }
+}
+
 TEST(what_cannot_be_encoded_is_refused_by_field_value_and_remedy) {
   const KvShape good = small_shape();
   const auto changed = [&](auto change) {

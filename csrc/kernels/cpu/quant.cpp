@@ -35,16 +35,22 @@ QuantIsa quant_best() noexcept {
   return best;
 }
 
-const QuantKernels& quant_kernels(QuantIsa isa) noexcept {
+const QuantKernels& quant_kernels(QuantIsa isa, [[maybe_unused]] bool streaming) noexcept {
   if (quant_has(isa)) {
 #if defined(__x86_64__)
-    if (isa == QuantIsa::Avx512) return detail::kQuantAvx512;
-    if (isa == QuantIsa::Avx2) return detail::kQuantAvx2;
+    if (isa == QuantIsa::Avx512) return streaming ? detail::kQuantAvx512Streaming : detail::kQuantAvx512;
+    if (isa == QuantIsa::Avx2) return streaming ? detail::kQuantAvx2Streaming : detail::kQuantAvx2;
 #elif defined(__aarch64__)
     if (isa == QuantIsa::Neon) return detail::kQuantNeon;
 #endif
   }
   return detail::kQuantScalar;
+}
+
+void quant_fence() noexcept {
+#if defined(__x86_64__)
+  __builtin_ia32_sfence();
+#endif
 }
 
 }  // namespace kvcommons::kernels

@@ -61,7 +61,10 @@ struct QuantKernels {
 enum class QuantIsa : std::uint8_t { Scalar, Avx2, Avx512, Neon };
 [[nodiscard]] bool quant_has(QuantIsa isa) noexcept;
 [[nodiscard]] QuantIsa quant_best() noexcept;
-[[nodiscard]] const QuantKernels& quant_kernels(QuantIsa isa) noexcept;  // the scalar ones where the machine lacks isa
+// The scalar ones where the machine lacks isa. streaming: what is written goes past the caches where that is of use,
+// and is seen by other threads after quant_fence() only.
+[[nodiscard]] const QuantKernels& quant_kernels(QuantIsa isa, bool streaming = false) noexcept;
+void quant_fence() noexcept;
 
 // What the callers of the channel kernels compute: a scale that the stored form keeps exactly, and its inverse.
 [[nodiscard]] std::uint16_t bf16_scale_up(std::uint32_t max_bits, float steps) noexcept;  // 0 below kTinyBits

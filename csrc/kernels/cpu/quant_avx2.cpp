@@ -32,13 +32,27 @@ inline H narrow16(U x) {
   return reinterpret_cast<H>(_mm256_castsi256_si128(_mm256_permute4x64_epi64(words, 0x08)));
 }
 
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+inline void stream(void* at, Floats x) { _mm256_stream_ps(static_cast<float*>(at), reinterpret_cast<__m256>(x)); }
+inline void stream(void* at, H x) { _mm_stream_si128(static_cast<__m128i*>(at), reinterpret_cast<__m128i>(x)); }
+inline void stream(void* at, Bytes x) { _mm_stream_si64(static_cast<long long*>(at), reinterpret_cast<long long>(x)); }
+
+// Twice: with stores that a cache keeps, and with those that go past it.
+namespace kept {
+constexpr bool kStreams = false;
 #include "quant_vector.inc"
+}  // namespace kept
+namespace streaming {
+constexpr bool kStreams = true;
+#include "quant_vector.inc"
+}  // namespace streaming
 
 }  // namespace
 
 namespace detail {
-const QuantKernels kQuantAvx2 = kTable;
-}
+const QuantKernels kQuantAvx2 = kept::kTable;
+const QuantKernels kQuantAvx2Streaming = streaming::kTable;
+}  // namespace detail
 
 }  // namespace kvcommons::kernels
 #endif

@@ -26,13 +26,27 @@ inline U widen(const std::uint8_t* at) {
 inline U widen16(H x) { return reinterpret_cast<U>(_mm512_maskz_cvtepu16_epi32(kAll, reinterpret_cast<__m256i>(x))); }
 inline H narrow16(U x) { return reinterpret_cast<H>(_mm512_maskz_cvtepi32_epi16(kAll, reinterpret_cast<__m512i>(x))); }
 
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+inline void stream(void* at, Floats x) { _mm512_stream_ps(static_cast<float*>(at), reinterpret_cast<__m512>(x)); }
+inline void stream(void* at, H x) { _mm256_stream_si256(static_cast<__m256i*>(at), reinterpret_cast<__m256i>(x)); }
+inline void stream(void* at, Bytes x) { _mm_stream_si128(static_cast<__m128i*>(at), reinterpret_cast<__m128i>(x)); }
+
+// Twice: with stores that a cache keeps, and with those that go past it.
+namespace kept {
+constexpr bool kStreams = false;
 #include "quant_vector.inc"
+}  // namespace kept
+namespace streaming {
+constexpr bool kStreams = true;
+#include "quant_vector.inc"
+}  // namespace streaming
 
 }  // namespace
 
 namespace detail {
-const QuantKernels kQuantAvx512 = kTable;
-}
+const QuantKernels kQuantAvx512 = kept::kTable;
+const QuantKernels kQuantAvx512Streaming = streaming::kTable;
+}  // namespace detail
 
 }  // namespace kvcommons::kernels
 #endif

@@ -8,8 +8,8 @@ namespace kvcommons::kernels::detail {
 
 extern const QuantKernels kQuantScalar;
 #if defined(__x86_64__)
-extern const QuantKernels kQuantAvx2;
-extern const QuantKernels kQuantAvx512;
+extern const QuantKernels kQuantAvx2, kQuantAvx2Streaming;
+extern const QuantKernels kQuantAvx512, kQuantAvx512Streaming;
 #elif defined(__aarch64__)
 extern const QuantKernels kQuantNeon;
 #endif

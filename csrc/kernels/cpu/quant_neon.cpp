@@ -23,6 +23,9 @@ inline U widen(const std::uint8_t* at) {
 inline U widen16(H x) { return __builtin_convertvector(x, U); }
 inline H narrow16(U x) { return __builtin_convertvector(x, H); }
 
+constexpr bool kStreams = false;
+template <typename V>
+void stream(void*, V);  // never called
 #include "quant_vector.inc"
 
 }  // namespace
