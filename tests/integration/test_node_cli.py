@@ -10,7 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kvcommons_cli import clear, control, events, lookup, pin, pins, prewarm, stats, unpin, why
+from kvcommons_cli import (
+    clear,
+    compress,
+    control,
+    decompress,
+    events,
+    lookup,
+    move,
+    pin,
+    pins,
+    prewarm,
+    stats,
+    unpin,
+    why,
+)
 from kvcommons_core.redis_server import free_port
 
 FINGERPRINT = "ab" * 32
@@ -107,6 +121,39 @@ def test_clear_sends_what_is_meant_and_nothing_else(node: Node) -> None:
     words = ["--model", "m", "--salt", "", "--older-than", "2h", "--tier", "memory", "--tier", "disk"]
     assert clear.main(["--url", node.url, *words]) == 0
     assert node.asked[0][2] == {"model": "m", "salt": "", "older_than_seconds": 7_200, "tiers": ["memory", "disk"]}
+
+
+def test_what_begins_a_job_sends_what_was_given_and_shows_how_it_ends(
+    node: Node, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A move to another node, compress and decompress: followed to their end; what failed of it makes the status 1."""
+    progress: dict[str, Any] = {"done": 3, "failed": 0, "total": 3, "unit": "shards", "detail": ""}
+    job: dict[str, Any] = {
+        "job": "ab" * 8,
+        "kind": "x",
+        "name": "x",
+        "state": "done",
+        "progress": progress,
+        "error": "",
+    }
+    job |= {"result": {"rewritten": 3}, "running_seconds": 1.0, "age_seconds": 1.0}
+    for path in ("/v1/move", "/v1/compress", "/v1/decompress"):
+        node.answers[path] = {"job": job, "created": True}
+    node.answers["/v1/jobs"] = {"jobs": [job], "next": 0, "kept": 1}
+    chain = ["--url", node.url, "--fingerprint", FINGERPRINT, "--key", "cd" * 32]
+    assert move.main([*chain, "--to-node", "node-b", "--keep"]) == 0
+    assert compress.main([*chain, "--tier", "disk", "--no-memory"]) == 0
+    assert "3/3 shards, done\n3 rewritten" in capsys.readouterr().out
+    assert decompress.main(["--url", node.url, "-o", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["result"] == {"rewritten": 3}
+    some = {"fingerprint": FINGERPRINT, "keys": ["cd" * 32]}
+    assert [one[:3] for one in node.asked if one[0] == "POST"] == [
+        ("POST", "/v1/move", {**some, "node": "node-b", "keep": True}),
+        ("POST", "/v1/compress", {**some, "codec": "lossless", "tier": "disk", "from_memory": False}),
+        ("POST", "/v1/decompress", {}),
+    ]
+    node.answers["/v1/jobs"] = {"jobs": [job | {"progress": progress | {"done": 2, "failed": 1}}], "next": 0, "kept": 1}
+    assert compress.main(["--url", node.url]) == 1
 
 
 def test_the_token_is_sent(node: Node, tmp_path: Path) -> None:
