@@ -70,8 +70,9 @@ class WireEngine:
                 if engine.failing:
                     self.answer(503, b"{}")
                     return
-                engine.serve(int(body["document"]), self.headers["X-Request-Id"])
-                self.answer(200, b'{"choices": []}')
+                request_id = self.headers["X-Request-Id"]
+                engine.serve(int(body["document"]), request_id)
+                self.answer(200, json.dumps({"id": request_id, "choices": []}).encode())
 
             def answer(self, status: int, body: bytes) -> None:
                 self.send_response(status)
@@ -97,10 +98,11 @@ class WireEngine:
             hit = self.node.read(keys)
             if not hit:
                 self.node.store(keys)
-        self.report(request_id, hit * 256)
+        self.report(request_id, keys, hit * 256)
 
-    def report(self, request_id: str, commons: int) -> None:
-        fields = {
+    def report(self, request_id: str, keys: bytes, commons: int) -> None:
+        missed = [keys[at : at + 8].hex() for at in range(commons // 256 * 32, len(keys), 32)]
+        fields: dict[str, object] = {
             "request_id": request_id,
             "prompt_tokens": TOKENS + 7,
             "own_tokens": 0,
@@ -109,6 +111,8 @@ class WireEngine:
             "reason": "" if commons == TOKENS else "not_found" if not commons else "partly_found",
             "model": "m",
         }
+        if missed:
+            fields |= {"missed_from": commons // 256, "missed": missed}
         client = self.node.client("scheduler")
         assert client.ensure_connected()
         assert client.feedback(json.dumps(fields)) == "ok"
@@ -157,6 +161,10 @@ class Run:
 
     def ask(self, document: int, text: str = "") -> int:
         """A chat about a document through the router; the status."""
+        return self.chat(document, text)[0]
+
+    def chat(self, document: int, text: str = "") -> tuple[int, str]:
+        """The same, with the request's id."""
         content = text or f"document {document}: {TEXT * 60}"
         body = {"model": "m", "messages": [{"role": "user", "content": content}], "document": document, "stream": True}
         request = urllib.request.Request(
@@ -166,10 +174,10 @@ class Run:
         )
         try:
             with urllib.request.urlopen(request, timeout=20) as answer:
-                return int(answer.status)
+                return int(answer.status), answer.headers["X-Request-Id"]
         except urllib.error.HTTPError as error:
             with error:
-                return error.code
+                return error.code, error.headers["X-Request-Id"] or ""
 
     def work(self, turn: int) -> None:
         """A little of everything that is counted: known and new documents, several at once, evictions, a tier and a peer that
@@ -226,7 +234,7 @@ def disk_in(folder: Path) -> str:
 
 
 @contextmanager
-def pool_at_work(folder: Path) -> Iterator[Run]:
+def pool_at_work(folder: Path, *, disks: bool = True) -> Iterator[Run]:
     """Until the end of the block."""
     with ExitStack() as stack:
         redis = stack.enter_context(redis_server.running())
@@ -234,8 +242,8 @@ def pool_at_work(folder: Path) -> Iterator[Run]:
         secret = make_secret(folder)
         starts: dict[str, Callable[[], None]] = {}
         for node in nodes:
-            disk = disk_in(folder / f"{node.name}-disk")
-            starts[node.name] = partial(node.start, redis.url, secret, "--tiers", disk, *SHADOWS)
+            disk = ("--tiers", disk_in(folder / f"{node.name}-disk")) if disks else ()
+            starts[node.name] = partial(node.start, redis.url, secret, *disk, *SHADOWS)
             starts[node.name]()
         know_each_other(nodes)
         engines = [WireEngine(f"engine-{node.name}", node) for node in nodes]

@@ -23,6 +23,7 @@ from kvcommons_node.api.models_size import ResizeAnswer, ResizeRequest
 from kvcommons_node.cluster import Cluster, Credentials
 from kvcommons_node.engines import Engines
 from kvcommons_node.feed import Feed, Watcher
+from kvcommons_node.history import History, Sights
 from kvcommons_node.jobs import Jobs
 from kvcommons_node.long_work import LongWork
 from kvcommons_node.metrics import NodeMetrics
@@ -124,7 +125,7 @@ class Control:
         self._started = time.monotonic()
         self._serving = False
         self.node_metrics = NodeMetrics(self._core_stats, index.status, self._tiers, self._peers)
-        self.reports = Reports()
+        self.reports = Reports(history=History(self._sights))
         self.feed = Feed()
         self._cluster = Cluster(pool, node_id, credentials, self._here)
         self._jobs = Jobs(lambda fields: self.feed.tell("job", fields))
@@ -284,6 +285,11 @@ class Control:
             for name, host, port, usable, why, counters in known
         ]
         return sorted(shown, key=lambda peer: (not any(peer.counters.values()), peer.name))
+
+    def _sights(self) -> Sights:
+        known = self._core.peers() if self._serving else []
+        unusable = frozenset(name for name, _, _, usable, *_ in known if not usable)
+        return Sights(self._core_stats().get("peer_skipped_slow", 0), unusable)
 
     def _core_stats(self) -> dict[str, int]:
         return self._core.stats() if self._serving else {}

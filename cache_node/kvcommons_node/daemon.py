@@ -25,6 +25,7 @@ from kvcommons_node.api.server import SHUTDOWN_SECONDS_MAX, Access, Api
 from kvcommons_node.cluster import Credentials
 from kvcommons_node.control import Control, IndexLink
 from kvcommons_node.engines import Engines
+from kvcommons_node.history import History
 from kvcommons_node.model_names import ModelNames
 from kvcommons_node.pinning import Pinning
 from kvcommons_node.plan import StartPlan
@@ -122,7 +123,7 @@ class Daemon:
             stack.push_async_callback(asyncio.to_thread, core.stop)
             await pinning.restore()
             stack.push_async_callback(_ended, asyncio.create_task(pinning.run()))
-            peers = _peers_of(plan, core, index)
+            peers = _peers_of(plan, core, index, control.reports.history)
             self._attach(control, core, index, stack, peers)
             stack.push_async_callback(control.close)
             await index.start()
@@ -220,13 +221,13 @@ class Daemon:
         logger.info("serving as %s: %s", self._plan.node_id, told, extra=note)
 
 
-def _peers_of(plan: StartPlan, core: Core, index: IndexLink) -> Peers | None:
+def _peers_of(plan: StartPlan, core: Core, index: IndexLink, history: History) -> Peers | None:
     """Imported late, as the index: a private node needs no Redis client."""
     if not plan.peer_address or not plan.index.url:
         return None
     from kvcommons_node.peers import Peers
 
-    return Peers(plan.index, core, index, plan.node_id, plan.core["peers"]["locate_ms_max"])
+    return Peers(plan.index, core, index, plan.node_id, plan.core["peers"]["locate_ms_max"], history)
 
 
 def _nothing() -> None:

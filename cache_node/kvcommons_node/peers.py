@@ -19,6 +19,7 @@ from kvcommons_core.settings import IndexSettings
 from kvcommons_core.settings_peers import split_address
 
 from kvcommons_node.control import IndexLink
+from kvcommons_node.history import History
 from kvcommons_node.seam import Core
 
 SYNC_SECONDS = 0.25
@@ -47,14 +48,22 @@ class Peers:
     """Lives on the daemon's event loop, beside the pump that wakes it."""
 
     def __init__(
-        self, settings: IndexSettings, core: Core, index: IndexLink, own_name: str, lookup_ms_max: float
+        self,
+        settings: IndexSettings,
+        core: Core,
+        index: IndexLink,
+        own_name: str,
+        lookup_ms_max: float,
+        history: History | None = None,
     ) -> None:
-        """:param lookup_ms_max: what comes later than this nobody waits for any more."""
+        """:param history: who was said to have what, for whoever asks later why it was not found.
+        :param lookup_ms_max: what comes later than this nobody waits for any more."""
         # Past the mirror: a moment ago's answer of nobody is what an engine would compute for.
         self._reader = IndexReader(settings.model_copy(update={"mirror_keys_max": 0, "lookup_ms_max": lookup_ms_max}))
         self._core = core
         self._index = index
         self._own_name = own_name
+        self._history = history or History()
         self._told: list[Address] = []
         self._told_epoch: int | None = None
         self._addresses: dict[str, str] = {}
@@ -124,4 +133,6 @@ class Peers:
         await self._sync()
         epochs = {slot: epoch for slot, epoch, *_ in self._told}
         candidates = [(slot, epochs[slot], hit.depth) for slot, hit in found.hits.items() if slot in epochs]
+        names = {slot: name for slot, _, name, *_ in self._told}
+        self._history.asked(chain, {names[slot]: depth for slot, _, depth in candidates})
         self._core.peer_answer(question, candidates)

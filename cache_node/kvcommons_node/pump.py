@@ -10,7 +10,7 @@ from typing import Protocol
 from kvcommons_node.feed import Feed
 from kvcommons_node.metrics import EVENT_KINDS, REUSE_SOURCES, NodeMetrics
 from kvcommons_node.model_names import ModelNames
-from kvcommons_node.reports import Reports
+from kvcommons_node.reports import Reports, for_routers
 from kvcommons_node.seam import EVENTS_PER_DRAIN_MAX, MEMORY, Core, CoreEvent
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,8 @@ class EventPump:
         self._models = models
         self._on_wake = on_wake
         self._descriptor: int | None = None
+        self._cleared = 0
+        """Of the chunks that calls have cleared, how many were seen to go."""
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._descriptor = self._core.event_fd()
@@ -72,8 +74,10 @@ class EventPump:
             logger.warning("events were lost; beginning a new epoch")
             self._sink.begin_epoch("events_lost")
             self._feed.tell_all("gap", {})
-        for event in raw:
-            self._take(CoreEvent(*event))
+        events = [CoreEvent(*event) for event in raw]
+        self._bury([event for event in events if event.kind in ("freed", "moved") and not event.tier])
+        for event in events:
+            self._take(event)
         self._on_wake()
         return len(raw)
 
@@ -82,6 +86,7 @@ class EventPump:
             self._metrics.events.labels(event.kind).inc()
         match event.kind:
             case "committed":
+                self._reports.history.committed(event.fingerprint, event.text_keys)
                 self._sink.committed(event.key, event.fingerprint, event.text_keys)
             case "freed":
                 self._metrics.evicted_age.observe(event.age_ms / 1_000)
@@ -90,11 +95,20 @@ class EventPump:
                 self._moved(event)
             case "feedback":
                 self._hear(event)
-                self._sink.feedback(event.json)
             case "session_opened" | "session_closed":
                 logger.info(event.kind.replace("_", " "), extra={"fingerprint": event.fingerprint.hex()[:16]})
         if self._feed.followed and event.kind != "feedback":
             self._feed.tell(event.kind, _shown(event))
+
+    def _bury(self, gone: list[CoreEvent]) -> None:
+        """What is on this node no more. The core counts how many were cleared; which ones, where some were evicted meanwhile, is a guess."""
+        if not gone:
+            return
+        cleared = self._core.stats().get("cleared", 0)
+        for event in gone:
+            by_call = self._cleared < cleared
+            self._cleared += by_call
+            self._reports.history.gone(event.key, "cleared" if by_call else "evicted", event.age_ms)
 
     def _moved(self, event: CoreEvent) -> None:
         """It left memory, or a tier took or dropped it: tell where it is by now. In memory again: its commit tells."""
@@ -105,9 +119,11 @@ class EventPump:
 
     def _hear(self, event: CoreEvent) -> None:
         """Keep a request's report and add it to the counters; one that is none is passed on unheard."""
-        fields = self._reports.hear(event.json)
+        fields = self._reports.hear(event.json, event.fingerprint)
         if fields is None:
+            self._sink.feedback(event.json)
             return
+        self._sink.feedback(for_routers(event.json))
         self._models.hear(event.fingerprint, str(fields.pop("model", "")))
         for source in REUSE_SOURCES:
             tokens = fields[f"{source}_tokens"]

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from kvcommons_node.api.models_requests import (
     REQUEST_ID_CHARACTERS_MAX,
+    MissedChunks,
     RequestReport,
     RequestsAnswer,
     RequestsQuery,
 )
+from kvcommons_node.history import EXPLANATIONS as WHY_EXPLANATIONS
+from kvcommons_node.history import History
 
 REPORTS_MAX = 4_096
 TOKENS_MAX = 1 << 40
 REASON_CHARACTERS_MAX = 64
+MISSED_MAX: Final = 64
+MISSED: Final = re.compile(r"([0-9a-f]{16})(?::([0-9a-f]{16}))?")
+UNTOLD: Final = ("missed_from", "missed", "other_tenant")
+"""Of a report, what is for this node alone: routers hear nothing of it."""
 SOURCES: Final = ("prompt_tokens", "own_tokens", "commons_tokens", "computed_tokens")
 
 EXPLANATIONS: Final[dict[str, str]] = {
@@ -51,6 +59,7 @@ class _Kept:
     request_id: str
     tokens: tuple[int, int, int, int]
     reason: str
+    missed: tuple[MissedChunks, ...] = ()
 
 
 def explained(reason: str) -> str:
@@ -58,18 +67,31 @@ def explained(reason: str) -> str:
     return EXPLANATIONS.get(reason) or (LOOKUP_FAILED if reason.startswith("lookup_") else NOT_CACHEABLE)
 
 
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
+
+
+def for_routers(report: str) -> str:
+    """The report without what is for this node alone."""
+    if '"missed' not in report and '"other_tenant' not in report:
+        return report
+    fields = json.loads(report)
+    return json.dumps({name: value for name, value in fields.items() if name not in UNTOLD}, separators=(",", ":"))
+
+
 class Reports:
     """The last REPORTS_MAX of them."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, history: History | None = None) -> None:
         self._clock = clock
+        self.history = history or History(clock=clock)
         self._kept: deque[_Kept] = deque(maxlen=REPORTS_MAX)
         self._number = 0
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def hear(self, report: str) -> dict[str, int | str] | None:
+    def hear(self, report: str, fingerprint: bytes = b"") -> dict[str, int | str] | None:
         """Keeps a report that is one. Returns its fields, None where it is malformed: engines are not trusted."""
         try:
             fields = json.loads(report)
@@ -89,10 +111,42 @@ class Reports:
             name[:REQUEST_ID_CHARACTERS_MAX],
             (counts[0], counts[1], counts[2], counts[3]),
             reason[:REASON_CHARACTERS_MAX],
+            self._missed(fields, fingerprint),
         )
         self._kept.append(kept)
         counted = dict(zip(SOURCES, kept.tokens, strict=True))
         return {"request_id": kept.request_id, **counted, "reason": kept.reason, "model": model}
+
+    def _missed(self, fields: Mapping[str, object], fingerprint: bytes) -> tuple[MissedChunks, ...]:
+        """Why each chunk was missed; neighbours of one reason are told together."""
+        first, told = fields.get("missed_from", 0), fields.get("missed", ())
+        if not isinstance(first, int) or not 0 <= first < TOKENS_MAX or not isinstance(told, list):
+            return ()
+        found: list[MissedChunks] = []
+        for number, text in enumerate(told[:MISSED_MAX], first):
+            match = MISSED.fullmatch(text) if isinstance(text, str) else None
+            if match is None:
+                return ()
+            text_key = int(match[2], 16) if match[2] else None
+            other = bool(fields.get("other_tenant"))
+            verdict = self.history.why(bytes.fromhex(match[1]), text_key, fingerprint, other)
+            peers = list(verdict.peers)
+            if found and (found[-1].why, found[-1].peers) == (verdict.why, peers):
+                found[-1] = found[-1].model_copy(update={"last": number})
+                continue
+            found.append(
+                MissedChunks(
+                    first=number,
+                    last=number,
+                    key=match[1],
+                    why=verdict.why,
+                    explanation=WHY_EXPLANATIONS[verdict.why],
+                    seconds_before=_rounded(verdict.seconds_ago),
+                    lived_seconds=_rounded(verdict.age_seconds),
+                    peers=peers,
+                )
+            )
+        return tuple(found)
 
     def page(self, query: RequestsQuery) -> RequestsAnswer:
         """The newest first."""
@@ -112,6 +166,7 @@ class Reports:
                 **dict(zip(SOURCES, one.tokens, strict=True)),
                 reason=one.reason,
                 explanation=explained(one.reason),
+                missed=list(one.missed),
             )
             for one in found
         ]

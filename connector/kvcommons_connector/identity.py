@@ -37,6 +37,8 @@ class TextHints:
     request_id: str = ""
     text_keys: tuple[int, ...] = ()
     text_bytes: int = 0
+    other_tenant: bool = False
+    """Another tenant sent a text that begins alike: why it is not found, though it was cached."""
 
     def by_chunk(self, prompt_tokens: int, chunk_tokens: int, first_chunk: int, last_chunk: int) -> list[list[int]]:
         """Text keys for each chunk in [first_chunk, last_chunk): a step belongs to the chunk in which it ends, by proportion."""
@@ -63,6 +65,7 @@ def parse_hints(params: object) -> TextHints:
         request_id=request_id[:256] if isinstance(request_id, str) else "",
         text_keys=_parsed_keys(text_keys) if isinstance(text_keys, Sequence) else (),
         text_bytes=text_bytes if isinstance(text_bytes, int) and 0 < text_bytes <= TEXT_BYTES_MAX else 0,
+        other_tenant=hints.get("other_tenant") is True,
     )
 
 

@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from kvcommons_connector import misses
 from kvcommons_connector.fences import FrozenBlocks
 from kvcommons_connector.metadata import LoadPlan, StepPlan, StorePlan
 from kvcommons_connector.questions import KEY, NO_PARENT, Questions
@@ -142,7 +143,7 @@ class SchedulerCore:
         reason = "" if own + commons >= self._reusable_tokens(request) else request.reason or request.miss
         self._counters.request(reason, request.prompt_tokens, own, commons, computed)
         if self._client.ensure_connected():
-            report: dict[str, str | int] = {
+            report: dict[str, str | int | list[str]] = {
                 "request_id": request.hints.request_id or request_id,
                 "prompt_tokens": request.prompt_tokens,
                 "own_tokens": own,
@@ -150,6 +151,10 @@ class SchedulerCore:
                 "computed_tokens": computed,
                 "reason": reason,
             }
+            if reason in misses.ABSENT:
+                report |= misses.missed(request, self._geometry, own + commons)
+            if request.hints.other_tenant:
+                report["other_tenant"] = 1
             if self._geometry.dp_rank is not None:
                 report["dp_rank"] = self._geometry.dp_rank
             if self._geometry.model:

@@ -18,7 +18,7 @@ from kvcommons_router.exchange import Exchange
 from kvcommons_router.fleet import Group
 from kvcommons_router.journey import Client, Owner
 from kvcommons_router.known_heads import KnownHeads
-from kvcommons_router.own_paths import is_own
+from kvcommons_router.own_paths import REQUESTS, is_own
 from kvcommons_router.request import Request
 
 AFFINITY_STEP: Final = 3  # texts that share this many steps and one more, about 8 KiB, meet when there is no index
@@ -29,6 +29,7 @@ RELAYED: Final = TEXTS | {b"/v1/embeddings", RESPONSES}
 POST_ALONE: Final = {b"POST": "POST"}
 FORWARDED_METHODS: Final = {name.encode(): name for name in ("GET", "POST", "PUT", "PATCH", "DELETE")}
 BEGINNING_BYTES: Final = 8192  # of a body without text keys: those that begin alike meet
+TEXT_BEGINNINGS_MAX: Final = 10_000  # of whose text was last sent by which tenant
 
 
 def forwarded(patterns: Sequence[str]) -> re.Pattern[bytes] | None:
@@ -56,6 +57,7 @@ class Admission:
         self.heads = KnownHeads()
         self._plain = textkeys.PlainReader([*bodies.ROUTER_OWNED, *bodies.NESTED])
         self._seeds: dict[tuple[str, str], int] = {}
+        self._beginnings: dict[int, str] = {}
         self._transfer_params = context.settings.transfer_params
         self._forwarded = forwarded(context.settings.forward_paths)
 
@@ -94,7 +96,7 @@ class Admission:
             raise Refusal(404, f"There is nothing at {_shown(path)}.", code="not_found")
         if request.method not in (b"GET", b"HEAD"):
             raise Refusal(405, f"{_shown(path)} takes GET.", param="GET, HEAD")
-        if path.startswith(b"/v1/"):
+        if path.startswith((b"/v1/", REQUESTS)):
             self.auth.tenant(request.head.authorization)
 
     def admit(self, owner: Owner, client: Client, request: Request, id_bytes: bytes) -> Exchange:
@@ -160,7 +162,26 @@ class Admission:
             exchange.affinity = int.from_bytes(keys[min(AFFINITY_STEP, len(keys) - 1)], "little")
         else:
             exchange.affinity = xxhash.xxh3_64_intdigest(canonical, seed)
-        return bodies.members(id_bytes, tenant.salt, quoted, text_bytes, transfer_params=self._transfer_params)
+        return bodies.members(
+            id_bytes,
+            tenant.salt,
+            quoted,
+            text_bytes,
+            transfer_params=self._transfer_params,
+            other_tenant=self.auth.enabled and self._begun_by_another(canonical, tenant.name),
+        )
+
+    def _begun_by_another(self, canonical: bytes, tenant: str) -> bool:
+        """Whether another tenant was the last to send a text that begins alike. For those who run the pool, who ask why nothing was
+        found; no client ever hears of it."""
+        if len(canonical) < textkeys.STEP_BYTES:
+            return False
+        beginning = xxhash.xxh3_64_intdigest(canonical[: textkeys.STEP_BYTES])
+        if len(self._beginnings) >= TEXT_BEGINNINGS_MAX:
+            self._beginnings.clear()
+        before = self._beginnings.get(beginning, tenant)
+        self._beginnings[beginning] = tenant
+        return before != tenant
 
     def _group(self, fields: bodies.Fields) -> Group:
         model = fields.get("model")

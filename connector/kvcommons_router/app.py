@@ -140,6 +140,9 @@ class App:
             elif path == b"/metrics":
                 self.show()
                 answer = own_paths.metrics_page(self.context)
+            elif path.startswith(own_paths.REQUESTS):
+                tenant = self.auth.tenant(request.head.authorization)
+                answer = own_paths.request_page(self.context, path, tenant.name)
             else:
                 answer = own_paths.models_page(self.context, path)
         except Refusal as refusal:

@@ -154,7 +154,13 @@ def _skip(text: str, at: int) -> int:
 
 
 def members(
-    request_id: bytes, salt: str | None, text_keys: bytes, text_bytes: int, *, transfer_params: bool = True
+    request_id: bytes,
+    salt: str | None,
+    text_keys: bytes,
+    text_bytes: int,
+    *,
+    transfer_params: bool = True,
+    other_tenant: bool = False,
 ) -> bytes:
     """What the router adds to a body, as the inside of a JSON object. None of it needs escaping.
 
@@ -163,10 +169,11 @@ def members(
     salted = b'"cache_salt":"%b"' % salt.encode("ascii") if salt is not None else b""
     if not transfer_params:
         return salted
-    return b'%b%b"kv_transfer_params":{"kvcommons":{"v":1,"request_id":"%b","text_keys":[%b],"text_bytes":%d}}' % (
+    return b'%b%b"kv_transfer_params":{"kvcommons":{"v":1,"request_id":"%b","text_keys":[%b],"text_bytes":%d%b}}' % (
         salted,
         b"," if salted else b"",
         request_id,
         text_keys,
         text_bytes,
+        b',"other_tenant":true' if other_tenant else b"",
     )

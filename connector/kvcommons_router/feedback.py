@@ -18,6 +18,8 @@ from kvcommons_router.rates import TokenRatio
 from kvcommons_router.usage import Usage
 
 EXPECTATIONS_MAX: Final = 20_000
+TOLD_MAX: Final = 4_096
+PLACES: Final = ("engine", "memory", "disk", "peer")
 # Being wrong by less than this many steps of text is the error of counting tokens by bytes.
 SLACK_STEPS: Final = 1
 # The node was asked and did not have it; any other reason says nothing about what it holds.
@@ -35,6 +37,10 @@ class Expectation(NamedTuple):
     """The dispatch, in the index's units: what was published later is not corrected by it."""
     text_bytes: int
     ratio: TokenRatio
+    at: float
+    """The dispatch, in Unix time."""
+    tenant: str
+    model: str
 
 
 class Report(NamedTuple):
@@ -45,6 +51,11 @@ class Report(NamedTuple):
     own_tokens: int
     commons_tokens: int
     reason: str
+
+
+def by_place(hit: Hit) -> tuple[int, int, int, int]:
+    """Tokens that were expected in each of PLACES, and in none before it."""
+    return (hit.engine, hit.memory - hit.engine, hit.disk - hit.memory, hit.peer - hit.disk)
 
 
 def parse_report(data: bytes) -> Report | None:
@@ -83,14 +94,23 @@ class Expectations:
         self._context = context
         self._index = index
         self._open: dict[str, Expectation] = {}
+        self._told: dict[str, tuple[Expectation, Report]] = {}
         self._mark = context.id_prefix.encode()
         self.reports = False  # whether connectors report at all
 
     def expect(self, inquiry: Inquiry, instance: Instance, keys: Sequence[bytes]) -> None:
         """A request was sent."""
-        found = self._open
+        found, now, group = self._open, time.time(), inquiry.group
         found[inquiry.request_id] = Expectation(
-            instance, keys, inquiry.hit, schema.born_of(time.time()), inquiry.text_bytes, inquiry.group.ratio
+            instance,
+            keys,
+            inquiry.hit,
+            schema.born_of(now),
+            inquiry.text_bytes,
+            group.ratio,
+            now,
+            inquiry.tenant_name,
+            group.model,
         )
         if len(found) > EXPECTATIONS_MAX:
             for request_id in list(itertools.islice(found, EXPECTATIONS_MAX // 16)):
@@ -133,14 +153,35 @@ class Expectations:
             return
         self._compare(expected, Report(request_id, usage.prompt_tokens, usage.cached_tokens, 0, "usage"))
 
+    def account(self, request_id: str, tenant: str) -> dict[str, object] | None:
+        """What was expected of a request of this tenant's when it was sent, and what its engine said, if it has."""
+        told = self._told.get(request_id)
+        expected = told[0] if told is not None else self._open.get(request_id)
+        if expected is None or expected.tenant != tenant:
+            return None
+        hit, settings = expected.hit, expected.instance.settings
+        return {
+            "request_id": request_id,
+            "age_seconds": round(max(0.0, time.time() - expected.at), 3),
+            "model": expected.model,
+            "replica": expected.instance.name,
+            "replica_gone": expected.instance.gone,
+            "node": settings.node,
+            "predicted_tokens": dict(zip(PLACES, by_place(hit), strict=True)),
+            "reported": told[1]._asdict() if told is not None else None,
+        }
+
     def _compare(self, expected: Expectation, report: Report) -> None:
         context = self._context
+        self._told[report.request_id] = (expected, report)
+        if len(self._told) > TOLD_MAX:
+            del self._told[next(iter(self._told))]
         layout, count, index = context.layout, context.recorder.count, expected.instance.index
         expected.ratio.add(expected.text_bytes, report.prompt_tokens)
         if expected.instance.gone:  # its cells and its place in the index may be another's
             return
         hit = expected.hit
-        for at, tokens in enumerate((hit.engine, hit.memory - hit.engine, hit.disk - hit.memory, hit.peer - hit.disk)):
+        for at, tokens in enumerate(by_place(hit)):
             if tokens:
                 count(layout.predicted_tokens + index * 4 + at, tokens)
         count(layout.prompt_tokens, report.prompt_tokens)

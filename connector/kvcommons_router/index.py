@@ -37,6 +37,11 @@ class Inquiry:
         self.tail = b""  # the end of the answer, where the usage is
 
     @property
+    def tenant_name(self) -> str:
+        """Whose it is."""
+        return ""
+
+    @property
     def request_id(self) -> str:
         """What the request is called everywhere."""
         return self.id_bytes.decode("ascii")
@@ -75,3 +80,6 @@ class Index(Protocol):
 
     def answered(self, inquiry: Inquiry, instance: Instance) -> None:
         """Takes what a complete answer says about reuse."""
+
+    def account(self, request_id: str, tenant: str) -> dict[str, object] | None:
+        """What was expected of a request and what came of it, where this worker remembers it as this tenant's."""

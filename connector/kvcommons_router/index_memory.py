@@ -70,6 +70,10 @@ class OwnMemory:
         if usage is not None:
             inquiry.group.ratio.add(inquiry.text_bytes, usage.prompt_tokens)
 
+    def account(self, request_id: str, tenant: str) -> dict[str, object] | None:
+        """Nobody reports to a router without Redis."""
+        return None
+
 
 def depths_of_masks(keys: Sequence[bytes], mask_of: Callable[[bytes, int], int]) -> dict[int, Depth]:
     """The depth of every instance that holds a beginning of the text, by the bit of its index."""

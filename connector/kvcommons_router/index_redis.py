@@ -256,6 +256,10 @@ class RedisIndex:
         if usage is not None:
             self.expectations.take_usage(inquiry.request_id, usage)
 
+    def account(self, request_id: str, tenant: str) -> dict[str, object] | None:
+        """What was expected of a request, and what came of it."""
+        return self.expectations.account(request_id, tenant)
+
     def confirm(self, keys: Sequence[bytes]) -> None:
         """These were really hit."""
         self.recorder.confirm(keys)

@@ -129,3 +129,8 @@ class Journey(Inquiry):
         self.pieces = 0
         self.paused = False
         self.done = False
+
+    @property
+    def tenant_name(self) -> str:
+        """Whose it is."""
+        return self.tenant.name

@@ -7,17 +7,18 @@ from typing import Final, NamedTuple
 import orjson
 
 from kvcommons_router.context import Context
-from kvcommons_router.errors import not_served
+from kvcommons_router.errors import Refusal, not_served
 from kvcommons_router.exposition import render
 from kvcommons_router.roster import Presence
 
 OWN: Final = frozenset({b"/health", b"/healthz", b"/readyz", b"/metrics", b"/v1/models"})
+REQUESTS: Final = b"/kvcommons/v1/requests/"
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
 
 def is_own(path: bytes) -> bool:
     """Whether the router answers by itself what is asked at a path."""
-    return path in OWN or path.startswith(b"/v1/models/")
+    return path in OWN or path.startswith((b"/v1/models/", REQUESTS))
 
 
 class Answer(NamedTuple):
@@ -60,6 +61,20 @@ def metrics_page(context: Context) -> Answer:
     for instance in context.fleet.instances:
         presences[instance.entry.presence.name.lower()] += 1
     return Answer(200, render(context.layout, context.cells, context.names(), context.up(), presences), METRICS_TYPE)
+
+
+def request_page(context: Context, path: bytes, tenant: str) -> Answer:
+    """What was expected of one of the tenant's requests, and what came of it.
+
+    :raises Refusal: if this worker remembers none of that id.
+    """
+    request_id = path[len(REQUESTS) :].decode("latin-1")
+    account = context.index.account(request_id, tenant)
+    if account is None:
+        workers = context.cells.total(context.layout.workers)
+        message = f"No request of that id is remembered by this worker of {workers}: each knows its own, the last few thousand."
+        raise Refusal(404, message, code="not_found", param="request_id")
+    return Answer(200, orjson.dumps(account))
 
 
 def models_page(context: Context, path: bytes) -> Answer:

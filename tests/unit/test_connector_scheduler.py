@@ -535,6 +535,19 @@ def test_the_router_hears_what_was_really_reused(node: FakeNode, engine: Engine)
     }
 
 
+def test_the_node_hears_which_chunks_were_missed(node: FakeNode, engine: Engine) -> None:
+    """From the first that came from nowhere on, each by its key and the text that it stands for; that another tenant sent the text too."""
+    tokens = list(range(1000))
+    hints = TextHints("router-8", tuple(range(1, 5)), 8_192, other_tenant=True)
+    engine.add("a", tokens, hints=hints)
+    engine.run_prefill("a", tokens)
+    engine.core.finish("a", 1000)
+    told = node.feedbacks[-1]
+    assert (told["reason"], told["missed_from"], told["other_tenant"]) == ("not_found", 0, 1)
+    assert [len(key) for key in told["missed"]] == [33] * 3
+    assert told["missed"][2].endswith(":0000000000000003")
+
+
 def test_a_request_that_may_not_read_is_told_apart(node: FakeNode, engine: Engine) -> None:
     """Prompt logprobs need every position computed; its chunks are stored all the same."""
     tokens = list(range(600))

@@ -12,6 +12,23 @@ REQUEST_ID_CHARACTERS_MAX = 256
 REPORTS_PER_PAGE_MAX = 500
 
 
+class MissedChunks(Model):
+    """Chunks of a prompt, one after another, that were not found for one reason."""
+
+    first: int = Field(description="The number of the first in the prompt, from 0.")
+    last: int = Field(description="The number of the last.")
+    key: str = Field(description="The first one's key, its first 16 hexadecimal digits.")
+    why: str = Field(
+        description="A word: evicted, cleared, never_stored, other_fingerprint, other_tenant, peer_slow, …"
+    )
+    explanation: str = Field(description="The same in words.")
+    seconds_before: float | None = Field(
+        default=None, description="Of evicted and cleared: how long before the report the first of them went."
+    )
+    lived_seconds: float | None = Field(default=None, description="And how old it was then.")
+    peers: list[str] = Field(default=[], description="Nodes that had them, as the index said.")
+
+
 class RequestReport(Model):
     """What an engine said of one request when it ended."""
 
@@ -24,6 +41,9 @@ class RequestReport(Model):
     computed_tokens: int
     reason: str = Field(description="Why less than every whole chunk was reused; empty when all was.")
     explanation: str = Field(description="The same in words, with what to do about it.")
+    missed: list[MissedChunks] = Field(
+        default=[], description="The chunks that the node was asked for and did not have; of a request 64 at most."
+    )
 
 
 class RequestsQuery(Model):
