@@ -195,12 +195,6 @@ class Run:
         self.engines[0].failing = False
         assert self.ask(0, "x" * BODY_BYTES_MAX) == 413
 
-    def page(self, address: str) -> str:
-        """What a target shows."""
-        with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
-            found: bytes = answer.read()
-            return found.decode()
-
     def health(self) -> dict[str, Any]:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5) as answer:

@@ -45,6 +45,13 @@ def promtool(*words: str, given: str = "") -> str:
     return done.stdout + done.stderr
 
 
+def page(address: str) -> str:
+    """What a target shows."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+        found: bytes = answer.read()
+        return found.decode()
+
+
 class Prometheus:
     """A server that scrapes and evaluates twice a second."""
 

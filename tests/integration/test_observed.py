@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -13,36 +12,22 @@ from typing import Any
 import pytest
 from kvcommons_operator.build.alerts import DEPLOYMENT_RULES, POOL_RULES
 from node_process import until
+from observed_queries import queries
 from observed_run import NAMESPACE, Run, pool_at_work
 from prometheus_client.parser import text_string_to_metric_families
-from prometheus_server import Prometheus, prometheus_in, promtool
+from prometheus_server import Prometheus, page, prometheus_in, promtool
 
 ROOT = Path(__file__).resolve().parents[2]
-BOARDS = ROOT / "charts" / "kvcommons" / "dashboards"
 HERE = ("overview", "node", "router")
 """Those of the engines and of the operator are shown where there are some: tests/engine, tests/cluster."""
 TURNS_MAX = 6
 LABELS = {POOL_RULES: f'namespace="{NAMESPACE}"', DEPLOYMENT_RULES: f'namespace="{NAMESPACE}",service="chat"'}
-VARIABLES = {"$__rate_interval": "8s", "$__range": "1m", "$gpus": "2"}
-OF_THEM_ALL = re.compile(r"\$\w+")
 WINDOW = re.compile(r"\[\d+[mh]\]")
 
 
 def hurried(rule: dict[str, Any]) -> dict[str, Any]:
     """As it is shipped, but with seconds for minutes."""
     return {**rule, "expr": WINDOW.sub("[4s]", rule["expr"]), **({"for": "0s"} if "for" in rule else {})}
-
-
-def queries(board: str) -> list[tuple[str, str]]:
-    """(panel, PromQL) of a dashboard, with everything chosen in its variables."""
-    found = []
-    for panel in json.loads((BOARDS / f"{board}.json").read_text())["panels"]:
-        for target in panel.get("targets", ()):
-            expression = target["expr"]
-            for name, value in VARIABLES.items():
-                expression = expression.replace(name, value)
-            found.append((panel["title"], OF_THEM_ALL.sub(".*", expression)))
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +72,9 @@ def test_what_is_exposed_is_what_the_catalogue_says(watched: tuple[Run, Promethe
     is content with all of it."""
     run, _ = watched
     for address, _ in run.targets:
-        page = run.page(address)
-        assert promtool("check", "metrics", given=page) == ""
-        for metric in text_string_to_metric_families(page):
+        shown = page(address)
+        assert promtool("check", "metrics", given=shown) == ""
+        for metric in text_string_to_metric_families(shown):
             name = metric.name + ("_total" if metric.type == "counter" else "")
             if name.endswith("_created"):
                 continue
@@ -100,7 +85,7 @@ def test_what_is_exposed_is_what_the_catalogue_says(watched: tuple[Run, Promethe
                 labels = {label: value for label, value in sample.labels.items() if label != "le"}
                 assert set(labels) <= set(values), name
                 assert all(not values[label] or value in values[label] for label, value in labels.items()), sample
-        assert page.count("# TYPE kvcommons_") > 30
+        assert shown.count("# TYPE kvcommons_") > 30
 
 
 def test_alerts_come_with_their_faults_and_go_with_them(watched: tuple[Run, Prometheus]) -> None:
