@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from kvcommons_core import textkeys
+from kvcommons_core.settings import IndexSettings
 from kvcommons_router.auth import KeysError, read_keys, read_or_make_secret, read_secret, salt_of
 from router_support import chat, engines_of, on_uvloop, running, settings_for, until
 
@@ -176,3 +177,37 @@ def test_a_tenant_has_one_weight(tmp_path: Path) -> None:
     keys.write_text(json.dumps({"keys": entries}))
     with pytest.raises(KeysError, match="a has two weights"):
         read_keys(keys, SECRET.encode())
+
+
+@on_uvloop
+async def test_who_runs_the_pool_learns_that_another_tenant_sent_the_text(tmp_path: Path, secret: Path) -> None:
+    """The engine is told, for the node; the client is not, and what a tenant sends again is its own."""
+    keys = write_keys(tmp_path, {"tenant": "a", "key": "key-of-a-1"}, {"tenant": "b", "key": "key-of-b-1"})
+    async with engines_of("e") as engines:
+        async with running(settings_for(engines, api_keys=keys, salt_secret=secret)) as router:
+            for key in ("key-of-a-1", "key-of-a-1", "key-of-b-1", "key-of-b-1"):
+                reply = await router.ask(chat(TEXT), headers=bearer(key))
+                assert b"tenant" not in reply.body
+        told = [call.json["kv_transfer_params"]["kvcommons"].get("other_tenant", False) for call in engines[0].calls]
+        assert told == [False, False, True, False]
+
+
+@on_uvloop
+async def test_a_request_is_told_about_to_the_tenant_that_sent_it_alone(
+    tmp_path: Path, secret: Path, index_settings: IndexSettings
+) -> None:
+    """What was expected of it, as soon as it was sent; to others it is as if it had never been."""
+    keys = write_keys(tmp_path, {"tenant": "a", "key": "key-of-a-1"}, {"tenant": "b", "key": "key-of-b-1"})
+    async with engines_of("e") as engines:
+        settings = settings_for(engines, index=index_settings, api_keys=keys, salt_secret=secret)
+        async with running(settings) as router:
+            sent = await router.ask(chat(TEXT), headers=bearer("key-of-a-1"))
+            path = f"/kvcommons/v1/requests/{sent.header('x-request-id')}"
+
+            async def told(**more: dict[str, str]) -> tuple[int, object]:
+                reply = await router.ask(b"", path=path, method="GET", **more)
+                return reply.status, reply.json.get("replica")
+
+            assert await told(headers=bearer("key-of-a-1")) == (200, "e")
+            assert await told(headers=bearer("key-of-b-1")) == (404, None)
+            assert await told() == (401, None)

@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from index_support import RawClient
 from kvcommons_cli import why
+from kvcommons_core.index.schema import Names
+from kvcommons_core.settings import IndexSettings
 from node_clients import post
 from node_process import until
 from observed_run import CHUNKS, TOKENS, Run, pool_at_work
-from peer_nodes import chain, published
+from peer_nodes import FINGERPRINT, chain
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,7 @@ def test_a_new_text_was_never_stored_and_the_next_request_reuses_it(
 
     def expected() -> bool:
         later.append(asked(pool, pool.chat(1)[1], capsys, node=1))
-        return sum(later[-1]["router"]["predicted_tokens"].values()) > 0
+        return bool(sum(later[-1]["router"]["predicted_tokens"].values()))
 
     until(expected, "the index knows of it")
     second = later[-1]
@@ -84,18 +87,23 @@ def test_what_was_evicted_is_told_with_when_and_how_old(pool: Run, capsys: pytes
 def test_what_was_cleared_is_told_apart(pool: Run, capsys: pytest.CaptureFixture[str]) -> None:
     """A call removed it, not the lack of room."""
     node = pool.nodes[served_by(asked(pool, pool.chat(3)[1], capsys))]
-    post(node.process, "/v1/clear", {"all": True})
+    keys = chain(3, CHUNKS)
+    shown = [keys[at : at + 32].hex() for at in range(0, len(keys), 32)]
+    post(node.process, "/v1/clear", {"fingerprint": FINGERPRINT.hex(), "keys": shown})
     assert missed(asked(pool, pool.chat(3)[1], capsys)) == [(0, CHUNKS - 1, "cleared")]
 
 
 def test_what_a_killed_node_held_is_told_with_its_name(pool: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    """The index still named it when it was asked for; the engines of the other node compute."""
+    """The index still names it when it is asked for, here for longer than the 3 s of its lease; the engines of the other node compute."""
     one, two = pool.nodes
-    before = two.process.stats()["index"]["published"]
+    index = two.process.stats()["index"]
+    names = Names(IndexSettings().prefix)
     two.store(chain(4, CHUNKS))
-    published(two, before + CHUNKS)
-    pool.engines[1].failing = True
-    two.process.kill()
+    with RawClient(pool.redis) as redis:
+        until(lambda: redis("EXISTS", names.holders(chain(4, CHUNKS)[-32:-24])) == 1, "it is published")
+        pool.engines[1].failing = True
+        two.process.kill()
+        assert redis("PEXPIRE", names.lease(index["slot"]), 60_000) == 1
     answer = asked(pool, pool.chat(4)[1], capsys)
     assert answer["router"]["node"] == one.name
     (run,) = answer["requests"][0]["missed"]
