@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
+import gpu_fake
 import pytest
 from engine import kinds
 from engine.engine_client import Engine, Forge, Node, connector
@@ -61,9 +62,14 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Generator[Node]:
 
 @pytest.fixture(scope="session")
 def pair(forge: Forge, node: Node, tiny: str) -> Generator[tuple[Engine, Engine]]:
-    """Two engines of one model on one node, loads beside the forward: one copies by itself, as by default, one by streams, as on a GPU."""
-    devices = ("host", "stream")
-    begun = [forge.begin({"model": tiny}, connector(socket=node.socket, device=device)) for device in devices]
+    """Two engines of one model on one node, loads beside the forward: one copies by itself, as by default, one as on a GPU.
+
+    The second has a stand-in for the GPU's driver, to which all memory is the GPU's."""
+    gpu = {"KVCOMMONS_LIBCUDA": gpu_fake.fake_driver(), "FAKE_CUDA_ALL": "1"}
+    begun = [
+        forge.begin({"model": tiny}, connector(socket=node.socket)),
+        forge.begin({"model": tiny}, connector(socket=node.socket, device="cuda"), **gpu),
+    ]
     engines = [Engine(*item) for item in begun]
     yield engines[0], engines[1]
     for engine in engines:
