@@ -100,7 +100,8 @@ class Engine:
     def load(self, chain: int, lease: int) -> float:
         begin = time.perf_counter()
         job = self.job()
-        status = self.loads.load(job, lease, 0, self.scattered(chain))
+        # As the connector asks for what it loads between steps: one request's own, wanted as a whole.
+        status = self.loads.load(job, lease, 0, self.scattered(chain), whole=True)
         if status == "ok":
             status = self.loads.wait_load(job, WAIT_MS)
         if status != "ok":

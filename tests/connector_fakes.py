@@ -95,7 +95,7 @@ class FakeTransfer:
         self.finished_stores: list[tuple[int, str, int, int]] = []
         self.store_status = "ok"
 
-    def load(self, job: int, lease: int, first_block: int, block_ids: object) -> str:
+    def load(self, job: int, lease: int, first_block: int, block_ids: object, whole: bool = False) -> str:
         """Refused if the test says so."""
         status = self.load_status.get(job, "ok")
         if status == "ok":

@@ -357,8 +357,11 @@ class Transfer:
         device: "host"; "stream": copies by threads that stand for a GPU's streams; "cuda:N": that GPU's memory.
         kernels: the image that was built for it, or none. driver: path of libcuda where it is not the usual one.
         :raises RuntimeError: where the GPU can't be used. :raises ValueError: for layers that are not in its memory."""
-    def load(self, job: int, lease: int, first_block: int, block_ids: object, stream: int = ...) -> str:
-        """block_ids: buffer of u32/i32/i64 or list of ints. stream: the engine's on a GPU; 0: nothing to wait for."""
+    def load(
+        self, job: int, lease: int, first_block: int, block_ids: object, stream: int = ..., whole: bool = ...
+    ) -> str:
+        """block_ids: buffer of u32/i32/i64 or list of ints. stream: the engine's on a GPU; 0: nothing to wait for.
+        whole: nobody waits for its layers, but somebody for its end; wait_layer does not wait for it."""
     def wait_layer(self, layer: int, ms_max: int) -> str: ...
     def wait_load(self, job: int, ms_max: int) -> str: ...
     def store(

@@ -57,8 +57,11 @@ class GpuTransfer(_native.Transfer):
     engine_stream: Callable[[], int] = staticmethod(lambda: 0)
     """Handle of the stream that the forward runs on."""
 
-    def load(self, job: int, lease: int, first_block: int, block_ids: object, stream: int = 0) -> str:
-        return super().load(job, lease, first_block, block_ids, stream or self.engine_stream() or LEGACY_STREAM)
+    def load(
+        self, job: int, lease: int, first_block: int, block_ids: object, stream: int = 0, whole: bool = False
+    ) -> str:
+        waits_for = stream or self.engine_stream() or LEGACY_STREAM
+        return super().load(job, lease, first_block, block_ids, waits_for, whole)
 
     def store(
         self,

@@ -15,7 +15,7 @@ DRAIN_ROUNDS_MAX: Final = 60
 class NodeTransfer(Protocol):
     """The part of `_native.Transfer` that is used. Tests put a fake here, at the wire."""
 
-    def load(self, job: int, lease: int, first_block: int, block_ids: object) -> str: ...
+    def load(self, job: int, lease: int, first_block: int, block_ids: object, *, whole: bool = ...) -> str: ...
     def wait_layer(self, layer: int, ms_max: int) -> str: ...
     def wait_load(self, job: int, ms_max: int) -> str: ...
     def store(
@@ -84,7 +84,8 @@ class WorkerCore:
     def start_loads(self, plan: StepPlan) -> None:
         """Submit the step's loads. A refusal touches nothing and is reported as a failed load."""
         for load in plan.loads:
-            status = self._transfer.load(load.job, load.lease, load.first_block, load.block_ids)
+            whole = load.asynchronous or self._whole_first  # no forward waits for its layers one by one
+            status = self._transfer.load(load.job, load.lease, load.first_block, load.block_ids, whole=whole)
             if status != "ok":
                 self._fail(load, status)
             elif load.asynchronous:

@@ -71,9 +71,13 @@ std::shared_ptr<kvcommons::Device> device_named(const std::string& name, const n
 }
 
 const char* load(Transfer& transfer, std::uint64_t job, std::uint64_t lease, std::uint32_t first_block,
-                 const nb::object& block_ids, std::uintptr_t stream) {
-  kvcommons::LoadJob load = {
-      .job = job, .lease = lease, .first_block = first_block, .block_ids = ids_of(block_ids), .stream = stream};
+                 const nb::object& block_ids, std::uintptr_t stream, bool whole) {
+  kvcommons::LoadJob load = {.job = job,
+                             .lease = lease,
+                             .first_block = first_block,
+                             .block_ids = ids_of(block_ids),
+                             .stream = stream,
+                             .whole = whole};
   const nb::gil_scoped_release released;
   return status_name(transfer.load(std::move(load)));
 }
@@ -200,7 +204,7 @@ void bind_transfer(nb::module_& module) {
           },
           "client"_a, nb::kw_only(), "blocks_per_chunk"_a, "layers"_a, "copy_threads"_a = 1, "jobs_max"_a = 1'024,
           "device"_a = "host", "kernels"_a = nb::bytes("", 0), "driver"_a = "")
-      .def("load", &load, "job"_a, "lease"_a, "first_block"_a, "block_ids"_a, "stream"_a = 0)
+      .def("load", &load, "job"_a, "lease"_a, "first_block"_a, "block_ids"_a, "stream"_a = 0, "whole"_a = false)
       .def(
           "wait_layer",
           [](Transfer& t, std::uint32_t layer, std::uint32_t ms_max) {

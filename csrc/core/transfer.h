@@ -55,6 +55,8 @@ struct LoadJob {
   std::uint32_t first_block = 0;  // in blocks from the first leased chunk: what the engine has already is skipped
   std::vector<std::uint32_t> block_ids;  // destination of blocks first_block, first_block + 1, ...
   std::uintptr_t stream = 0;             // as a store's
+  // Nobody waits for its layers, but somebody for its end: copied in its turn, the oldest first, when no forward waits.
+  bool whole = false;
 };
 
 struct JobResult {
@@ -76,7 +78,8 @@ class Transfer {
   // Not Ok: nothing was touched, the caller reports a failed load. Block ids that no layer has are the caller's error:
   // std::invalid_argument. TooLarge: more blocks than the lease covers.
   Status load(LoadJob job);
-  // Returns when every load submitted so far has finished `layer`, or failed; copies what nobody has begun to copy.
+  // Returns when every load submitted so far, but the whole ones, has finished `layer`, or failed; copies what nobody
+  // has begun to copy.
   // GIL-free in the binding. TimedOut after ms_max: the copies go on, and wait_load tells when they have ended.
   Status wait_layer(std::uint32_t layer, std::uint32_t ms_max);
   // The load's own status once it has ended, also after it was taken (the last 1,024 are remembered); Gone if unknown.

@@ -113,7 +113,9 @@ Status LoadQueue::wait_layer(std::uint32_t layer, std::uint32_t ms_max) {
   kernels::RunList runs;
   std::unique_lock lock(mutex_);
   const std::uint64_t last = sequence_;
-  const auto behind = [&](const auto& load) { return load->sequence <= last && load->whole_layers <= layer; };
+  const auto behind = [&](const auto& load) {
+    return !load->job.whole && load->sequence <= last && load->whole_layers <= layer;
+  };
   while (std::any_of(active_.begin(), active_.end(), behind)) {
     if (std::chrono::steady_clock::now() >= deadline) return Status::TimedOut;
     Piece piece;
@@ -158,10 +160,14 @@ void LoadQueue::add_stats(Transfer::Stats* stats) const {
 
 bool LoadQueue::take(std::uint64_t last, std::uint32_t layer, std::uint64_t bytes, Piece* piece) {
   Load* load = nullptr;
+  const auto sooner = [](const Load& a, const Load& b) {
+    return a.job.whole != b.job.whole ? b.job.whole : !a.job.whole && a.next_layer < b.next_layer;
+  };
+  const bool forward = layer < layout_.layers();
   for (const auto& other : active_) {
     if (other->sequence > last || other->next_layer > layer || other->next_layer == layout_.layers()) continue;
-    if (other->failed) continue;
-    if (load == nullptr || other->next_layer < load->next_layer) load = other.get();  // of equals the oldest
+    if (other->failed || (forward && other->job.whole)) continue;
+    if (load == nullptr || sooner(*other, *load)) load = other.get();  // of equals the oldest
   }
   if (load == nullptr) return false;
   const std::uint64_t block = layout_.layer_block_bytes(load->next_layer);

@@ -4,6 +4,9 @@
 // sleeping: the forward never waits for a thread that has no processor. Nothing of the host's can fail once the lease
 // has begun: the arena stays mapped.
 //
+// A load that is wanted as a whole comes when no other has anything left, the oldest first: layer by layer, all that
+// are under way would end when the last one does.
+//
 // On a device the thread keeps two pieces on the stream and takes their ends; a waiter only waits. A piece that fails
 // ends its load when no other piece of it is under way; a device that is lost keeps the lease and the arena's mapping
 // until this process ends, for nobody knows what it still reads.

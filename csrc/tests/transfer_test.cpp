@@ -304,6 +304,34 @@ TEST(who_waits_for_a_layer_copies_it_where_the_thread_does_not_come_to_it) {
   CHECK_EQ(f.port->copies(), 0);
 }
 
+TEST(loads_that_are_wanted_as_a_whole_come_behind_those_that_a_forward_waits_for_and_hold_none_up) {
+  Fixture f;
+  const auto transfer = f.start();
+  CHECK_EQ(transfer->store(Fixture::job(1, 1)), Status::Ok);
+  CHECK_EQ(store_result(*transfer).status, Status::Ok);
+  const auto load = [&](std::uint64_t job, std::uint32_t block, bool whole) {
+    const LeaseId lease = f.port->lease_of(keys_of(100, 1));
+    CHECK_EQ(transfer->load({.job = job, .lease = lease, .block_ids = {block}, .whole = whole}), Status::Ok);
+  };
+  f.port->at_release.close();
+  load(2, 16, false);
+  f.port->at_release.wait_arrived();  // here the thread stays
+  load(3, 17, true);
+  load(4, 18, true);
+  CHECK_EQ(transfer->wait_layer(1, kMs), Status::Ok);  // none of these is a forward's
+  CHECK_EQ(transfer->wait_load(3, 0), Status::TimedOut);
+  load(5, 19, false);
+  f.port->at_release.open();
+  for (const std::uint64_t job : {3u, 4u, 5u}) CHECK_EQ(transfer->wait_load(job, kMs), Status::Ok);
+  std::vector<std::uint64_t> order;
+  for (const JobResult& result : transfer->take_finished_loads()) order.push_back(result.job);
+  CHECK(order == std::vector<std::uint64_t>({2, 5, 3, 4}));
+  for (const std::uint32_t block : {17u, 18u, 19u}) {
+    const auto from = f.kv.block(1, 0), to = f.kv.block(1, block);
+    CHECK(std::equal(from.begin(), from.end(), to.begin(), [](auto* a, auto* b) { return *a == *b; }));
+  }
+}
+
 TEST(a_layer_of_many_pieces_is_shared_between_the_thread_and_those_who_wait) {
   constexpr std::uint32_t kBlocks = 6;
   PagedKv kv(2 * kBlocks, {{.run_bytes = 1 << 20}, {.run_bytes = (2 << 20) + 7}, {.run_bytes = 64}}, 5);

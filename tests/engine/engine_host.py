@@ -200,12 +200,12 @@ class FaultyTransfer:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    def load(self, job: int, lease: int, first_block: int, block_ids: Any) -> str:
+    def load(self, job: int, lease: int, first_block: int, block_ids: Any, whole: bool = False) -> str:
         """Submit a load."""
         if self._where == "hold_load":
             self._hold(self._client.begin(lease)[0])
         self._reach("before_load")
-        status: str = self._inner.load(job, lease, first_block, block_ids)
+        status: str = self._inner.load(job, lease, first_block, block_ids, whole=whole)
         self._reach("after_load")
         return status
 
