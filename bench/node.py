@@ -172,6 +172,8 @@ def settled_bytes(node: Daemon) -> int:
 
 
 def restarts(folder: Path, counts: list[int], figures: dict[str, object]) -> None:
+    if not counts:
+        return
     program = load_program()
     folder.mkdir()
     engine = "io_uring" if io_uring_allowed(program, folder) else "threads"

@@ -88,6 +88,7 @@ class FakeTransfer:
         self.end_status: dict[int, str] = {}
         self.layer_status = "ok"
         self.loaded: list[int] = []
+        self.loaded_whole: list[int] = []
         self.stored: list[int] = []
         self.waited_stores: list[int] = []
         self.waited_layers: list[int] = []
@@ -100,6 +101,7 @@ class FakeTransfer:
         status = self.load_status.get(job, "ok")
         if status == "ok":
             self.loaded.append(job)
+            self.loaded_whole.extend([job] if whole else [])
         return status
 
     def wait_layer(self, layer: int, ms_max: int) -> str:

@@ -119,6 +119,13 @@ def test_a_model_that_does_not_call_the_hooks_is_found_out(worker: WorkerCore, t
     assert run_step(worker, StepPlan(loads=[load(3)]), layers=()) == set()
 
 
+def test_only_what_a_forward_waits_for_layer_by_layer_is_loaded_so(worker: WorkerCore, transfer: FakeTransfer) -> None:
+    """A load between steps is wanted as a whole; so is every load of a model that does not call the hooks."""
+    run_step(worker, StepPlan(loads=[load(1), load(2, asynchronous=True)]), layers=())
+    run_step(worker, StepPlan(loads=[load(3)]), layers=())
+    assert transfer.loaded_whole == [2, 3]
+
+
 def test_a_copy_that_does_not_end_stops_the_engine_rather_than_corrupt_it(
     worker: WorkerCore, transfer: FakeTransfer
 ) -> None:
