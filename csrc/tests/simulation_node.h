@@ -88,12 +88,13 @@ class SimNode {
   SimNode(const SimNode&) = delete;  // owns threads and files
 
   // Killed: what the disk has at this moment is what the next life finds; the memory's holder keeps the rest. The next
-  // life may be configured with another arena, into which what fits is moved.
-  void kill_and_restart(std::uint64_t arena_bytes) {
+  // life may be configured with another arena, into which what fits is moved. at_end: when nothing moves any more.
+  void kill_and_restart(std::uint64_t arena_bytes, const std::function<void()>& at_end) {
     faults.set({});
     auto left = std::make_unique<Folder>();
     if (has_disk_) std::filesystem::copy_file(folder_->file(), left->file());
     stop();
+    at_end();
     folder_ = std::move(left);
     engines.clear();
     if (arena_bytes == world.config.arena_bytes) {
