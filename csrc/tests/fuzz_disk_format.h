@@ -65,10 +65,10 @@ inline void inside_its_segment(const disk::Extent& e, const disk::SegmentLife& l
 
 // A block that is whatever it says it is, sealed, in the segment that it names; and a table of these bytes.
 inline void read_as_disk(std::span<const std::byte> bytes) {
-  struct alignas(disk::kBlockBytes) Aligned {
+  struct alignas(disk::kBlockBytes) Memory {
     std::byte data[disk::kBlockBytes];
   };
-  static Aligned memory;
+  static Memory memory;
   const DiskBlock block(memory.data, disk::kBlockBytes);
   std::memset(block.data(), 0, block.size());
   if (!bytes.empty()) std::memcpy(block.data(), bytes.data(), std::min(bytes.size(), block.size()));
