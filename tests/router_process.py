@@ -68,6 +68,14 @@ class Process:
             await asyncio.sleep(0.01)
         raise AssertionError(f"not in the log: {text}\n{''.join(self.log)}")
 
+    async def counts(self, name: str, wanted: float) -> None:
+        """Waits until a metric has a value."""
+        for _ in range(1000):
+            if (await self.metrics()).get(name) == wanted:
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"{name} did not become {wanted}")
+
     async def gone(self, name: str) -> None:
         """Waits until no metric speaks of an instance, whichever worker is asked."""
         quiet = 0

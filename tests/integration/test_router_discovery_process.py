@@ -285,6 +285,7 @@ async def test_the_last_known_fleet_is_served_without_an_api_server(tmp_path: Pa
         kube.cut()
         async with under_load(process, clients=2) as load:
             await until(lambda: not kube.failures, "the failures to be met")
+            await process.counts('discovery_errors_total{reason="server"}', 4)  # by the one that is killed next
             watcher = children_of(process.process.pid)[-1]
             os.kill(watcher, signal.SIGKILL)
             await process.shows("what watches Kubernetes")
