@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ ENVIRONMENT = {
     "VLLM_CACHE_ROOT": kube_product.ENGINE_CACHE,  # else each asks for a minute what the model can do
     "VLLM_SERVER_DEV_MODE": "1",  # /reset_prefix_cache
 }
+# The worker in the process of the engine's core, where it has one of its own by default: a start costs a third less.
+TOGETHER = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 
 def pool(placement: str) -> dict[str, Any]:
@@ -50,7 +53,7 @@ def pool(placement: str) -> dict[str, Any]:
     return {"apiVersion": "kvcommons.io/v1alpha1", "kind": "KVCachePool", "metadata": {"name": POOL}, "spec": spec}
 
 
-def deployment(name: str = NAME) -> dict[str, Any]:
+def deployment(name: str = NAME, environment: Mapping[str, str] = ENVIRONMENT) -> dict[str, Any]:
     """Two engines that may not share a node."""
     volumes, mounts = kube_product.engine_volumes()
     labels = {"matchLabels": {"kvcommons.io/deployment": name, "app.kubernetes.io/component": "engine"}}
@@ -60,7 +63,7 @@ def deployment(name: str = NAME) -> dict[str, Any]:
         "engine": {
             "image": kube_product.ENGINE_IMAGE,
             "args": list(ARGUMENTS),
-            "env": [{"name": name, "value": value} for name, value in ENVIRONMENT.items()],
+            "env": [{"name": name, "value": value} for name, value in environment.items()],
             "sharedMemory": "256Mi",  # the engine's processes ask for 160
         },
         "replicas": ENGINES,
@@ -103,7 +106,9 @@ class Served:
         for folder in (*kube_product.host_folders(), model):
             self.cluster.apply(*folder.manifests(self.namespace))
         hiding = kube_product.hiding_manifest(self.namespace)
-        self.cluster.apply(hiding, pool(self.placement), deployment(), namespace=self.namespace)
+        environment = ENVIRONMENT | TOGETHER if self.placement == "perNode" else ENVIRONMENT
+        ours = (pool(self.placement), deployment(environment=environment))
+        self.cluster.apply(hiding, *ours, namespace=self.namespace)
         self.wait_ready()
 
     def stop(self) -> None:
