@@ -34,7 +34,7 @@ REPLICAS_MAX: Final = 64
 """With more of them what waits is not told: there is then hardly a replica that two routers want at one moment."""
 OTHERS_MAX: Final = 256
 ALONE_SECONDS: Final = 1.0
-"""How often a router says something that has heard of no other one."""
+"""How often a router says that it is there which has heard of no other one. It says no load then: that would be old until the next time."""
 
 Waits = Mapping[Group, Sequence[tuple[int, Rival]]]
 
@@ -124,17 +124,30 @@ class Sharing:
         if said == self._said and now - self._said_at < BEAT_SECONDS:
             return
         self._said, self._said_at = said, now
-        text = b'{"router":"%b","worker":%d,"at":%.6f,%b' % (self._posts.name.encode(), self._row, now, said[1:])
+        text = self._signed(said, now)
         if len(text) > TEXT_BYTES_MAX:
             return
         if len(self._posts.boards) > 1:
             self._posts.boards[self._row].write(text)
-        if self.send is not None and (self._accompanied() or now - self._sent_at >= ALONE_SECONDS):
-            self._sent_at = now
+        if self.send is None:
+            return
+        if self._accompanied():
             self.send(text)
+        elif now - self._sent_at >= ALONE_SECONDS:
+            self._sent_at = now
+            spent = self._context.quotas.told()
+            self.send(self._signed(orjson.dumps({"load": {}, "rates": self._rates, "waits": {}, "spent": spent}), now))
+
+    def _signed(self, said: bytes, now: float) -> bytes:
+        return b'{"router":"%b","worker":%d,"at":%.6f,%b' % (self._posts.name.encode(), self._row, now, said[1:])
 
     def _accompanied(self) -> bool:
         return any(not name.startswith(self._posts.name) for name in self._heard)
+
+    @property
+    def heard_at(self) -> float:
+        """When somebody else said anything last; 0 for never."""
+        return max([heard.at for heard in self._heard.values()], default=0.0)
 
     def _text(self, now: float) -> bytes:
         context = self._context

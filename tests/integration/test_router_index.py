@@ -12,6 +12,7 @@ from kvcommons_core import redis_server
 from kvcommons_core.index import MemberInfo, MemberKind, NodeIndex, Tier
 from kvcommons_core.settings import IndexSettings
 from kvcommons_router.index_redis import RedisIndex
+from kvcommons_router.sharing import Sharing
 from router_support import Call, Engine, Router, chat, engines_of, on_uvloop, running, settings_for, until
 
 TEXT = "a long document that several requests share, word by word. " * 400
@@ -59,6 +60,19 @@ async def node_with(settings: IndexSettings, name: str, keys: Sequence[int], tie
         await node.stop()
 
 
+async def heard_anew(router: Router) -> None:
+    """Waits until another router's load is known as it is now: the first text to come may have been said before."""
+    sharing = router.app.context.sharing
+    assert sharing is not None
+    for _ in range(2):
+        before = sharing.heard_at
+        await until(functools.partial(_later, sharing, before), "the other router")
+
+
+def _later(sharing: Sharing, than: float) -> bool:
+    return sharing.heard_at > than
+
+
 def text_keys_of(call: Call) -> list[int]:
     """The text keys that a request carried."""
     return [int(key, 16) for key in call.json["kv_transfer_params"]["kvcommons"]["text_keys"]]
@@ -79,6 +93,7 @@ async def test_a_shared_beginning_goes_to_its_holder_from_any_router(index: Inde
             await joined(second, 3)
             await first.ask(chat(TEXT + "one"))
             await flushed(first)
+            await heard_anew(second)
             for number in range(5):
                 await second.ask(chat(TEXT + f"question {number}"))
             assert sorted(asked(engines)) == [0, 0, 6]
@@ -96,6 +111,7 @@ async def test_long_texts_meet_too(index: IndexSettings) -> None:
             await joined(second, 3)
             await first.ask(chat(long + "one"))
             await flushed(first)
+            await heard_anew(second)
             candidates = second.app.fleet.instances
             for number in range(4):
                 await second.ask(chat(long + f"question {number}"))
