@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Final, Protocol
+from typing import Final
 
 from kvcommons_core.codecs import parse_codec
 from kvcommons_core.errors import KvCommonsError
+
+from kvcommons_node.seam import RecodeCore
 
 POLL_SECONDS: Final = 0.1
 UNCODED: Final = "none"
@@ -19,23 +21,6 @@ UNCODED: Final = "none"
 
 class RecodeError(KvCommonsError):
     """The run ended early; the message says why. What was rewritten by then stays so."""
-
-
-class RecodeCore(Protocol):
-    """The part of ``kvcommons_core._native.NodeCore`` that is used here."""
-
-    def recode_start(
-        self,
-        *,
-        codec: str,
-        fingerprint: bytes | None = ...,
-        keys: bytes = ...,
-        tier: str = ...,
-        from_memory: bool = ...,
-        bytes_per_second_max: int = ...,
-    ) -> int: ...
-    def recode_progress(self, run: int) -> dict[str, int | str] | None: ...
-    def recode_cancel(self, run: int) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from dataclasses import fields
 from typing import Any, Final
 
 from kvcommons_node.jobs import JobError, Progress
-from kvcommons_node.recode import RecodeCore, RecodeError, RecodeProgress, recode
+from kvcommons_node.recode import RecodeError, RecodeProgress, recode
+from kvcommons_node.seam import RecodeCore
 
 BUSY_SECONDS_MAX: Final = 30.0
 """Until a run that was cancelled has ended its last batch."""

@@ -52,7 +52,24 @@ KnownLayout = tuple[int, int, list[KnownShard]]
 """How a chunk is kept: its tokens, its tenant's number, its shards."""
 
 
-class Core(Protocol):
+class RecodeCore(Protocol):
+    """The part of ``kvcommons_core._native.NodeCore`` that changes the form in which a tier keeps chunks."""
+
+    def recode_start(
+        self,
+        *,
+        codec: str,
+        fingerprint: bytes | None = ...,
+        keys: bytes = ...,
+        tier: str = ...,
+        from_memory: bool = ...,
+        bytes_per_second_max: int = ...,
+    ) -> int: ...
+    def recode_progress(self, run: int) -> dict[str, int | str] | None: ...
+    def recode_cancel(self, run: int) -> bool: ...
+
+
+class Core(RecodeCore, Protocol):
     """The part of ``kvcommons_core._native.NodeCore`` that the daemon uses."""
 
     @property
@@ -104,19 +121,6 @@ class Core(Protocol):
     ) -> tuple[int, dict[str, int]]:
         """None or empty means any. Returns the chunks that memory had, and the shards that each tier had."""
         ...
-
-    def recode_start(
-        self,
-        *,
-        codec: str,
-        fingerprint: bytes | None = ...,
-        keys: bytes = ...,
-        tier: str = ...,
-        from_memory: bool = ...,
-        bytes_per_second_max: int = ...,
-    ) -> int: ...
-    def recode_progress(self, run: int) -> dict[str, int | str] | None: ...
-    def recode_cancel(self, run: int) -> bool: ...
 
 
 class ChainKeys(Protocol):

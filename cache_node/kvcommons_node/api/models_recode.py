@@ -17,7 +17,7 @@ from kvcommons_node.api.base import (
 )
 from kvcommons_node.api.models_jobs import MODEL_CHARACTERS_MAX, JobName
 from kvcommons_node.api.models_move import REPEATED
-from kvcommons_node.api.models_select import ARRAY, STRING, PlaceName
+from kvcommons_node.api.models_select import ARRAY, STRING, PlaceName, check_named_once
 
 CODEC_PATTERN = r"^(lossless|fp8-e4m3|int8|k16v8|int4|int4:group=(8|16|32|64|128|256))$"
 RATE_MAX = 1 << 40
@@ -69,12 +69,7 @@ class DecompressRequest(Model):
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
-        if self.fingerprint is not None and self.model is not None:
-            raise ValueError("give at most one of 'fingerprint' and 'model'")
-        if self.keys is not None and self.tokens is not None:
-            raise ValueError("give at most one of 'keys' and 'tokens'")
-        if (self.keys is not None or self.tokens is not None) and self.fingerprint is None:
-            raise ValueError("'keys' and 'tokens' want a 'fingerprint'")
+        check_named_once(self.fingerprint, self.model, self.keys, self.tokens)
         return self
 
 

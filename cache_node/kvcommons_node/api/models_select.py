@@ -27,6 +27,18 @@ PlaceName = Annotated[str, StringConstraints(pattern=PLACE_PATTERN)]
 """memory, or the name of a tier as /v1/stats lists it."""
 
 
+def check_named_once(fingerprint: object, model: object, keys: object, tokens: object) -> None:
+    """
+    :raises ValueError: where one thing is named twice, or chunks of no engine; each is None where it is not named.
+    """
+    if fingerprint is not None and model is not None:
+        raise ValueError("give at most one of 'fingerprint' and 'model'")
+    if keys is not None and tokens is not None:
+        raise ValueError("give at most one of 'keys' and 'tokens'")
+    if (keys is not None or tokens is not None) and fingerprint is None:
+        raise ValueError("'keys' and 'tokens' want a 'fingerprint'")
+
+
 class LookupRequest(Chain):
     """Where the chunks of a chain are."""
 
@@ -142,12 +154,7 @@ class ClearRequest(Model):
             raise ValueError(
                 "give exactly one of 'all': true and what is meant: fingerprint, model, salt, older_than_seconds"
             )
-        if self.fingerprint is not None and self.model is not None:
-            raise ValueError("give at most one of 'fingerprint' and 'model'")
-        if self.keys is not None and self.tokens is not None:
-            raise ValueError("give at most one of 'keys' and 'tokens'")
-        if (self.keys is not None or self.tokens is not None) and self.fingerprint is None:
-            raise ValueError("'keys' and 'tokens' want a 'fingerprint'")
+        check_named_once(self.fingerprint, self.model, self.keys, self.tokens)
         return self
 
 
