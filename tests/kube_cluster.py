@@ -235,7 +235,9 @@ class Cluster(ApiServer):
 
     def _cgroup_files(self, node: Node) -> Iterator[Path]:
         for place in cgroup_folders(node.cgroup):
-            yield from place.rglob("cgroup.procs")
+            for folder, _, files in os.walk(place):  # rglob would end with an error where a pod goes meanwhile
+                if "cgroup.procs" in files:
+                    yield Path(folder, "cgroup.procs")
 
     def kill_container(self, namespace: str, pod: str, container: str) -> None:
         """SIGKILL of its first process."""
