@@ -21,15 +21,6 @@ std::int64_t took_ms(const std::function<void()>& what) {
   return std::chrono::duration_cast<Milliseconds>(std::chrono::steady_clock::now() - begun).count();
 }
 
-template <typename Holds>
-void eventually(Holds holds) {
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
-  while (!holds()) {
-    CHECK(std::chrono::steady_clock::now() < deadline);
-    std::this_thread::yield();
-  }
-}
-
 // A stream to the server that has greeted, for what no well-behaved client sends.
 std::unique_ptr<peers::Stream> connected(const PeerWorld& world, const Key& secret = pool_secret()) {
   auto stream =

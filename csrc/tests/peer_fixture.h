@@ -1,9 +1,11 @@
 // Peers on loopback: a source that keeps shards in a map, a server over it, and a tier that asks it.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <map>
 #include <mutex>
+#include <thread>
 #include <utility>
 
 #include "core/peers/peer_greeting.h"
@@ -14,6 +16,15 @@
 namespace kvcommons::testing {
 
 namespace wire = peers::wire;
+
+template <typename Holds>
+void eventually(Holds holds) {
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (!holds()) {
+    CHECK(std::chrono::steady_clock::now() < deadline);
+    std::this_thread::yield();
+  }
+}
 
 // What a peer holds. Shards are lent as the store lends slots: who removes one waits for nobody.
 class MapSource final : public peers::PeerSource {
