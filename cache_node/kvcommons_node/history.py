@@ -11,14 +11,16 @@ Each chunk that a request missed gets the first of these that holds:
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
-K = TypeVar("K")
-V = TypeVar("V")
+from kvcommons_node.key_table import KeyTable
 
-GONE_MAX: Final = 65_536
-TEXTS_MAX: Final = 65_536
+ROWS_LOG2: Final = 17
+"""Of the ends of chunks that are remembered, and of the texts: of the last 65,536 of each nearly all are there."""
+FINGERPRINTS_MAX: Final = (1 << 16) - 1
+"""Whose texts are told apart; those of further ones are not noted."""
 ASKED_MAX: Final = 8_192
 KEY_BYTES: Final = 8
 """Of a key: what the index and the reports name it by."""
@@ -41,6 +43,57 @@ class Gone(NamedTuple):
     at: float
     why: str
     age_seconds: float
+
+
+class Ends:
+    """How chunks ended, by the first bytes of their keys."""
+
+    _WORDS: Final = ("evicted", "cleared")
+
+    def __init__(self, rows_log2: int) -> None:
+        self._table = KeyTable(rows_log2)
+        self._at = array("d", bytes(8 << rows_log2))
+        self._age_seconds = array("f", bytes(4 << rows_log2))
+        self._why = array("B", bytes(1 << rows_log2))
+
+    def put(self, key: int, end: Gone) -> None:
+        row, _ = self._table.place(key)
+        self._at[row], self._age_seconds[row], self._why[row] = end.at, end.age_seconds, self._WORDS.index(end.why)
+
+    def get(self, key: int) -> Gone | None:
+        row = self._table.find(key)
+        return None if row is None else Gone(self._at[row], self._WORDS[self._why[row]], self._age_seconds[row])
+
+
+class Texts:
+    """For which models a text is cached: the numbers of the last four fingerprints, 16 bits each."""
+
+    def __init__(self, rows_log2: int) -> None:
+        self._table = KeyTable(rows_log2)
+        self._models = array("Q", bytes(8 << rows_log2))
+        self._numbers: dict[bytes, int] = {}
+
+    def note(self, text: int, fingerprint: bytes) -> None:
+        number = self._numbers.get(fingerprint)
+        if number is None:
+            if len(self._numbers) >= FINGERPRINTS_MAX:
+                return
+            number = self._numbers[fingerprint] = len(self._numbers) + 1
+        row, known = self._table.place(text)
+        models = self._models[row] if known else 0
+        if number not in _quarters(models):
+            models = (models << 16 | number) & (1 << 64) - 1
+        self._models[row] = models
+
+    def for_others(self, text: int, fingerprint: bytes) -> bool:
+        """Whether another model has it."""
+        row = self._table.find(text)
+        own = self._numbers.get(fingerprint, 0)
+        return row is not None and any(number not in (0, own) for number in _quarters(self._models[row]))
+
+
+def _quarters(models: int) -> tuple[int, int, int, int]:
+    return models & 0xFFFF, models >> 16 & 0xFFFF, models >> 32 & 0xFFFF, models >> 48
 
 
 class Asked(NamedTuple):
@@ -82,26 +135,23 @@ def no_peers() -> Sights:
 class History:
     """One per daemon, on its event loop."""
 
-    def __init__(self, sights: Seen = no_peers, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, sights: Seen = no_peers, clock: Callable[[], float] = time.monotonic, rows_log2: int = ROWS_LOG2
+    ) -> None:
         self._sights = sights
         self._clock = clock
-        self._gone: dict[bytes, Gone] = {}
-        self._texts: dict[int, tuple[bytes, ...]] = {}
+        self._ends = Ends(rows_log2)
+        self._texts = Texts(rows_log2)
         self._asked: dict[bytes, Asked] = {}
 
     def committed(self, fingerprint: bytes, text_keys: Sequence[int]) -> None:
         """A chunk was stored, with the text that it stands for."""
         for text in text_keys:
-            known = self._texts.pop(text, ())
-            if fingerprint not in known:
-                known = (*known[-3:], fingerprint)
-            _put(self._texts, text, known, TEXTS_MAX)
+            self._texts.note(text, fingerprint)
 
     def gone(self, key: bytes, why: str, age_ms: int) -> None:
         """A chunk is nowhere on this node any more. :param why: evicted or cleared."""
-        key8 = key[:KEY_BYTES]
-        self._gone.pop(key8, None)
-        _put(self._gone, key8, Gone(self._clock(), why, age_ms / 1_000), GONE_MAX)
+        self._ends.put(_number(key[:KEY_BYTES]), Gone(self._clock(), why, age_ms / 1_000))
 
     def asked(self, keys8: Sequence[bytes], depths: Mapping[str, int]) -> None:
         """The index was asked who has a chain. :param depths: leading chunks of it, by peer."""
@@ -109,11 +159,13 @@ class History:
         for number, key8 in enumerate(keys8[: max(depths.values(), default=0)]):
             peers = tuple(sorted(name for name, depth in depths.items() if depth > number))
             self._asked.pop(key8, None)
-            _put(self._asked, key8, Asked(now, peers, slow), ASKED_MAX)
+            if len(self._asked) >= ASKED_MAX:
+                self._asked.pop(next(iter(self._asked)))
+            self._asked[key8] = Asked(now, peers, slow)
 
     def why(self, key8: bytes, text: int | None, fingerprint: bytes, other_tenant: bool) -> Verdict:
         """Of a chunk that a request did not find a moment ago."""
-        asked, gone = self._asked.pop(key8, None), self._gone.get(key8)
+        asked, gone = self._asked.pop(key8, None), self._ends.get(_number(key8))
         if asked is not None and (gone is None or gone.at < asked.at):  # else it came from there, and was evicted since
             sights = self._sights()
             if sights.unusable.issuperset(asked.peers):
@@ -121,13 +173,10 @@ class History:
             return Verdict("peer_slow" if sights.slow > asked.slow else "peer_failed", peers=asked.peers)
         if gone is not None:
             return Verdict(gone.why, max(0.0, self._clock() - gone.at), gone.age_seconds)
-        if text is not None and any(known != fingerprint for known in self._texts.get(text, ())):
+        if text is not None and self._texts.for_others(text, fingerprint):
             return Verdict("other_fingerprint")
         return Verdict("other_tenant" if other_tenant else "never_stored")
 
 
-def _put(known: dict[K, V], key: K, value: V, count_max: int) -> None:
-    """The oldest makes room."""
-    if len(known) >= count_max:
-        known.pop(next(iter(known)))
-    known[key] = value
+def _number(key8: bytes) -> int:
+    return int.from_bytes(key8, "little")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 from kvcommons_node.api.models_requests import RequestsQuery
-from kvcommons_node.history import GONE_MAX, History, Sights
+from kvcommons_node.history import History, Sights
 from kvcommons_node.reports import Reports, for_routers
 
 KEY = bytes(range(32))
@@ -84,10 +85,12 @@ def test_what_came_from_a_peer_and_was_evicted_later_was_evicted(world: World) -
 
 def test_the_oldest_ends_are_forgotten(world: World) -> None:
     """Nothing here grows without bound."""
-    world.history.gone(KEY, "evicted", 0)
-    for number in range(GONE_MAX):
-        world.history.gone(number.to_bytes(8, "big") + b"more", "evicted", 0)
-    assert world.why() == "never_stored"
+    history = History(rows_log2=4)
+    history.gone(KEY, "evicted", 0)
+    choose = random.Random(2)
+    for _ in range(200):
+        history.gone(choose.randbytes(32), "evicted", 0)
+    assert history.why(KEY8, None, OURS, False).why == "never_stored"
 
 
 def report(**more: object) -> str:
