@@ -16,7 +16,7 @@ from kvcommons_router.app import App
 from kvcommons_router.board import Board
 from kvcommons_router.cells import Cells
 from kvcommons_router.http_server import ClientConnection
-from kvcommons_router.index_redis import make_index
+from kvcommons_router.index_redis import RedisIndex, make_index
 from kvcommons_router.metrics import Layout
 from kvcommons_router.settings import InstanceSettings, RouterSection, RouterSettings
 from kvcommons_router.sharing import Posts
@@ -395,3 +395,9 @@ async def engines_of(*names: str) -> AsyncIterator[list[Engine]]:
     finally:
         for engine in engines:
             await engine.stop()
+
+
+def index_of(router: Router) -> RedisIndex:
+    """The router's index."""
+    assert isinstance(router.app.index, RedisIndex)
+    return router.app.index

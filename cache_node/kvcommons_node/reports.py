@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from kvcommons_core.misses import explained
+
 from kvcommons_node.api.models_requests import (
     REQUEST_ID_CHARACTERS_MAX,
     MissedChunks,
@@ -29,28 +31,6 @@ UNTOLD: Final = ("missed_from", "missed", "other_tenant")
 """Of a report, what is for this node alone: routers hear nothing of it."""
 SOURCES: Final = ("prompt_tokens", "own_tokens", "commons_tokens", "computed_tokens")
 
-EXPLANATIONS: Final[dict[str, str]] = {
-    "": "every whole chunk of the prompt was reused",
-    "not_found": "no chunk of this prefix was here: it is new, was evicted (watch kvcommons_node_removed_chunks_total), or was cached under another salt or model",
-    "partly_found": "the prefix was here up to a point: the text differs behind it, or its end was evicted",
-    "node_away": "the engine had no connection to its cache node: is the node running?",
-    "no_lease": "the node had too many leases open (node.leases_max), or the chunks went away while it answered",
-    "load_failed": "the copy into the engine failed or came too late, and the text was computed: see the engine's log",
-    "unsalted": "a node of several tenants caches nothing for a request without a salt: set the tenant's key at the router",
-    "reset": "the engine's weights or caches were reset while the request ran",
-    "block_table": "the engine gave no block table for it, so nothing could be moved",
-    "foreign_load": "another connector loaded a part of it, which is not ours to store",
-    "prompt_logprobs": "log-probabilities of the prompt need every position computed",
-    "starting": "the engine's workers had not yet said what they are",
-    "ranks_differ": "the engine's ranks do not agree about the model: they must run the same build and weights",
-}
-LOOKUP_FAILED: Final = (
-    "the node did not answer the question in time, or refused it: see the connector's setting of that limit"
-)
-NOT_CACHEABLE: Final = (
-    "this engine or request can't be cached; the reasons are listed where the connector is documented"
-)
-
 
 @dataclass(frozen=True)
 class _Kept:
@@ -60,11 +40,6 @@ class _Kept:
     tokens: tuple[int, int, int, int]
     reason: str
     missed: tuple[MissedChunks, ...] = ()
-
-
-def explained(reason: str) -> str:
-    """A reason in words."""
-    return EXPLANATIONS.get(reason) or (LOOKUP_FAILED if reason.startswith("lookup_") else NOT_CACHEABLE)
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -18,7 +18,7 @@ from kvcommons_router.exchange import Exchange
 from kvcommons_router.fleet import Group
 from kvcommons_router.journey import Client, Owner
 from kvcommons_router.known_heads import KnownHeads
-from kvcommons_router.own_paths import REQUESTS, is_own
+from kvcommons_router.own_paths import KEPT, is_own
 from kvcommons_router.request import Request
 
 AFFINITY_STEP: Final = 3  # texts that share this many steps and one more, about 8 KiB, meet when there is no index
@@ -96,7 +96,7 @@ class Admission:
             raise Refusal(404, f"There is nothing at {_shown(path)}.", code="not_found")
         if request.method not in (b"GET", b"HEAD"):
             raise Refusal(405, f"{_shown(path)} takes GET.", param="GET, HEAD")
-        if path.startswith((b"/v1/", REQUESTS)):
+        if path.startswith(KEPT):
             self.auth.tenant(request.head.authorization)
 
     def admit(self, owner: Owner, client: Client, request: Request, id_bytes: bytes) -> Exchange:

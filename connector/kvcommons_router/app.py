@@ -9,7 +9,7 @@ from typing import Final
 
 from kvcommons_core.errors import ConfigurationError
 
-from kvcommons_router import metrics, own_paths
+from kvcommons_router import metrics, overview, own_paths
 from kvcommons_router.access_log import AccessLog
 from kvcommons_router.admission import RESPONSES, Admission
 from kvcommons_router.auth import Authenticator, KeysError
@@ -143,6 +143,13 @@ class App:
             elif path.startswith(own_paths.REQUESTS):
                 tenant = self.auth.tenant(request.head.authorization)
                 answer = own_paths.request_page(self.context, path, tenant.name)
+            elif path == own_paths.LAST_REQUESTS:
+                answer = overview.requests_page(self.context, self.auth.tenant(request.head.authorization).name)
+            elif path == own_paths.POOL:
+                self.show()
+                answer = overview.pool_page(self.context, draining=self.draining)
+            elif path in own_paths.PAGE:
+                answer = overview.page_file(path)
             else:
                 answer = own_paths.models_page(self.context, path)
         except Refusal as refusal:

@@ -159,6 +159,14 @@ class Expectations:
         expected = told[0] if told is not None else self._open.get(request_id)
         if expected is None or expected.tenant != tenant:
             return None
+        return self._account(request_id, expected, told[1] if told is not None else None)
+
+    def accounts(self, tenant: str, count_max: int) -> list[dict[str, object]]:
+        """The same of the tenant's last requests that engines reported on, newest first."""
+        own = (one for one in reversed(self._told.items()) if one[1][0].tenant == tenant)
+        return [self._account(name, *told) for name, told in itertools.islice(own, count_max)]
+
+    def _account(self, request_id: str, expected: Expectation, report: Report | None) -> dict[str, object]:
         hit, settings = expected.hit, expected.instance.settings
         return {
             "request_id": request_id,
@@ -168,7 +176,7 @@ class Expectations:
             "replica_gone": expected.instance.gone,
             "node": settings.node,
             "predicted_tokens": dict(zip(PLACES, by_place(hit), strict=True)),
-            "reported": told[1]._asdict() if told is not None else None,
+            "reported": report._asdict() if report is not None else None,
         }
 
     def _compare(self, expected: Expectation, report: Report) -> None:

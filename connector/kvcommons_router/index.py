@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from kvcommons_core.index.schema import Member
+
 from kvcommons_router.fleet import Group, Instance
 from kvcommons_router.picker import NO_HIT, Hit
 
@@ -83,3 +85,9 @@ class Index(Protocol):
 
     def account(self, request_id: str, tenant: str) -> dict[str, object] | None:
         """What was expected of a request and what came of it, where this worker remembers it as this tenant's."""
+
+    def accounts(self, tenant: str, count_max: int) -> list[dict[str, object]]:
+        """The same of the tenant's last requests that are over, newest first."""
+
+    def members(self) -> Sequence[Member]:
+        """Who belongs to the pool, by the index."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 
+from kvcommons_core.index.schema import Member
+
 from kvcommons_router.context import Context
 from kvcommons_router.fleet import Instance
 from kvcommons_router.index import Depth, Inquiry
@@ -73,6 +75,14 @@ class OwnMemory:
     def account(self, request_id: str, tenant: str) -> dict[str, object] | None:
         """Nobody reports to a router without Redis."""
         return None
+
+    def accounts(self, tenant: str, count_max: int) -> list[dict[str, object]]:
+        """None, likewise."""
+        return []
+
+    def members(self) -> Sequence[Member]:
+        """Nobody: there is no pool."""
+        return ()
 
 
 def depths_of_masks(keys: Sequence[bytes], mask_of: Callable[[bytes, int], int]) -> dict[int, Depth]:

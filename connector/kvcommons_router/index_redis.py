@@ -260,6 +260,14 @@ class RedisIndex:
         """What was expected of a request, and what came of it."""
         return self.expectations.account(request_id, tenant)
 
+    def accounts(self, tenant: str, count_max: int) -> list[dict[str, object]]:
+        """The same of the last ones that are over, newest first."""
+        return self.expectations.accounts(tenant, count_max)
+
+    def members(self) -> Sequence[schema.Member]:
+        """Who is in the members' hash, as it was last read."""
+        return tuple(self.reader.view.by_name.values())
+
     def confirm(self, keys: Sequence[bytes]) -> None:
         """These were really hit."""
         self.recorder.confirm(keys)

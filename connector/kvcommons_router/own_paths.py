@@ -11,14 +11,26 @@ from kvcommons_router.errors import Refusal, not_served
 from kvcommons_router.exposition import render
 from kvcommons_router.roster import Presence
 
-OWN: Final = frozenset({b"/health", b"/healthz", b"/readyz", b"/metrics", b"/v1/models"})
+OWN: Final = frozenset(
+    {b"/health", b"/healthz", b"/readyz", b"/metrics", b"/v1/models", b"/kvcommons/v1/pool", b"/kvcommons/v1/requests"}
+)
 REQUESTS: Final = b"/kvcommons/v1/requests/"
+POOL: Final = b"/kvcommons/v1/pool"
+LAST_REQUESTS: Final = b"/kvcommons/v1/requests"
+PAGE: Final = {
+    b"/ui": ("index.html", b"text/html; charset=utf-8"),
+    b"/ui/app.js": ("app.js", b"text/javascript; charset=utf-8"),
+    b"/ui/style.css": ("style.css", b"text/css; charset=utf-8"),
+}
+"""The page and its files; they hold no data, which is behind the two paths above."""
+KEPT: Final = (b"/v1/", b"/kvcommons/")
+"""Where keys are asked for, these need one."""
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
 
 def is_own(path: bytes) -> bool:
     """Whether the router answers by itself what is asked at a path."""
-    return path in OWN or path.startswith((b"/v1/models/", REQUESTS))
+    return path in OWN or path in PAGE or path.startswith((b"/v1/models/", REQUESTS))
 
 
 class Answer(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import document, screenshot
 from kvcommons_operator.build.alerts import DEPLOYMENT_RULES, POOL_RULES
 from node_process import until
 from observed_queries import queries
@@ -86,6 +88,24 @@ def test_what_is_exposed_is_what_the_catalogue_says(watched: tuple[Run, Promethe
                 assert set(labels) <= set(values), name
                 assert all(not values[label] or value in values[label] for label, value in labels.items()), sample
         assert shown.count("# TYPE kvcommons_") > 30
+
+
+def test_the_web_page_shows_the_pool_and_why_a_request_missed(watched: tuple[Run, Prometheus], tmp_path: Path) -> None:
+    """A browser shows replicas, nodes, figures and the last requests with the reason of what was missed; nothing it loads comes from
+    elsewhere. With KVCOMMONS_SCREENSHOT a picture of it is kept there."""
+    run, _ = watched
+    run.work(TURNS_MAX)  # what is asked for twice is answered from the commons
+    url = f"http://127.0.0.1:{run.port}/ui"
+    shown = document(tmp_path, url)
+    for name in (*(engine.name for engine in run.engines), *(node.name for node in run.nodes)):
+        assert f">{name}</td>" in shown, name
+    assert "not_found: no chunk of this prefix was here" in shown
+    assert re.search(r"<b>[\d.]+ %</b><span>from the commons", shown)
+    assert 'class="commons" stroke-width=' in shown
+    assert "policy cost, 1 worker, index connected" in shown
+    assert not re.search(r"(src|href)=.?https?:", shown)
+    kept = Path(os.environ.get("KVCOMMONS_SCREENSHOT", tmp_path / "page.png"))
+    screenshot(tmp_path, url, kept)
 
 
 def test_alerts_come_with_their_faults_and_go_with_them(watched: tuple[Run, Prometheus]) -> None:

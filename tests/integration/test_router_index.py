@@ -11,9 +11,8 @@ from index_support import FakeStore, RawClient
 from kvcommons_core import redis_server
 from kvcommons_core.index import MemberInfo, MemberKind, NodeIndex, Tier
 from kvcommons_core.settings import IndexSettings
-from kvcommons_router.index_redis import RedisIndex
 from kvcommons_router.sharing import Sharing
-from router_support import Call, Engine, Router, chat, engines_of, on_uvloop, running, settings_for, until
+from router_support import Call, Engine, Router, chat, engines_of, index_of, on_uvloop, running, settings_for, until
 
 TEXT = "a long document that several requests share, word by word. " * 400
 STEPS = len(TEXT) // 2048
@@ -23,12 +22,6 @@ STEPS = len(TEXT) // 2048
 def index(index_settings: IndexSettings, raw: RawClient) -> IndexSettings:
     """The settings of an emptied index."""
     return index_settings
-
-
-def index_of(router: Router) -> RedisIndex:
-    """The router's index."""
-    assert isinstance(router.app.index, RedisIndex)
-    return router.app.index
 
 
 async def joined(router: Router, members: int) -> None:

@@ -8,7 +8,7 @@ import pytest
 from kvcommons_core import textkeys
 from kvcommons_core.settings import IndexSettings
 from kvcommons_router.auth import KeysError, read_keys, read_or_make_secret, read_secret, salt_of
-from router_support import chat, engines_of, on_uvloop, running, settings_for, until
+from router_support import Reply, chat, engines_of, index_of, on_uvloop, running, settings_for, until
 
 SECRET = "s" * 32
 TEXT = "the same long document " * 400
@@ -211,3 +211,38 @@ async def test_a_request_is_told_about_to_the_tenant_that_sent_it_alone(
             assert await told(headers=bearer("key-of-a-1")) == (200, "e")
             assert await told(headers=bearer("key-of-b-1")) == (404, None)
             assert await told() == (401, None)
+
+
+@on_uvloop
+async def test_the_page_is_open_and_what_it_shows_takes_a_key(
+    tmp_path: Path, secret: Path, index_settings: IndexSettings
+) -> None:
+    """Its files hold no data; the pool is for those with a key, and of the last requests each tenant sees its own."""
+    keys = write_keys(tmp_path, {"tenant": "a", "key": "key-of-a-1"}, {"tenant": "b", "key": "key-of-b-1"})
+    async with engines_of("e") as engines:
+        settings = settings_for(engines, index=index_settings, api_keys=keys, salt_secret=secret)
+        async with running(settings) as router:
+            client = await router.client()
+
+            async def page(path: str, **more: dict[str, str]) -> Reply:
+                return await client.ask(b"", path=path, method="GET", **more)
+
+            for path, kind in (("/ui", "text/html"), ("/ui/app.js", "text/javascript"), ("/ui/style.css", "text/css")):
+                file = await page(path)
+                assert (file.status, (file.header("content-type") or "").partition(";")[0]) == (200, kind)
+            assert (await page("/ui/nothing")).status == 404
+            sent = await client.ask(chat(TEXT), headers=bearer("key-of-a-1"))
+            request_id = sent.header("x-request-id") or ""
+            expectations = index_of(router).expectations
+            report = {"request_id": request_id, "prompt_tokens": 1000, "own_tokens": 0, "commons_tokens": 512}
+            expectations.take(json.dumps({**report, "reason": "partly_found"}).encode())
+            for path in ("/kvcommons/v1/pool", "/kvcommons/v1/requests"):
+                assert (await page(path)).status == 401
+            pool = (await page("/kvcommons/v1/pool", headers=bearer("key-of-b-1"))).json
+            assert [one["name"] for one in pool["replicas"]] == ["e"]
+            assert pool["replicas"][0]["actual_tokens"] == {"own": 0, "commons": 512}
+            assert pool["totals"]["prompt_tokens"] == 1000
+            own = (await page("/kvcommons/v1/requests", headers=bearer("key-of-a-1"))).json["requests"]
+            assert [(one["request_id"], one["reported"]["commons_tokens"]) for one in own] == [(request_id, 512)]
+            assert own[0]["explanation"].startswith("the prefix was here up to a point")
+            assert (await page("/kvcommons/v1/requests", headers=bearer("key-of-b-1"))).json["requests"] == []

@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
+from kvcommons_core.misses import EXPLANATIONS, LOOKUP_FAILED, explained
 from kvcommons_node.api.models_requests import RequestsQuery
 from kvcommons_node.api.refusals import Refusal
 from kvcommons_node.feed import WAITING_MAX, WATCHERS_MAX, Feed
-from kvcommons_node.reports import EXPLANATIONS, LOOKUP_FAILED, REPORTS_MAX, Reports, explained
+from kvcommons_node.reports import REPORTS_MAX, Reports
 
 CONNECTOR = Path(__file__).resolve().parents[2] / "connector" / "kvcommons_connector"
 
