@@ -14,13 +14,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".ci" / "requirements"
 ROLES = {
-    "test": ["--extra", "demo", "--extra", "operator", "--extra", "s3", "--group", "test"],
+    "test": ["--extra", "demo", "--extra", "operator", "--extra", "s3", "--extra", "otel", "--group", "test"],
     "demo": ["--extra", "demo", "--group", "build"],
     "demo-gpu": ["--extra", "node", "--extra", "router", "--extra", "vllm", "--group", "gpu", "--group", "build"],
     "operator": ["--extra", "operator"],
     "node": ["--extra", "node"],
     "node-s3": ["--extra", "node", "--extra", "s3"],
-    "router": ["--extra", "router"],
+    "router": ["--extra", "router", "--extra", "otel"],
     "build": ["--group", "build"],
     "gpu-build": ["--group", "gpu-build"],
 }

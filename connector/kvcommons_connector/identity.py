@@ -12,6 +12,7 @@ from kvcommons_core import limits
 from kvcommons_core.keys import MultimodalItem, chunk_identities
 
 TEXT_KEY: Final = re.compile(r"[0-9a-fA-F]{16}")
+TRACED: Final = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f][13579bdf]")
 TEXT_BYTES_MAX: Final = 1 << 40
 
 
@@ -39,6 +40,8 @@ class TextHints:
     text_bytes: int = 0
     other_tenant: bool = False
     """Another tenant sent a text that begins alike: why it is not found, though it was cached."""
+    traced: bool = False
+    """The router traces it, and wants to know what took how long here."""
 
     def by_chunk(self, prompt_tokens: int, chunk_tokens: int, first_chunk: int, last_chunk: int) -> list[list[int]]:
         """Text keys for each chunk in [first_chunk, last_chunk): a step belongs to the chunk in which it ends, by proportion."""
@@ -60,12 +63,14 @@ def parse_hints(params: object) -> TextHints:
     hints = params.get("kvcommons") if isinstance(params, Mapping) else None
     if not isinstance(hints, Mapping) or hints.get("v") != 1:
         return TextHints()
+    trace = hints.get("traceparent")
     request_id, text_keys, text_bytes = hints.get("request_id"), hints.get("text_keys"), hints.get("text_bytes")
     return TextHints(
         request_id=request_id[:256] if isinstance(request_id, str) else "",
         text_keys=_parsed_keys(text_keys) if isinstance(text_keys, Sequence) else (),
         text_bytes=text_bytes if isinstance(text_bytes, int) and 0 < text_bytes <= TEXT_BYTES_MAX else 0,
         other_tenant=hints.get("other_tenant") is True,
+        traced=isinstance(trace, str) and TRACED.fullmatch(trace) is not None,
     )
 
 

@@ -17,6 +17,7 @@ from kvcommons_connector.fences import FrozenBlocks
 from kvcommons_connector.metadata import LoadPlan, StepPlan, StorePlan
 from kvcommons_connector.questions import KEY, NO_PARENT, Questions
 from kvcommons_connector.stats import Counters
+from kvcommons_connector.timings import Timings
 from kvcommons_connector.tracking import Geometry, NodeClient, ScheduledRequest, Tracked
 
 STORE_CHUNKS_MAX: Final = 16_384  # of one store: what the native side takes at once
@@ -39,6 +40,7 @@ class SchedulerCore:
         on_late: Callable[[], None] | None = None,
     ) -> None:
         self._geometry, self._client, self._counters = geometry, client, counters
+        self._now_ms = now_ms
         self._load, self._store = load, store
         self._questions = Questions(
             geometry, client, counters, now_ms, lease_ms_max=lease_ms_max, fetch_ms_max=fetch_ms_max, on_late=on_late
@@ -52,12 +54,15 @@ class SchedulerCore:
         self._step_stores: list[tuple[Tracked, int]] = []
         self._frozen = FrozenBlocks()
         self._rewinds: dict[str, int] = {}
+        self._loading: list[Timings] = []  # beside the step that was planned last
 
     # requests -------------------------------------------------------------------------------------------------------
 
     def add(self, request: Tracked, tokens: Sequence[int] = ()) -> None:
         """A request has arrived. The engine asks as soon as it has room; a node with a disk is told its tokens at once."""
         self._requests[request.request_id] = request
+        if request.hints.traced:
+            request.timings = Timings(self._now_ms)
         if self._load:
             self._questions.announce(request, tokens, len(tokens) // self._geometry.chunk_tokens)
 
@@ -81,7 +86,12 @@ class SchedulerCore:
             request.miss = "node_away"
             self._questions.drop(request)
             return 0, False
+        timings = request.timings
+        if timings is not None:
+            timings.begin("lookup")
         answer = self._questions.ask(request, tokens, chunks)
+        if timings is not None:
+            timings.looked_up(pending=bool(answer.pending_chunks))
         if answer.pending_chunks and self._questions.worth_waiting(request):
             return None, False
         usable = min(answer.hit_chunks * geometry.chunk_tokens, limit)
@@ -126,6 +136,8 @@ class SchedulerCore:
         if answer is not None:
             request.stored_chunks = max(request.stored_chunks, answer.hit_chunks)
         request.answer = None  # the lease is the workers' now
+        if request.timings is not None:
+            request.timings.begin("load")
         if request.own_tokens is None:
             request.own_tokens, request.commons_tokens = request.local_tokens, external_tokens
         self._counters.add("load_tokens", external_tokens)
@@ -143,7 +155,7 @@ class SchedulerCore:
         reason = "" if own + commons >= self._reusable_tokens(request) else request.reason or request.miss
         self._counters.request(reason, request.prompt_tokens, own, commons, computed)
         if self._client.ensure_connected():
-            report: dict[str, str | int | list[str]] = {
+            report: dict[str, object] = {
                 "request_id": request.hints.request_id or request_id,
                 "prompt_tokens": request.prompt_tokens,
                 "own_tokens": own,
@@ -155,6 +167,8 @@ class SchedulerCore:
                 report |= misses.missed(request, self._geometry, own + commons)
             if request.hints.other_tenant:
                 report["other_tenant"] = 1
+            if request.timings is not None:
+                report["parts"] = request.timings.told()
             if self._geometry.dp_rank is not None:
                 report["dp_rank"] = self._geometry.dp_rank
             if self._geometry.model:
@@ -180,6 +194,9 @@ class SchedulerCore:
         for request in self._given_back:
             self._give_back(request)
         self._given_back = []
+        for timings in self._loading:
+            timings.end("load")
+        self._loading = []
         plan = StepPlan(loads=self._loads)
         self._loads, self._step_stores = [], []
         foreign = [item.request_id for item in scheduled if self._loaded_by_another(item)]
@@ -188,6 +205,8 @@ class SchedulerCore:
             if not item.replaces_blocks:  # else allocated() has seen them
                 self._touched_blocks.update(item.new_block_ids)
             if tracked is not None:
+                if tracked.timings is not None:
+                    self._time_load(tracked.timings)
                 if item.replaces_blocks:
                     tracked.block_ids = list(item.new_block_ids)
                 else:
@@ -211,6 +230,8 @@ class SchedulerCore:
                 continue
             del self._stores[job]
             self._frozen.thaw(job, request.jobs.pop(job))
+            if request.timings is not None:
+                request.timings.end("store")
 
     def loads_failed(self, invalid_blocks: set[int]) -> set[int]:
         """Loads beside the last step failed into these blocks. Returns every block whose KV may rest on them.
@@ -270,6 +291,13 @@ class SchedulerCore:
             request.reason = request.reason or "foreign_load"
         return beside
 
+    def _time_load(self, timings: Timings) -> None:
+        """A load between steps is over once its request runs; one beside a step, once the next is planned."""
+        if self._geometry.asynchronous:
+            timings.end("load")
+        else:
+            self._loading.append(timings)
+
     def _plan_store(self, request: Tracked, item: ScheduledRequest, plan: StepPlan) -> None:
         geometry = self._geometry
         complete = min(item.computed_tokens + item.scheduled_tokens, len(item.tokens)) // geometry.chunk_tokens
@@ -283,6 +311,8 @@ class SchedulerCore:
             request.reason = "block_table"  # never seen; a table shorter than what was computed must not be stored from
             return
         job = self._job()
+        if request.timings is not None:
+            request.timings.begin("store")
         plan.stores.append(
             StorePlan(
                 job,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from kvcommons_connector.identity import RequestIdentity, TextHints
+from kvcommons_connector.timings import Timings
 
 
 class NodeClient(Protocol):
@@ -95,6 +96,8 @@ class Tracked:
     """Tokens from the engine's own cache and from this one at the last of these."""
     load_failed: bool = False
     """What was once offered could not be loaded: this request computes the rest by itself."""
+    timings: Timings | None = None
+    """Where the router traces it."""
     miss: str = ""
     """Why less than all of the prompt's whole chunks came from a cache, as far as is known."""
 

@@ -61,6 +61,11 @@ class Admission:
         self._transfer_params = context.settings.transfer_params
         self._forwarded = forwarded(context.settings.forward_paths)
 
+    @property
+    def takes_trace(self) -> bool:
+        """Whether `traceparent` is the router's to read; else it goes on as any other header."""
+        return self._context.tracing is not None
+
     def relays(self, path: bytes) -> bool:
         """Whether engines answer what is asked at a path."""
         if path in RELAYED:

@@ -122,9 +122,13 @@ class App:
             exchange = self.admission.admit(self, connection, request, id_bytes)
         except Refusal as refusal:
             self.budgets.release_body(request)
+            if context.tracing is not None:
+                context.tracing.refused(request, refusal.status, context.loop_time() - request.received)
             connection.refuse(request, refusal, id_bytes)
             return
         connection.exchange = exchange
+        if context.tracing is not None:
+            exchange.trace = context.tracing.begin(exchange)
         if len(exchange.group.usable) > 1 and exchange.keys8 and context.policy is Policy.COST:
             self.index.locate(exchange)
         else:
@@ -174,6 +178,8 @@ class App:
         self.budgets.release_body(exchange.request)
         exchange.forwarded = NOTHING
         self.budgets.end(exchange.tenant.name)
+        if exchange.trace is not None:
+            exchange.trace.ended(exchange)
 
     def request_done(self, exchange: Journey, instance: Instance | None) -> None:
         """A request ended with an engine's answer, or with its client's leaving."""
@@ -274,5 +280,7 @@ class App:
             connection.transport.abort()
         self.fleet.close()
         await self.context.end_tasks()
+        if self.context.tracing is not None:
+            await asyncio.to_thread(self.context.tracing.close)
         if self.log is not None:
             self.log.flush()

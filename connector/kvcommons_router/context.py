@@ -22,6 +22,7 @@ from kvcommons_router.picker import Credits, Policy, Weights
 from kvcommons_router.quotas import Quotas
 from kvcommons_router.settings import RouterSettings
 from kvcommons_router.sharing import Posts, Sharing
+from kvcommons_router.tracing import Tracing, make_tracing
 from kvcommons_router.waiting import Waiting
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class Context:
         self.step_bytes = core_limits.TEXT_STEP_BYTES
         self.id_prefix = secrets.token_hex(8)
         self.draining = False
+        self.tracing: Tracing | None = make_tracing(settings.tracing)
         self.quotas = Quotas(self.recorder, lambda: self.loop_time())
         self.loop_time: Callable[[], float] = time.monotonic
         self._tasks: set[asyncio.Task[None]] = set()

@@ -65,6 +65,8 @@ class Exchange(Journey):
         hit = self.hits.get(instance.index, NO_HIT) if self.hits is not None else NO_HIT
         self.hit = hit
         self.depth = self.depths.get(instance.index) if self.depths is not None else None
+        if self.trace is not None:
+            self.span = self.trace.sent(self, instance)
         uncached = picker.uncached_tokens(hit, self.length, context.weights.credits)
         self.tokens = int(uncached)
         candidate = instance.candidate
@@ -114,8 +116,10 @@ class Exchange(Journey):
         instance = self.instance
         assert instance is not None
         upstream.begin(self, self.dispatched_at, dechunk=request.http10)
-        body, end = self.forwarded
-        head = request_head(request, instance.host_lines, self.id_bytes, len(body) + len(end))
+        (body, end), lines, span = self.forwarded, instance.host_lines, self.span
+        if span is not None:
+            end, lines = span.stamped(end), lines + span.head_lines
+        head = request_head(request, lines, self.id_bytes, len(body) + len(end))
         upstream.send(head, body, end)
 
     # Receiver of the upstream.
@@ -260,6 +264,9 @@ class Exchange(Journey):
             context.index.failed(self, instance)
         context.load.finished(instance.index, self.tokens, was_decoding=self.decoding)
         context.count_attempt(instance.index, outcome)
+        if self.span is not None:
+            first = self.first_byte_at
+            self.span.ended(outcome, self.status, first - self.dispatched_at if first else None)
         if not self.decoding:
             context.waiting.wake()
 

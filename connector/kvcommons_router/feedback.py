@@ -15,6 +15,7 @@ from kvcommons_router.fleet import Instance
 from kvcommons_router.index import Inquiry
 from kvcommons_router.picker import Hit
 from kvcommons_router.rates import TokenRatio
+from kvcommons_router.tracing import Attempt, parts_of
 from kvcommons_router.usage import Usage
 
 EXPECTATIONS_MAX: Final = 20_000
@@ -41,6 +42,7 @@ class Expectation(NamedTuple):
     """The dispatch, in Unix time."""
     tenant: str
     model: str
+    span: Attempt | None = None
 
 
 class Report(NamedTuple):
@@ -111,6 +113,7 @@ class Expectations:
             now,
             inquiry.tenant_name,
             group.model,
+            inquiry.span,
         )
         if len(found) > EXPECTATIONS_MAX:
             for request_id in list(itertools.islice(found, EXPECTATIONS_MAX // 16)):
@@ -141,7 +144,7 @@ class Expectations:
         if expected is None:
             count(column + FOREIGN)
             return
-        self._compare(expected, report)
+        self._compare(expected, report, data)
 
     def take_usage(self, request_id: str, usage: Usage) -> None:
         """An answer's own account; it does not say from where."""
@@ -179,8 +182,10 @@ class Expectations:
             "reported": report._asdict() if report is not None else None,
         }
 
-    def _compare(self, expected: Expectation, report: Report) -> None:
+    def _compare(self, expected: Expectation, report: Report, data: bytes = b"") -> None:
         context = self._context
+        if expected.span is not None:
+            expected.span.reused(report, parts_of(orjson.loads(data).get("parts")) if data else [])
         self._told[report.request_id] = (expected, report)
         if len(self._told) > TOLD_MAX:
             del self._told[next(iter(self._told))]

@@ -9,6 +9,7 @@ import xxhash
 
 from kvcommons_router.errors import Refusal
 from kvcommons_router.request import HeadLines
+from kvcommons_router.tracing import TRACE_HEADERS
 
 # Not sent on to an engine: what belongs to one connection, what the router says itself, and the key to the router.
 NOT_FORWARDED: Final = frozenset(
@@ -34,7 +35,9 @@ NOT_FORWARDED: Final = frozenset(
 PRIORITY_MAX: Final = 8
 
 
-def read_lines(headers: Sequence[tuple[bytes, bytes]], *, http10: bool, drops_authorization: bool) -> HeadLines:
+def read_lines(
+    headers: Sequence[tuple[bytes, bytes]], *, http10: bool, drops_authorization: bool, takes_trace: bool = False
+) -> HeadLines:
     """Takes what the router needs from header lines, the content length apart.
 
     :raises Refusal: if they contradict one another, or ask for what is not done here.
@@ -55,6 +58,9 @@ def read_lines(headers: Sequence[tuple[bytes, bytes]], *, http10: bool, drops_au
                 lines.session = xxhash.xxh3_64_intdigest(value)
             elif name == b"x-kvcommons-priority":
                 lines.priority = _priority(value)
+            elif takes_trace and name in TRACE_HEADERS:
+                _take_trace(lines, name, value)
+                continue
             kept.append(b"%b: %b\r\n" % (name, value))
         elif name == b"host":
             hosts += 1
@@ -73,6 +79,13 @@ def read_lines(headers: Sequence[tuple[bytes, bytes]], *, http10: bool, drops_au
     lines.forwarded = _forwarded(kept, named)
     lines.http10 = http10
     return lines
+
+
+def _take_trace(lines: HeadLines, name: bytes, value: bytes) -> None:
+    if name == b"traceparent":
+        lines.traceparent = value if not lines.traceparent else b"twice"  # not to be believed
+    else:
+        lines.tracestate = lines.tracestate + b"," + value if lines.tracestate else value
 
 
 def _priority(value: bytes) -> int:

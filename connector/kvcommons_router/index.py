@@ -9,6 +9,7 @@ from kvcommons_core.index.schema import Member
 
 from kvcommons_router.fleet import Group, Instance
 from kvcommons_router.picker import NO_HIT, Hit
+from kvcommons_router.tracing import Attempt
 
 
 class Depth(NamedTuple):
@@ -26,7 +27,7 @@ Depths = Mapping[int, Depth]
 class Inquiry:
     """What an index reads of a request, and what it keeps with it."""
 
-    __slots__ = ("depth", "group", "hit", "id_bytes", "intended", "keys8", "tail", "text_bytes")
+    __slots__ = ("depth", "group", "hit", "id_bytes", "intended", "keys8", "span", "tail", "text_bytes")
 
     def __init__(self, group: Group, id_bytes: bytes) -> None:
         self.group = group
@@ -36,6 +37,7 @@ class Inquiry:
         self.depth: Depth | None = None  # of the instance that was chosen
         self.hit: Hit = NO_HIT
         self.intended: Sequence[bytes] = ()  # recorded at dispatch
+        self.span: Attempt | None = None  # the attempt under way, where it is traced
         self.tail = b""  # the end of the answer, where the usage is
 
     @property

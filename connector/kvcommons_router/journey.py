@@ -14,6 +14,7 @@ from kvcommons_router.errors import Refusal
 from kvcommons_router.fleet import Group, Instance
 from kvcommons_router.index import Depths, Inquiry
 from kvcommons_router.request import Request
+from kvcommons_router.tracing import Trace
 from kvcommons_router.upstream import Upstream
 
 
@@ -77,6 +78,7 @@ class Journey(Inquiry):
         "tenant",
         "ticket",
         "tokens",
+        "trace",
         "tried",
         "upstream",
         "was_reused",
@@ -129,6 +131,7 @@ class Journey(Inquiry):
         self.pieces = 0
         self.paused = False
         self.done = False
+        self.trace: Trace | None = None
 
     @property
     def tenant_name(self) -> str:

@@ -10,7 +10,16 @@ from kvcommons_router.errors import Refusal
 class HeadLines:
     """What the header lines of a request say, its length apart."""
 
-    __slots__ = ("authorization", "expect_continue", "forwarded", "http10", "priority", "session")
+    __slots__ = (
+        "authorization",
+        "expect_continue",
+        "forwarded",
+        "http10",
+        "priority",
+        "session",
+        "traceparent",
+        "tracestate",
+    )
 
     def __init__(self) -> None:
         self.authorization: bytes | None = None
@@ -19,6 +28,8 @@ class HeadLines:
         self.http10 = False
         self.priority = 0
         self.session = 0  # a hash of it; 0 for none
+        self.traceparent = b""  # where requests are traced here; else it goes on as any other line
+        self.tracestate = b""
 
 
 NO_LINES: Final = HeadLines()

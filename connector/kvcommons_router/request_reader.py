@@ -192,7 +192,14 @@ class RequestReader:
             length = content_length(self._length) if self._length else 0
             request.head = self._lines(request.http10)
             self._admission.admit_head(request, length)
-            if self._length and raw and request.keep_alive and version == "1.1" and not request.head.expect_continue:
+            if (
+                self._length
+                and raw
+                and request.keep_alive
+                and version == "1.1"
+                and not request.head.expect_continue
+                and not request.head.traceparent
+            ):
                 self._heads.remember(raw, request)
         except Refusal as refusal:
             self._refuse_head(request, refusal)
@@ -214,7 +221,12 @@ class RequestReader:
                 or sum([len(name) + len(value) for name, value in self._headers]) > limits.header_bytes_max
             ):
                 raise self._too_large_head()
-            self._known = read_lines(self._headers, http10=http10, drops_authorization=admission.drops_authorization)
+            self._known = read_lines(
+                self._headers,
+                http10=http10,
+                drops_authorization=admission.drops_authorization,
+                takes_trace=admission.takes_trace,
+            )
             self._known_headers = self._headers
             self._auth_epoch = admission.auth.epoch
         return self._known

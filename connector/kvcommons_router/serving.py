@@ -17,6 +17,7 @@ from kvcommons_router.settings import RouterSettings
 from kvcommons_router.steward import Steward
 from kvcommons_router.supervisor import Supervisor
 from kvcommons_router.tls import engine_tls, server_tls
+from kvcommons_router.tracing import check_tracing
 from kvcommons_router.workers import Worker, authenticator, bind
 
 
@@ -33,6 +34,7 @@ def serve(settings: RouterSettings, *, config: Path | None = None, load: Callabl
     server_tls(own)
     if any(one.https for one in own.instances):
         engine_tls(own.engine_ca)
+    check_tracing(own.tracing)
     auth = authenticator(own)
     file = ListedFile(config, load, settings) if config is not None else None
     layout = Layout()

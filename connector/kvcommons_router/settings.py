@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from kvcommons_router.binding import Binding
 from kvcommons_router.picker import Policy
 from kvcommons_router.settings_instances import INSTANCES_MAX, InstanceSettings, KubernetesSettings
+from kvcommons_router.settings_tracing import TracingSettings
 
 __all__ = ["INSTANCES_MAX", "InstanceSettings", "KubernetesSettings", "RouterSection", "RouterSettings", "load"]
 
@@ -156,6 +157,7 @@ class RouterSection(Section):
     health: HealthSettings = HealthSettings()
     cost: CostSettings = CostSettings()
     queue: QueueSettings = QueueSettings()
+    tracing: TracingSettings = TracingSettings()
 
     @field_validator("listen")
     @classmethod

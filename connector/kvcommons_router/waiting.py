@@ -151,6 +151,8 @@ class Waiting:
                 exchange = ticket.what
                 exchange.ticket = None
                 context.recorder.observe_seconds(context.layout.queue_seconds, 0, now - ticket.arrived)
+                if exchange.trace is not None:
+                    exchange.trace.waited(now - ticket.arrived)
                 exchange.send_to(members[at])
 
     def _look_up_again(self, binder: Binder[Exchange], now: float) -> None:
