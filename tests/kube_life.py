@@ -27,6 +27,7 @@ from operator_process import (
     DEPLOYMENTS,
     DEPLOYMENTS_OWN,
     POOLS,
+    ROLES_OWN,
     STATEFUL_SETS,
     Operator,
     Place,
@@ -128,7 +129,7 @@ def operator_of(server: ApiServer, manifests: list[dict[str, Any]], **changes: A
         server,
         server.folder,
         kubeconfig=kubeconfig,
-        **{**given, "lease_seconds": 4, "events_after_seconds": 1, **changes},
+        **{**given, "lease_seconds": 15, "events_after_seconds": 1, **changes},
     )
 
 
@@ -172,6 +173,7 @@ class Life:
         self.home.apply(pool("beside", placement="sidecar"), deployment("sided", "beside", monitoring=MONITORED))
         spread = {"image": "vllm:0.32.0", "tensorParallelSize": 4, "nodesPerReplica": 2}
         self.home.apply(deployment("wide", None, engine=spread))
+        self.home.apply(deployment("split", roles={"prefill": {}, "decode": {"replicas": 2}}))
         self.team.apply(deployment("guest", poolRef={"name": "pool", "namespace": self.home.namespace}))
         for kind, name in (
             (DAEMON_SETS, "pool-node"),
@@ -179,8 +181,11 @@ class Life:
             (STATEFUL_SETS, "small-index"),
             (DEPLOYMENTS, "chat-engine"),
             (DEPLOYMENTS, "chat-router"),
+            (DEPLOYMENTS, "split-prefill"),
+            (DEPLOYMENTS, "split-decode"),
         ):
             self.home.have(kind, name)
+        self.home.until(ROLES_OWN, "split-decode", lambda it: it.get("status"), "has a status")
         for plural, group in (
             ("horizontalpodautoscalers", "autoscaling/v2"),
             ("podmonitors", "monitoring.coreos.com/v1"),
@@ -277,7 +282,7 @@ class Life:
     def a_pool_goes_after_its_users(self) -> None:
         """In use when it was deleted, it is the operator that takes its nodes away first, then its index."""
         self.home.delete(POOLS, "pool")
-        for name in ("chat", "queue"):
+        for name in ("chat", "queue", "split"):
             self.home.delete(DEPLOYMENTS_OWN, name)
         self.home.gone(POOLS, "pool")
 

@@ -141,6 +141,11 @@ def deployments() -> dict[str, tuple[Manifest, Manifest | None]]:
             examples.deployment(poolRef=None, engine={"tensorParallelSize": 4, "nodesPerReplica": 2}),
             None,
         ),
+        "roles": (roles_example(), pool),
+        "roles beside sidecars": (
+            roles_example(decode={"autoscaling": CPU, "nodeSelector": {"gpu": "small"}}),
+            sidecar,
+        ),
         "everything": (_everything(), pool),
         "everything beside a sidecar": (_everything(), sidecar),
     }
@@ -209,7 +214,6 @@ def built() -> Iterator[tuple[str, list[Manifest]]]:
         yield f"pool: {name}", list(plan_pool(pool, examples.pool_world(apis=apis)).apply)
     for name, (ifd, of) in deployments().items():
         yield f"deployment: {name}", list(plan_deployment(ifd, examples.world(apis=apis, pool=of)).apply)
-    yield "deployment: roles", roles()
 
 
 def random_children(seed: int) -> list[Manifest]:
@@ -235,15 +239,15 @@ def _without_huge_pages(spec: Any) -> Any:
     return [_without_huge_pages(one) for one in spec] if isinstance(spec, list) else spec
 
 
-def roles() -> list[Manifest]:
-    """Children of a deployment with roles. Its plan refuses them until KV is handed from prefill to decode."""
-    return list(children(roles_deployment(), examples.world(apis=frozenset(examples.OPTIONAL))).manifests)
+def roles_example(**roles: Any) -> Manifest:
+    """A deployment whose prompts are read by one engine and whose answers are written by three others."""
+    decode = {"replicas": 3, "args": ["--x"], "env": [{"name": "A", "value": "decode"}]}
+    return examples.deployment(replicas=1, roles=examples.merged({"prefill": {}, "decode": decode}, roles))
 
 
 def roles_deployment() -> Deployment:
-    """A deployment with roles, as builders see it."""
-    decode = {"replicas": 3, "args": ["--x"], "env": [{"name": "A", "value": "decode"}]}
-    raw = examples.deployment(replicas=1, roles={"prefill": {"replicas": 1}, "decode": decode})
+    """The same, as builders see it."""
+    raw = roles_example()
     parsed, world = parse_deployment(raw), examples.world()
     plain = Deployment(owner=Owner.of(raw), spec=parsed.spec, install=examples.INSTALL)
     return replace(plain, pool=resolve(plain.owner, parsed.spec.pool_ref, world).pool)

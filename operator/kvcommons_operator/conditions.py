@@ -24,6 +24,7 @@ READY: Final = "Ready"
 INDEX_CONSISTENT: Final = "IndexConsistent"
 CONNECTOR_LOADED: Final = "ConnectorLoaded"
 TIERS_HEALTHY: Final = "TiersHealthy"
+DISAGGREGATED: Final = "Disaggregated"
 
 STEPS: Final = frozenset({PROGRESSING, AVAILABLE, READY})
 """What goes through many reasons while something comes up: each is in the condition while it holds."""

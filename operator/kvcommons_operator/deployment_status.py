@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
-from kvcommons_operator import conditions, names
+from kvcommons_operator import conditions, names, role_status
 from kvcommons_operator.build import payload
 from kvcommons_operator.build.deployment import AGGREGATED, Deployment
 from kvcommons_operator.conditions import Condition, no, unknown, yes
@@ -87,6 +87,8 @@ def judge(view: View, problem: Condition | None) -> list[Condition]:
     result = [accepted, found, _progressing(view, problem), available, conditions.ready([accepted, found, available])]
     if view.deployment.spec.pool_ref is not None:
         result.append(conditions.connector_loaded(view.engines, payload.CHECK_CONTAINER)[0])
+    if view.deployment.spec.roles is not None:
+        result.append(role_status.disaggregated(view.deployment, view.engines))
     return result
 
 
@@ -94,8 +96,8 @@ def _available(view: View) -> Condition:
     """A request that comes now is served: by a router that is ready, and an engine that it can reach."""
     kind = conditions.AVAILABLE
     engines, routers = ready(view.engines), ready(view.routers)
-    for group in view.deployment.groups:
-        mates = [pod for pod in view.engines if pod.labels.get(names.ROLE_LABEL) == group.role]
+    for group in filter(role_status.indispensable, view.deployment.groups):
+        mates = role_status.of_role(view.engines, group.role)
         who = "engine" if group.role == AGGREGATED else f"{group.role} engine"
         if not ready(mates):
             if group.replicas == 0 and not mates:
@@ -176,7 +178,7 @@ def status(view: View, found: list[Condition], resource: Manifest) -> dict[str, 
         **bare(found, resource, view.observed),
         "updatedReplicas": updated,
         "connectedReplicas": conditions.connector_loaded(ready(engines), payload.CHECK_CONTAINER)[1],
-        "selector": selector(deployment),
+        "selector": role_status.selector(deployment),
         "unhealthyReplicas": [
             {"name": pod.name, "reason": problem.reason, "message": problem.message[:1024]}
             for pod, problem in unhealthy[:UNHEALTHY_MAX]
@@ -189,25 +191,13 @@ def status(view: View, found: list[Condition], resource: Manifest) -> dict[str, 
         "url": deployment.url,
     }
     if deployment.spec.roles is not None:
-        told["roles"] = [
-            {"name": group.role, "replicas": len(mates), "readyReplicas": len(ready(mates))}
-            for group in deployment.groups
-            for mates in [[pod for pod in engines if pod.labels.get(names.ROLE_LABEL) == group.role]]
-        ]
+        told["roles"] = role_status.counts(deployment, engines)
     return told
 
 
 def _router_namespace(view: View) -> str:
     ref = view.deployment.spec.pool_ref
     return (ref.namespace if ref is not None else None) or view.deployment.owner.namespace
-
-
-def selector(deployment: Deployment, role: str | None = None) -> str:
-    """What an autoscaler selects the engines' pods by."""
-    labels = deployment.owner.selector(names.ENGINE)
-    if role is not None:
-        labels[names.ROLE_LABEL] = role
-    return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
 
 
 def bare(found: list[Condition], resource: Manifest, observed: DeploymentObserved) -> dict[str, Any]:
@@ -219,24 +209,6 @@ def bare(found: list[Condition], resource: Manifest, observed: DeploymentObserve
         "replicas": len(engines),
         "readyReplicas": len(ready(engines)),
     }
-
-
-def with_role_status(view: View, manifests: Sequence[Manifest]) -> tuple[Manifest, ...]:
-    """The same manifests, with a status for the objects of roles."""
-    result = []
-    for manifest in manifests:
-        if manifest["kind"] == names.ROLE_KIND:
-            role = manifest["spec"]["role"]
-            mates = [pod for pod in view.engines if pod.labels.get(names.ROLE_LABEL) == role]
-            told = {
-                "replicas": len(mates),
-                "readyReplicas": len(ready(mates)),
-                "selector": selector(view.deployment, role),
-            }
-            result.append({**manifest, "status": told})
-        else:
-            result.append(manifest)
-    return tuple(result)
 
 
 def refusal(reason: str, message: str) -> list[Condition]:

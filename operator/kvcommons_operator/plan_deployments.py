@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from kvcommons_operator import conditions, deployment_status, names, references, rollout
+from kvcommons_operator import conditions, deployment_status, names, references, role_status, rollout
 from kvcommons_operator.api import InferenceDeployment, InvalidResourceError, parse_deployment, refused, unbuilt
 from kvcommons_operator.build import engine, gateway, monitoring, pinning, policies, router, scaling, secrets, services
 from kvcommons_operator.build.deployment import AGGREGATED, Deployment, Group
@@ -72,7 +72,7 @@ def _plan_wanted(
             finalizer=keep,
             puzzles=view.puzzles,
         )
-    deployment = replace(deployment, pool=reference.pool, role_replicas=_role_replicas(resource, observed))
+    deployment = replace(deployment, pool=reference.pool, role_replicas=_role_replicas(deployment, observed))
     wanted = children(deployment, observed)
     notes += [missing_text(api) for api in wanted.missing]
     view = deployment_status.View(
@@ -82,7 +82,7 @@ def _plan_wanted(
     problem = conditions.no(conditions.RESOLVED_REFS, "ApiMissing", missing_text(needed[0])) if needed else None
     found = deployment_status.judge(view, problem)
     return Plan(
-        apply=deployment_status.with_role_status(view, wanted.manifests),
+        apply=role_status.told(wanted.manifests, deployment, view.engines, observed.children, observed.now),
         delete=unwanted(observed.children, wanted.whole),
         actions=_deletion_costs(deployment, observed),
         status=deployment_status.status(view, found, resource),
@@ -156,9 +156,11 @@ def _optional(api: Api) -> bool:
 
 
 def _role_object(deployment: Deployment, group: Group, observed: DeploymentObserved) -> Manifest:
-    name = deployment.group_name(group)
-    live = observed.children.get(Ref(names.API_VERSION, names.ROLE_KIND, deployment.owner.namespace, name))
-    return scaling.role_object(deployment, group, live)
+    return scaling.role_object(deployment, group, observed.children.get(_role_ref(deployment, group)))
+
+
+def _role_ref(deployment: Deployment, group: Group) -> Ref:
+    return Ref(names.API_VERSION, names.ROLE_KIND, deployment.owner.namespace, deployment.group_name(group))
 
 
 def _workload(deployment: Deployment, group: Group, observed: DeploymentObserved) -> Manifest:
@@ -178,17 +180,14 @@ def _workload(deployment: Deployment, group: Group, observed: DeploymentObserved
     return scaling.with_replicas(workload, group, live)
 
 
-def _role_replicas(resource: Manifest, observed: DeploymentObserved) -> Mapping[str, int]:
+def _role_replicas(deployment: Deployment, observed: DeploymentObserved) -> Mapping[str, int]:
     """What each role's own object says now, unless the deployment has said something newer."""
     found: dict[str, int] = {}
-    declared = (resource.get("spec") or {}).get("roles") or {}
-    for ref, live in observed.children.items():
-        spec = live.get("spec") or {}
-        if ref.kind != names.ROLE_KIND or "replicas" not in spec:
-            continue
-        wish = (declared.get(spec.get("role")) or {}).get("replicas", 1)
-        if (live["metadata"].get("annotations") or {}).get(names.REPLICAS_FROM) == str(wish):
-            found[spec["role"]] = spec["replicas"]
+    for group in deployment.groups if deployment.spec.roles is not None else ():
+        live = observed.children.get(_role_ref(deployment, group))
+        annotations = (live or {}).get("metadata", {}).get("annotations") or {}
+        if live is not None and annotations.get(names.REPLICAS_FROM) == str(group.replicas):
+            found[group.role] = live["spec"].get("replicas", group.replicas)
     return found
 
 

@@ -18,6 +18,8 @@ from kvcommons_operator.outcome import Event, Finalizer, Plan
 
 USERS_NAMED_MAX: Final = 16
 DELETE_SECONDS: Final = 2.0
+KEPT_KINDS: Final = frozenset({"Secret", names.ROLE_KIND})
+"""Whose objects only go with their owner: content that was derived, and roles, which no deployment can take away."""
 
 
 def plan(resource: Manifest, observed: PoolObserved) -> Plan:
@@ -141,7 +143,7 @@ def unwanted(live: dict[Ref, Manifest] | Any, wanted: Sequence[Manifest]) -> tup
         sorted(
             ref
             for ref, child in live.items()
-            if ref not in refs and ref.kind != "Secret" and "deletionTimestamp" not in child["metadata"]
+            if ref not in refs and ref.kind not in KEPT_KINDS and "deletionTimestamp" not in child["metadata"]
         )
     )
 

@@ -12,7 +12,6 @@ from operator_process import (
     DEPLOYMENTS,
     DEPLOYMENTS_OWN,
     POOLS,
-    ROLES_OWN,
     STATEFUL_SETS,
     Operators,
     Place,
@@ -205,10 +204,9 @@ def test_with_autoscaling_the_operator_leaves_replicas_to_the_autoscaler(attende
 
 
 def test_what_is_not_built_yet_is_said_and_makes_nothing(attended: Place) -> None:
-    """A resource that asks for more than this version does is not accepted, with a reason, and has no children: no engines, and no
-    object of a role, whose scale would change nothing."""
-    attended.apply(pool(), deployment(roles={"prefill": {"replicas": 1}, "decode": {"replicas": 2}}))
+    """A resource that asks for more than this version does is not accepted, with a reason, and has no children."""
+    attended.apply(pool(), deployment(engine={"type": "sglang"}))
     seen = attended.reason(DEPLOYMENTS_OWN, "chat", "Accepted", "NotBuiltYet")
-    assert "roles" in condition(seen, "Accepted")["message"]
+    assert "spec.engine.type" in condition(seen, "Accepted")["message"]
     assert condition(seen, "Ready")["status"] == "False"
-    assert attended.list(DEPLOYMENTS) == attended.list(ROLES_OWN) == []
+    assert attended.list(DEPLOYMENTS) == []

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from crd_case import BASES, DEPLOYMENT, POOL, ROLES, Case, Change, Spec, body, merged
+from crd_case import BASES, DEPLOYMENT, POOL, Case, Change, Spec, body, merged
 from crd_cases import CASES, CHANGES
 from kvcommons_operator.api import (
     InferenceDeployment,
@@ -187,7 +187,6 @@ UNBUILT: tuple[tuple[str, Spec], ...] = (
         "spec.engine.nodesPerReplica",
         {"engine": {"nodesPerReplica": 2, "tensorParallelSize": 2}, "poolRef": {"name": "p"}},
     ),
-    ("spec.roles", {"roles": ROLES, "poolRef": {"name": "p"}}),
     ("spec.routing.failureMode", {"routing": {"failureMode": "FailClosed"}}),
     ("spec.gateway.inferencePool", {"gateway": {"inferencePool": {}}}),
 )

@@ -242,7 +242,7 @@ def test_a_pool_that_changes_rolls_only_engines_that_carry_it() -> None:
 
 def test_roles_have_workloads_of_their_own() -> None:
     """Prefill and decode differ in replicas, arguments and variables; each selects its own pods alone."""
-    made = cases.roles()
+    made = children(cases.roles_example())
     prefill = examples.named(made, "Deployment", "chat-prefill")
     decode = examples.named(made, "Deployment", "chat-decode")
     assert (prefill["spec"]["replicas"], decode["spec"]["replicas"]) == (1, 3)

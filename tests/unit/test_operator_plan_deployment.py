@@ -9,7 +9,6 @@ import operator_cases as cases
 import operator_examples as examples
 import pytest
 from kvcommons_operator import names
-from kvcommons_operator.build import scaling
 from kvcommons_operator.observed import Container, Manifest, Ref
 from kvcommons_operator.outcome import ActionKind, Finalizer, Plan
 from kvcommons_operator.plan import plan_deployment
@@ -133,12 +132,12 @@ def test_a_claim_that_is_not_there_is_a_reference_that_is_missing() -> None:
 
 
 def test_an_unbuilt_field_is_refused_and_what_runs_goes_on() -> None:
-    """Roles are not built yet: Accepted=False with the path, and no child is touched."""
-    ifd = examples.deployment(replicas=1, roles={"prefill": {}, "decode": {}})
+    """SGLang is not built yet: Accepted=False with the path, and no child is touched."""
+    ifd = examples.deployment(engine={"type": "sglang"})
     found = plan(ifd, children=examples.live(plan(examples.deployment()).apply), pods=(examples.engine_pod(0),))
     assert (found.apply, found.delete) == ((), ())
     assert statuses(found)["Accepted"] == ("False", "NotBuiltYet")
-    assert "spec.roles" in examples.condition(found.status, "Accepted")["message"]
+    assert "spec.engine.type" in examples.condition(found.status, "Accepted")["message"]
 
 
 def test_a_pool_reference_that_names_its_own_namespace_is_the_same() -> None:
@@ -365,21 +364,6 @@ def test_without_autoscaling_the_autoscaler_goes() -> None:
     auto = examples.live(plan(examples.deployment(autoscaling=cases.CPU)).apply)
     found = plan(examples.deployment(), children=auto)
     assert [ref.kind for ref in found.delete] == ["HorizontalPodAutoscaler"]
-
-
-def test_a_roles_object_keeps_what_it_was_scaled_to_until_the_deployment_says_more() -> None:
-    """The newest wish wins: a scaled role stays scaled, and a changed number in the deployment is written."""
-    deployment = cases.roles_deployment()
-    decode = next(group for group in deployment.groups if group.role == "decode")
-    first = scaling.role_object(deployment, decode, None)
-    assert first["spec"]["replicas"] == 3
-    (live,) = examples.live([first]).values()
-    live["spec"]["replicas"] = 8
-    live["metadata"]["managedFields"] = [{"manager": "kubectl", "fieldsV1": {"f:spec": {"f:replicas": {}}}}]
-    assert "replicas" not in scaling.role_object(deployment, decode, live)["spec"]
-    live["metadata"]["annotations"][names.REPLICAS_FROM] = "2"
-    assert scaling.role_object(deployment, decode, live)["spec"]["replicas"] == 3
-    assert replace(deployment, role_replicas={"decode": 8}).groups[1].replicas == 8
 
 
 def test_the_coldest_engine_is_marked_to_go_first() -> None:

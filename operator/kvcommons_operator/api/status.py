@@ -190,7 +190,7 @@ class InferenceDeploymentStatus(StatusModel):
     observed_generation: Generation = 0
     """The generation of the spec that this status is about."""
     conditions: Conditions = ()
-    """Accepted, ResolvedRefs, Progressing, Available, Ready, ConnectorLoaded."""
+    """Accepted, ResolvedRefs, Progressing, Available, Ready, ConnectorLoaded; with roles Disaggregated."""
     replicas: Count = 0
     """How many engines there are."""
     ready_replicas: Count = 0

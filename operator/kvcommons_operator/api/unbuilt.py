@@ -138,11 +138,6 @@ DEPLOYMENT_GAPS: Final = (
         "an engine spread over nodes can't use a pool yet; leave poolRef out, or keep each replica on one node",
     ),
     Gap(
-        "spec.roles",
-        lambda spec: spec.roles is not None,
-        "KV is not handed from prefill to decode yet; leave `roles` out: every engine then does both",
-    ),
-    Gap(
         "spec.routing.failureMode",
         lambda spec: spec.routing.failure_mode == "FailClosed",
         "routers go on without the index; use FailOpen",

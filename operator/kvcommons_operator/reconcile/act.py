@@ -212,7 +212,7 @@ class Executor:
         :raises NameTakenError: if there is an object of this name that is not ours."""
         kind = kind_of(manifest)
         metadata = self._metadata(kind, ref)
-        if metadata is None and known is not None and not self._world.watches(kind):
+        if metadata is None and known is not None and kind not in OWN_KINDS and not self._world.watches(kind):
             try:
                 metadata = await self._client.metadata(kind, ref.namespace, ref.name)
             except NotFoundError:

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from kvcommons_operator import names
 from kvcommons_operator.metrics import ConditionNow
-from kvcommons_operator.observed import Manifest, Ref, User
+from kvcommons_operator.observed import Manifest, Ref, User, replica_writers
 from kvcommons_operator.reconcile.owners import Owner, deployment_of, owner_of
 
 GONE_MAX: Final = 1_024
@@ -51,7 +51,10 @@ class Resources:
     def put(self, kind: str, body: Mapping[str, Any]) -> tuple[Id, Manifest | None, Manifest]:
         """Returns (which, what was here before, what is here now)."""
         metadata = dict(body["metadata"])
+        writers = replica_writers(metadata) if kind == names.ROLE_KIND else []
         metadata.pop("managedFields", None)
+        if writers:
+            metadata["managedFields"] = writers
         key = Id(kind, str(metadata["namespace"]), str(metadata["name"]))
         item: Manifest = {**body, "apiVersion": names.API_VERSION, "kind": kind, "metadata": metadata}
         old = self._items.get(key)
